@@ -177,7 +177,7 @@ def register(
 
 def all_tasks()->dict: # name -> `Task`, in alphabetical order
     "Every registered task; those of `sft_nb.tasks` are imported on the first call"
-    from . import tasks
+    from sft_nb import tasks
     for m in pkgutil.iter_modules(tasks.__path__): importlib.import_module(f'{tasks.__name__}.{m.name}')
     return dict(sorted(_tasks.items()))
 
