@@ -1,7 +1,13 @@
-"""Modules:
+"""Adapt a pretrained model to your own labelled data, and see whether it worked. The model comes from timm, Hugging Face, a folder or a package index;
+training is fastai's `Learner` with layer groups that have names, freezing that holds, and rates that differ from group to group; what is saved is
+safetensors and JSON that plain timm or transformers open too.
 
+Modules:
+
+- `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
-- `sft_nb.heads`: New output layers, and the losses that train them"""
+- `sft_nb.heads`: New output layers, and the losses that train them
+- `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds"""
 
 __version__ = "0.1.0"
