@@ -14,7 +14,7 @@ extras['all'] = sorted({r for name,rs in extras.items() if name != 'dev' for r i
 
 setup(
     description=cfg['description'],
-    keywords=cfg['keywords'],
+    keywords=cfg['keywords'].split(),
     license='Apache-2.0',
     python_requires='>='+cfg['min_python'],
     install_requires=requirements('requirements'),

@@ -1,0 +1,66 @@
+# make demo       the main job on the packaged data, in a fresh .venv
+# make test       all checks and tests, in .venv
+# make check      the same in the current environment
+# make test-slow  the long tests
+# make fix        export, clean and README again after an edit of a notebook
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+DEMO_OUT ?=
+METADATA = settings.ini setup.py pyproject.toml constraints.txt
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test check test-slow check-slow fix readme dist clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.installed
+	env -u OMP_NUM_THREADS $(VENV)/bin/sft_nb demo $(if $(DEMO_OUT),--out $(DEMO_OUT))
+
+test: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory check BIN=$(VENV)/bin/
+
+test-slow: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory check-slow BIN=$(VENV)/bin/
+
+# BIN is empty for the current environment, else a path that ends in a slash
+check:
+	@tools/stage ruff $(BIN)ruff check .
+	@tools/stage agree $(BIN)python tools/agree.py
+	@tools/stage notebooks $(BIN)nbdev-test --n_workers $(WORKERS) --do_print
+	@tools/stage pytest $(BIN)python -m pytest -m "not slow"
+
+check-slow:
+	@tools/stage notebooks-slow $(BIN)nbdev-test --n_workers 1 --flags slow --do_print
+	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
+
+fix:
+	$(BIN)nbdev-export
+	$(BIN)nbdev-clean
+	$(BIN)python tools/readme.py
+
+readme:
+	$(BIN)python tools/readme.py
+
+dist:
+	rm -rf dist
+	$(BIN)python -m build
+	$(BIN)python -m twine check --strict dist/*
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11) and f"sft_nb needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(METADATA) | $(VENV)/bin/python
+	@tools/stage install $(VENV)/bin/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(METADATA) | $(VENV)/bin/python
+	@tools/stage install $(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf build dist *.egg-info _proc _docs .pytest_cache .ruff_cache
