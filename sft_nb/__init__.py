@@ -5,9 +5,11 @@ safetensors and JSON that plain timm or transformers open too.
 Modules:
 
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
+- `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.heads`: New output layers, and the losses that train them
-- `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds"""
+- `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings"""
 
 __version__ = "0.1.0"
