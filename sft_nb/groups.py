@@ -97,6 +97,7 @@ class SFTModel(nn.Module):
 
     def features(self, *x): return self.net(*x)
     def forward(self, *x):
+        if isinstance(x[0], dict) and 'border' in x[0]: return self.suffix(x[0]['border'], x[0]['h'])
         h = self.features(*x)
         return h if self.head is None else self.head(h)
 
@@ -262,6 +263,30 @@ def trainable_names(
     if len(on)==sum(map(len, model.groups.values())) and group!=0:
         raise GroupError(f"{group or rule or layers!r} freezes nothing. To train everything say so: learn.unfreeze().")
     return on
+
+# %% ../nbs/04_groups.ipynb #119e5f6a
+def _stages(self:SFTModel):
+    "(index of a group, function) pairs that run one after another are `forward`; the first takes the inputs"
+    if self.head is None or len(self.groups)<2: return []
+    return [(0, self.features), (len(self.groups)-1, self.head)]
+
+def _borders(self:SFTModel)->list:
+    "Indices of the groups at whose input the network can be cut"
+    return [i for i,_ in self.stages()][1:]
+
+def _prefix(self:SFTModel, border:int, *x):
+    "What enters group `border`"
+    for i,f in self.stages():
+        if i<border: x = (f(*x),)
+    return x[0]
+
+def _suffix(self:SFTModel, border:int, h):
+    "The output of the model from what enters group `border`"
+    for i,f in self.stages():
+        if i>=border: h = f(h)
+    return h
+
+SFTModel.stages,SFTModel.borders,SFTModel.prefix,SFTModel.suffix = _stages,_borders,_prefix,_suffix
 
 # %% ../nbs/04_groups.ipynb #d4de52a8
 class LayerTable(pd.DataFrame):

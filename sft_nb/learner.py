@@ -14,7 +14,7 @@ __all__ = ['class_scores', 'class_metrics', 'group_params', 'SFTLearner', 'Epoch
 
 # %% ../nbs/06_learner.ipynb #d4c654de
 import copy, random, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -74,6 +74,7 @@ class SFTLearner(Learner):
         super().__init__(dls, model, splitter=group_params, train_bn=False, **kwargs)
         self.spec,self.seed,self.phase,self.history,self.peak_lrs,self._fits = spec,seed,'fit',[],None,0
         self.add_cb(EpochRows())
+        self.fit_context = nullcontext
 
 # %% ../nbs/06_learner.ipynb #e41b60a3
 class EpochRows(Callback):
@@ -144,7 +145,8 @@ def _fit(self:SFTLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, 
         raise FitError("Nothing trains: every group is frozen. Call learn.freeze() to train the head, or learn.unfreeze().")
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
     self._fits += 1
-    with seeded(self.seed*1009+self._fits): Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+    with self.fit_context(), seeded(self.seed*1009+self._fits):
+        Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 SFTLearner.fit = _fit
 
 # %% ../nbs/06_learner.ipynb #5dc2e365
