@@ -1,0 +1,120 @@
+"The project's arrangement: names, late imports, the version, docments"
+import ast, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, sys, tomllib
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+import sft_nb
+
+root = Path(__file__).resolve().parents[1]
+heavy = 'torch fastai transformers timm pandas matplotlib sklearn'.split()
+package = sorted(root.glob('sft_nb/**/*.py'))
+modules = [p for p in package if not p.name.startswith('_')]
+
+def python(code):
+    "What `code` prints in a fresh process, as JSON"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert not r.returncode, r.stderr
+    return json.loads(r.stdout.splitlines()[-1])
+
+@pytest.mark.parametrize('code', [
+    'import sft_nb', 'import sft_nb.cli', 'from sft_nb.core import *', 'from sft_nb.assets import *',
+    'import sft_nb.cli, contextlib, io\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): sft_nb.cli.main(["--help"])'])
+def test_imports_are_late(code):
+    assert python(f'{code}\nimport json, sys; print(json.dumps([o for o in {heavy} if o in sys.modules]))') == []
+
+star = '''
+import json
+mine, theirs = {}, {}
+exec('from sft_nb.all import *', mine)
+exec('from fastai.AREA.all import *', theirs)
+both = [dict(), dict()]
+for ns,order in zip(both, (['sft_nb', 'fastai.AREA'], ['fastai.AREA', 'sft_nb'])):
+    for o in order: exec(f'from {o}.all import *', ns)
+shared = [k for k in mine if k in theirs and not k.startswith('__')]
+print(json.dumps([k for k in shared if not (both[0][k] is both[1][k] is mine[k])]))
+'''
+
+@pytest.mark.parametrize('area', ['vision', 'text', 'tabular'])
+def test_no_name_of_fastai_is_taken(area):
+    assert python(star.replace('AREA', area)) == []
+
+def test_all_has_every_public_name():
+    from sft_nb import all as face
+    plumbing = {'cli', 'report', 'core', 'all'}
+    names = [m.name for m in pkgutil.iter_modules(sft_nb.__path__) if not m.name.startswith('_') and not m.ispkg and m.name not in plumbing]
+    missing = [f'{m}.{o}' for m in names for o in importlib.import_module(f'sft_nb.{m}').__all__ if not hasattr(face, o)]
+    assert not missing, f'add to nbs/90_all.ipynb: {missing}'
+
+def test_public_face():
+    from sft_nb import all as face
+    names = 'load_data sft_learner SFTLearner layer_table freeze_to evaluate save_predictor load_predictor Predictor Evaluation list_checkpoints all_tasks Task register SftError'
+    assert [o for o in names.split() if o not in face.__all__] == []
+
+def test_nothing_is_patched_onto_fastai():
+    code = '''
+import json
+from fastai.learner import Learner
+before = set(vars(Learner))
+import sft_nb.all
+print(json.dumps(sorted(set(vars(Learner))-before)))'''
+    assert python(code) == []
+
+def test_version_stands_in_one_place():
+    version = sft_nb.__version__
+    assert re.fullmatch(r'\d+\.\d+\.\d+(\.\w+)?', version)
+    assert 'version' in tomllib.loads((root/'pyproject.toml').read_text())['project']['dynamic']
+    sources = [root/'settings.ini', root/'setup.py', *package]
+    holders = [str(p.relative_to(root)) for p in sources if re.search(rf'version\s*=\s*["\']?{re.escape(version)}', p.read_text(encoding='utf8'))]
+    assert holders == ['sft_nb/__init__.py']
+
+def test_requirements_stand_in_settings():
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini', encoding='utf8')
+    norm = lambda s: re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', s)[0]).lower()
+    stated = {norm(o) for o in cfg['DEFAULT']['requirements'].split()}
+    installed = {norm(o) for o in importlib.metadata.requires('sft_nb') if 'extra ==' not in o}
+    assert stated == installed
+
+def public_functions(path):
+    "Public functions and methods of a module, from its source"
+    def walk(body, prefix=''):
+        for o in body:
+            if isinstance(o, ast.ClassDef) and not o.name.startswith('_'): yield from walk(o.body, f'{prefix}{o.name}.')
+            if isinstance(o, ast.FunctionDef) and (not o.name.startswith('_') or o.name=='__init__'): yield f'{prefix}{o.name}', o
+    return walk(ast.parse(path.read_text(encoding='utf8')).body)
+
+def parameters(path):
+    "(module.function, parameter, whether it has a comment on its line) for each public parameter"
+    lines = path.read_text(encoding='utf8').splitlines()
+    for name,f in public_functions(path):
+        a = f.args
+        for p in [*a.posonlyargs, *a.args, *a.kwonlyargs]:
+            if p.arg in ('self', 'cls'): continue
+            yield f'{path.stem}.{name}', p.arg, '#' in lines[p.end_lineno-1][p.end_col_offset:]
+
+def test_parameters_have_docments():
+    found = [o for p in modules for o in parameters(p)]
+    bare = [f'{f}({p})' for f,p,ok in found if not ok]
+    assert len(bare) <= .1*len(found), f'{len(bare)} of {len(found)} public parameters have no comment: {bare}'
+
+def test_public_functions_have_docstrings():
+    bare = [f'{p.stem}.{n}' for p in modules for n,f in public_functions(p) if not n.endswith('__init__') and not ast.get_docstring(f)]
+    assert not bare, bare
+
+@pytest.mark.parametrize('path', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda p: p.stem)
+def test_notebook_is_small_and_whole(path):
+    nb = json.loads(path.read_text(encoding='utf8'))
+    outputs = sum(len(json.dumps(c.get('outputs', []))) for c in nb['cells'])
+    assert outputs < (50_000 if 'tutorials' not in path.parts else 500_000), f'{outputs:,} bytes of stored outputs'
+    errors = [c['source'] for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']
+    assert not errors
+    assert 'skip_exec' not in json.dumps(nb['cells'][:2])
+
+def test_readme_shows_what_exists():
+    from sft_nb import all as face
+    text = (root/'README.md').read_text(encoding='utf8')
+    blocks = re.findall(r'``` ?python\n(.*?)```', text, re.S)
+    assert blocks
+    for call in [o for b in blocks for o in ast.walk(ast.parse(b)) if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and hasattr(face, o.func.id)]:
+        f = getattr(face, call.func.id)
+        if inspect.isfunction(f): inspect.signature(f).bind(*call.args, **{k.arg: k.value for k in call.keywords})
