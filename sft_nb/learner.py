@@ -145,7 +145,9 @@ def _fit(self:SFTLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, 
         raise FitError("Nothing trains: every group is frozen. Call learn.freeze() to train the head, or learn.unfreeze().")
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
     self._fits += 1
-    with self.fit_context(), seeded(self.seed*1009+self._fits):
+    seed = self.seed*1009+self._fits
+    self.dls.train.rng = random.Random(seed)
+    with self.fit_context(), seeded(seed):
         Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 SFTLearner.fit = _fit
 
