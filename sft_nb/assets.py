@@ -13,8 +13,8 @@ Docs: https://sft-nb.github.io/sft_nb/assets.html.md"""
 __all__ = ['ASSETS', 'WrongHash', 'NoClient', 'NoNetwork', 'Asset', 'asset_info', 'fetch']
 
 # %% ../nbs/01_assets.ipynb #ab3ba015
-import fnmatch, importlib.util, io, json, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
-from dataclasses import dataclass, field
+import fnmatch, importlib.util, json, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from .core import *
 from .core import progress as _progress
@@ -94,16 +94,16 @@ def asset_info()->list: # One dict an asset: name, package, version, client, siz
 
 # %% ../nbs/01_assets.ipynb #953539bd
 def _deb_data(f):
-    "The name and bytes of data.tar.* in a Debian package (an `ar` file: 60-byte headers, entries on even offsets)"
+    "A Debian package (an `ar` file: 60-byte headers, entries on even offsets), read up to where its data.tar.* begins"
     if f.read(8)!=b'!<arch>\n': raise AssetError(f"{f.name} is not a Debian package. Delete it and fetch again.")
     while len(head := f.read(60))==60:
         name,size = head[:16].decode().strip().rstrip('/'), int(head[48:58])
-        if name.startswith('data.tar'): return name, io.BytesIO(f.read(size))
+        if name.startswith('data.tar'): return f
         f.seek(size + size%2, 1)
     raise AssetError(f"{f.name} has no data.tar in it. Delete it and fetch again.")
 
 def _tar_files(fileobj):
-    with tarfile.open(fileobj=fileobj) as t:
+    with tarfile.open(fileobj=fileobj, mode='r|*') as t:
         for m in t:
             if not m.isdir(): yield m.name.removeprefix('./'), m.isreg(), m.size, (lambda m=m: t.extractfile(m))
 
@@ -117,7 +117,7 @@ def _archive_files(path):
     "(name, whether it is a regular file, bytes, opener) of everything in an archive but folders"
     with open(path, 'rb') as f:
         if path.name.endswith(('.whl', '.zip')): yield from _zip_files(f)
-        elif path.name.endswith('.deb'): yield from _tar_files(_deb_data(f)[1])
+        elif path.name.endswith('.deb'): yield from _tar_files(_deb_data(f))
         else: yield from _tar_files(f)
 
 # %% ../nbs/01_assets.ipynb #02b2ed38
@@ -279,9 +279,12 @@ def fetch(
     a = ASSETS[name]
     if _is_here(a): return a.folder
     home = cache_home()/'assets'
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home/f'.{a.folder.name}.lock'):
-        if not _is_here(a): _install(a, archive, progress)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home/f'.{a.folder.name}.lock'):
+            if not _is_here(a): _install(a, archive, progress)
+    except OSError as e:
+        raise AssetError(f"Asset {name!r} could not be written to {home}: {e}. Make room there, or set SFT_NB_HOME to another folder.") from e
     return a.folder
 
 def _install(a, archive, show):
