@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/cli.html.md"""
 __all__ = ['text_table', 'main']
 
 # %% ../nbs/19_cli.ipynb #dd6a6816
-import argparse, contextlib, csv, io, json, os, signal, sys, time
+import argparse, contextlib, csv, io, json, os, signal, sys, time, warnings
 from pathlib import Path
 from . import __version__
 from .core import *
@@ -125,15 +125,13 @@ def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
-    import inspect
     from sft_nb.data import load_data
     options = dict(a.option)
-    known = [k for k in inspect.signature(load_data).parameters if k not in ('task', 'source', 'options')]
-    for k in options:
-        if k not in task.options and k not in known: raise DataError(f"--option {k}: unknown.{near(k, [*task.options, *known])}")
-    kw = {**more, **_given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
-                           max_items=a.max_items), **options}
-    dls = load_data(task.name, source, seed=a.seed, pretrained=not a.from_scratch, **kw)
+    for k in ('task', 'source'):
+        if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
+    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
+                   max_items=a.max_items)
+    dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
     if a.device: dls.to(_device(a.device))
     return dls
 
@@ -176,19 +174,16 @@ def _history_csv(history):
     w.writerows(history)
     return text.getvalue()
 
-def _worst(ev, task, n=12):
-    "The rows with the highest loss, each column once"
-    if 'loss' not in ev.rows: return None
-    columns = [o for o in [*task.inputs, 'item', task.target, 'prediction', 'probability', 'loss'] if o in ev.rows]
-    rows = ev.rows.sort_values('loss', ascending=False, kind='stable').head(n)
-    return rows[list(dict.fromkeys(columns))]
-
 def _report(learn, ev, metrics, settings):
+    "The page that shows the run"
     from sft_nb.report import report_html
-    task = learn.spec.task
-    confusion = ev.confusion() if task.classes and not learn.spec.multi_label else None
-    return report_html(f'sft_nb · {task.name} · {learn.spec.checkpoint.ref}', metrics, learn.history, confusion, _worst(ev, task),
-                       tuple(o for o in task.inputs if o=='image'), settings)
+    spec = learn.spec
+    tables = {'Metrics with 95 % intervals':ev.report()}
+    if spec.task.classes: tables['Classes'] = ev.report(by_class=True)
+    confusion = ev.confusion() if spec.task.classes and not spec.multi_label else None
+    shown = [*spec.task.inputs, 'item', 'target', 'prediction', 'probability', 'loss']
+    return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
+                       ev.worst(12)[shown], tuple(o for o in spec.task.inputs if o=='image'), settings)
 
 def _write_run(out, learn, ev, metrics, settings, overwrite=False):
     "The saved folder with its report, all at once"
@@ -336,7 +331,9 @@ def _parser():
     return p
 
 # %% ../nbs/19_cli.ipynb #fe5872f5
-def _one_line(e): return '; '.join(o.strip() for o in str(e).splitlines() if o.strip())
+def _one_line(e):
+    "A message of several lines as one"
+    return '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
 
 def _say(text):
     "Print to standard output; a reader that has gone away is no error"
@@ -349,6 +346,7 @@ def main(
 )->int: # 0, 2 after a mistake of the user, 130 after Ctrl-C
     "The command line"
     args = _parser().parse_args(argv)
+    warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with contextlib.redirect_stdout(sys.stderr): text = args.run(args)

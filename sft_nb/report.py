@@ -12,6 +12,7 @@ __all__ = ['show_value', 'line_chart', 'confusion_html', 'picture_html', 'rows_h
 
 # %% ../nbs/18_report.ipynb #057489af
 import base64, html, io, math, numbers
+from .core import SftError
 
 # %% ../nbs/18_report.ipynb #9d636fd8
 def _is_number(o): return isinstance(o, numbers.Real) and not isinstance(o, bool)
@@ -122,18 +123,16 @@ def _confused_pairs(table, n=20):
 
 # %% ../nbs/18_report.ipynb #f7c252f0
 def picture_html(
-    picture, # Path, bytes, or PIL image
+    picture, # What `read_picture` takes
     side:int=96, # Longest side, pixels
 )->str: # An `<img>` with the picture in it, or a dash
     "A small picture inside the page"
-    from PIL import Image, ImageOps
-    try:
-        im = picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-        im = ImageOps.exif_transpose(im).convert('RGBA')
-        im.thumbnail((side, side))
-        buf = io.BytesIO()
-        Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB').save(buf, 'JPEG', quality=80)
-    except (OSError, ValueError): return '–'
+    from sft_nb.pictures import read_picture
+    try: im = read_picture(picture)
+    except SftError: return '–'
+    im.thumbnail((side, side))
+    buf = io.BytesIO()
+    im.save(buf, 'JPEG', quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
 def rows_html(
@@ -163,6 +162,7 @@ def report_html(
     title:str, # Of the page
     metrics:dict, # Name -> number, shown at the top
     history:list=(), # One dict an epoch, as in `learn.history`
+    tables:dict|None=None, # Title -> DataFrame, shown as they are
     confusion=None, # DataFrame of counts, or None
     worst=None, # DataFrame of the rows with the highest loss, or None
     pictures:tuple=(), # Columns of `worst` that hold pictures
@@ -173,6 +173,7 @@ def report_html(
     epochs = [[_cell(o.get(k)) for k in _keys(history)] for o in history]
     pairs = [[_cell(k), _cell(v)] for k,v in (settings or {}).items()]
     sections = {'Curves': _curves(history), 'Epochs': _table(_keys(history), epochs) if epochs else '',
+                **{k:rows_html(v) for k,v in (tables or {}).items()},
                 'Confusion': '' if confusion is None else confusion_html(confusion),
                 'Rows with the highest loss': '' if worst is None else rows_html(worst, pictures),
                 'Settings': _table(['setting', 'value'], pairs) if pairs else ''}

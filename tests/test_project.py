@@ -47,7 +47,8 @@ def test_all_has_every_public_name():
 
 def test_public_face():
     from sft_nb import all as face
-    names = 'load_data sft_learner SFTLearner layer_table freeze_to evaluate save_predictor load_predictor Predictor Evaluation list_checkpoints all_tasks Task register SftError'
+    names = '''load_data sft_learner SFTLearner layer_table freeze_to evaluate save_predictor load_predictor Predictor Evaluation list_checkpoints
+               all_tasks Task register SftError'''
     assert [o for o in names.split() if o not in face.__all__] == []
 
 def test_nothing_is_patched_onto_fastai():

@@ -1,0 +1,187 @@
+"The command line, as a user types it: every command on a toy task, every kind of mistake"
+import csv, io, json, signal, subprocess, sys
+import pytest
+from sft_nb.cli import main
+from sft_nb.core import get_task
+
+train = '--from-scratch --no-augment --epochs 1 --seed 3 --device cpu'.split()
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    "The toy data of the image task and the arguments that go with it"
+    made = get_task('image').toy(tmp_path_factory.mktemp('toy'))
+    options = [o for k,v in made['load'].items() if k not in ('valid', 'augment') for o in ('--option', f'{k}={v}')]
+    return made['source'], ['--checkpoint', made['checkpoint'], '--valid', str(made['load'].get('valid', .25)), *options, *train]
+
+@pytest.fixture(scope='module')
+def saved(toy, tmp_path_factory):
+    "A finished run: its folder and what the command printed last"
+    out = tmp_path_factory.mktemp('run')/'model'
+    code,text,err = run('finetune', 'image', toy[0], '--out', out, *toy[1])
+    assert code==0, err
+    return out, text, err
+
+def run(*args):
+    "Exit code, standard output and standard error of the command in this process"
+    out,err,was = io.StringIO(),io.StringIO(),(sys.stdout, sys.stderr)
+    sys.stdout,sys.stderr = out,err
+    try: code = main([str(o) for o in args])
+    except SystemExit as e: code = e.code
+    finally: sys.stdout,sys.stderr = was
+    return code, out.getvalue(), err.getvalue()
+
+def fails(*args):
+    "Standard error of a command that a mistake of the user stops"
+    code,out,err = run(*args)
+    assert (code, out)==(2, ''), err
+    lines = [o for o in err.splitlines() if not o.startswith('Passed over')]
+    assert len(lines)==1 and lines[0].startswith('sft_nb'), err
+    assert 'Traceback' not in err
+    return lines[0]
+
+def test_finetune_prints_one_line(saved):
+    out,text,err = saved
+    assert text.count('\n')==1
+    assert text.startswith('accuracy ') and '12 trained, 4 held out' in text and str(out) in text
+    assert 'train_loss' in err and '\r' not in err
+
+def test_finetune_writes_the_folder(saved):
+    out = saved[0]
+    assert {'metrics.json', 'history.csv', 'report.html', 'sft.json', 'config.json', 'model.safetensors'} <= {o.name for o in out.iterdir()}
+    assert [o for o in out.parent.iterdir() if o!=out] == []
+    metrics = json.loads((out/'metrics.json').read_text())
+    assert {'accuracy', 'precision', 'recall', 'f1', 'n_train', 'n_valid', 'seconds_head', 'seconds_finetune'} <= set(metrics)
+    assert all(isinstance(o, (int, float)) for o in metrics.values())
+    assert (metrics['n_train'], metrics['n_valid'])==(12, 4)
+    history = list(csv.DictReader((out/'history.csv').open()))
+    assert [o['phase'] for o in history][0]=='head' and {'epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds'} <= set(history[0])
+
+def test_report_stands_alone(saved):
+    page = (saved[0]/'report.html').read_text()
+    assert all(o in page for o in ('<svg', 'Confusion', 'data:image/jpeg;base64', 'Settings', 'timm:test_resnet'))
+    assert not any(o in page for o in ('http:', 'https:', '<script', '<link'))
+
+def test_nothing_saved_is_a_pickle(saved):
+    assert not [o.name for o in saved[0].rglob('*') if o.suffix in ('.pkl', '.pth', '.pt', '.bin', '.ckpt')]
+
+def test_out_must_be_free(saved, toy):
+    before = sorted(o.stat().st_mtime_ns for o in saved[0].iterdir())
+    assert 'exists already' in fails('finetune', 'image', toy[0], '--out', saved[0], *toy[1])
+    assert sorted(o.stat().st_mtime_ns for o in saved[0].iterdir())==before
+
+@pytest.mark.parametrize('what', ['body', 'none', 'layers=2', 'rule=bias'])
+def test_freeze(what, toy, tmp_path):
+    code,_,err = run('finetune', 'image', toy[0], '--out', tmp_path/'o', '--freeze', what, '--decay', '.9', *toy[1])
+    assert code==0, err
+    assert len((tmp_path/'o'/'history.csv').read_text().splitlines())==2
+
+def test_freeze_and_head_epochs_contradict(toy, tmp_path):
+    assert '--head-epochs' in fails('finetune', 'image', toy[0], '--out', tmp_path/'o', '--freeze', 'body', '--head-epochs', 1, *toy[1])
+
+def test_predict_items_folder_and_table(saved, toy, tmp_path):
+    out,source = saved[0],toy[0]
+    pictures = sorted(source.rglob('*.png'))[:3]
+    code,text,_ = run('predict', out, *pictures)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert code==0 and list(rows[0])==['item', 'prediction', 'probability'] and len(rows)==3
+    (tmp_path/'items.csv').write_text('image\n'+'\n'.join(map(str, pictures))+'\n')
+    (tmp_path/'items.txt').write_text('\n'.join(map(str, pictures))+'\n')
+    for given in ('items.csv', 'items.txt'):
+        again = list(csv.DictReader(io.StringIO(run('predict', out, tmp_path/given)[1])))
+        assert [o['prediction'] for o in again]==[o['prediction'] for o in rows]
+    assert len(run('predict', out, source)[1].splitlines())==17
+
+def test_predict_writes_json_lines(saved, toy, tmp_path):
+    picture = next(toy[0].rglob('*.png'))
+    assert run('predict', saved[0], picture, '--out', tmp_path/'p.jsonl')[0]==0
+    row = json.loads((tmp_path/'p.jsonl').read_text())
+    assert set(row)=={'item', 'prediction', 'probability'} and 0<row['probability']<=1
+
+def test_evaluate(saved, toy, tmp_path):
+    code,text,_ = run('evaluate', saved[0], toy[0])
+    metrics = json.loads(text)
+    assert code==0 and metrics['n']==16 and all(isinstance(o, (int, float)) for o in metrics.values())
+    assert run('evaluate', saved[0], toy[0], '--out', tmp_path/'m.json')[0]==0
+    assert json.loads((tmp_path/'m.json').read_text())==metrics
+
+def test_tasks_and_checkpoints():
+    code,text,_ = run('tasks')
+    assert code==0 and 'image' in text and 'pip:efficientnet-lite0' in text
+    code,text,_ = run('checkpoints')
+    assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'licence', 'here']
+
+toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
+mistakes = {
+    'no command': ([], 'required'),
+    'unknown command': (['fintune'], 'invalid choice'),
+    'unknown task': (['finetune', 'imgae', '{src}', '--out', '{out}'], "no task 'imgae'"),
+    'no out': (['finetune', 'image', '{src}'], '--out'),
+    'no data': (['finetune', 'image', '{src}/gone', '--out', '{out}'], 'is missing'),
+    'no table': (['finetune', 'image', '{src}/round/0.png', '--out', '{out}'], 'Valid endings'),
+    'epochs': (['finetune', 'image', '{src}', '--out', '{out}', '--epochs', 'three'], '--epochs'),
+    'share': (['finetune', 'image', '{src}', '--out', '{out}', '--valid', '1.5'], '--valid'),
+    'checkpoint': (['finetune', 'image', '{src}', '--out', '{out}', '--checkpoint', 'timm:resnet1'], 'resnet1'),
+    'option': (['finetune', 'image', '{src}', '--out', '{out}', '--option', 'sise=64', '--from-scratch'], 'sise'),
+    'freeze': (['finetune', 'image', '{src}', '--out', '{out}', '--freeze', 'no_such_group', *toy_net], 'no_such_group'),
+    'device': (['finetune', 'image', '{src}', '--out', '{out}', '--device', 'abacus', *toy_net], 'abacus'),
+    'lr and decay': (['finetune', 'image', '{src}', '--out', '{out}', '--decay', '1.5', *toy_net], 'decay'),
+    'no model': (['predict', '{src}', 'a.png'], 'sft.json'),
+    'model gone': (['predict', '{src}/gone', 'a.png'], 'gone'),
+    'ending': (['predict', '{saved}', 'a.png', '--out', 'p.xlsx'], '.xlsx'),
+    'picture gone': (['predict', '{saved}', '{src}/gone.png'], 'gone.png'),
+    'evaluate without data': (['evaluate', '{saved}', '{src}/gone'], 'gone'),
+}
+
+@pytest.mark.parametrize('name', mistakes)
+def test_mistakes_are_one_line(name, toy, saved, tmp_path):
+    args,words = mistakes[name]
+    assert words in fails(*(o.format(src=toy[0], saved=saved[0], out=tmp_path/'out') for o in args))
+    assert list(tmp_path.iterdir())==[]
+
+def test_bad_rows_are_all_named(tmp_path):
+    made = get_task('image').toy(tmp_path/'toy')
+    named = made['bad']()
+    args = ['finetune', 'image', made['source'], '--out', tmp_path/'out', '--checkpoint', made['checkpoint'], *train, '--option', 'size=64']
+    message = fails(*args)
+    assert named in message and 'bad' in message
+    assert not (tmp_path/'out').exists()
+    code,_,err = run(*args, '--bad', 'skip')
+    assert code==0, err
+
+def test_text_of_the_data_is_escaped(tmp_path):
+    made = get_task('image').toy(tmp_path/'toy')
+    (made['source']/'round').rename(made['source']/'<img src=x onerror=alert(1)>')
+    code,_,err = run('finetune', 'image', made['source'], '--out', tmp_path/'out', '--checkpoint', made['checkpoint'], '--option', 'size=64', *train)
+    assert code==0, err
+    page = (tmp_path/'out'/'report.html').read_text()
+    assert '<img src=x' not in page and '&lt;img src=x onerror=alert(1)&gt;' in page
+
+def process(*args, **kw):
+    return subprocess.Popen([sys.executable, '-m', 'sft_nb', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def test_ctrl_c_leaves_nothing(toy, tmp_path):
+    p = process('finetune', 'image', toy[0], '--out', tmp_path/'out', *[o if o!='1' else '5000' for o in toy[1]])
+    for line in p.stderr:
+        if 'train_loss' in line: break
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'interrupted' in err and 'Traceback' not in err
+    assert list(tmp_path.iterdir())==[]
+
+def test_a_closed_pipe_is_no_error(saved, toy):
+    p = process('predict', saved[0], toy[0])
+    p.stdout.close()
+    assert p.stderr.read()=='' and p.wait(60)==0
+
+def test_unexpected_errors_keep_their_traceback(monkeypatch):
+    import sft_nb.checkpoint
+    def broken(): raise ZeroDivisionError('a fault of the program')
+    monkeypatch.setattr(sft_nb.checkpoint, 'list_checkpoints', broken)
+    with pytest.raises(ZeroDivisionError): run('checkpoints')
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    p = process('demo', '--out', tmp_path/'out')
+    text,err = p.communicate(timeout=900)
+    assert p.returncode==0, err
+    assert float(text.split()[1]) >= .95
