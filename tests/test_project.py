@@ -65,7 +65,7 @@ def test_version_stands_in_one_place():
     assert re.fullmatch(r'\d+\.\d+\.\d+(\.\w+)?', version)
     assert 'version' in tomllib.loads((root/'pyproject.toml').read_text())['project']['dynamic']
     sources = [root/'settings.ini', root/'setup.py', *package]
-    holders = [str(p.relative_to(root)) for p in sources if re.search(rf'version\s*=\s*["\']?{re.escape(version)}', p.read_text(encoding='utf8'))]
+    holders = [str(p.relative_to(root)) for p in sources if re.search(rf'version\w*\s*=\s*["\']?{re.escape(version)}', p.read_text(encoding='utf8'))]
     assert holders == ['sft_nb/__init__.py']
 
 def test_requirements_stand_in_settings():
@@ -98,8 +98,9 @@ def test_parameters_have_docments():
     bare = [f'{f}({p})' for f,p,ok in found if not ok]
     assert len(bare) <= .1*len(found), f'{len(bare)} of {len(found)} public parameters have no comment: {bare}'
 
-def test_public_functions_have_docstrings():
-    bare = [f'{p.stem}.{n}' for p in modules for n,f in public_functions(p) if not n.endswith('__init__') and not ast.get_docstring(f)]
+def test_public_names_have_docstrings():
+    tops = [(p.stem, o) for p in modules for o in ast.parse(p.read_text(encoding='utf8')).body if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
+    bare = [f'{m}.{o.name}' for m,o in tops if not o.name.startswith('_') and not ast.get_docstring(o)]
     assert not bare, bare
 
 @pytest.mark.parametrize('path', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda p: p.stem)
