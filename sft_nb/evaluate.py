@@ -142,6 +142,13 @@ def _label_problems(rows, spec):
         for l in (t if spec.multi_label and t is not None else [t]):
             if l is not None and l not in spec.vocab: yield i, f"label {l!r} is no class of the model.{near(l, spec.vocab)}"
 
+def _item_names(rows, source, spec):
+    "The items by name; a text that was given as such is its own name"
+    given = spec.task.inputs[0]
+    if isinstance(source, (str,Path)) and len(rows)==1 and rows[given].iloc[0]==str(source): return [str(source)]
+    listed = isinstance(source, (list,tuple)) and all(isinstance(o, str) for o in source)
+    return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
+
 def _read(source, spec, bad='raise', labelled=True, **columns):
     "Rows of other data, checked, and a frame of what was left out"
     from sft_nb.data import BadRows, read_rows, row_problems
@@ -151,6 +158,9 @@ def _read(source, spec, bad='raise', labelled=True, **columns):
     found = row_problems(rows, spec, labelled)
     if labelled:
         for i,p in _label_problems(rows, spec): found.setdefault(i, []).append(p)
+    if not labelled:
+        rows['item'] = _item_names(rows, source, spec)
+        rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
     if len(problems) and bad!='skip': raise BadRows(problems, 'the data')
     return rows.drop(index=list(found)),problems
