@@ -13,7 +13,7 @@ __all__ = ['DataSpec', 'BadRows', 'read_rows', 'row_problems', 'make_loaders', '
            'fold_specs']
 
 # %% ../nbs/03_data.ipynb #c2f35570
-import csv, io, json, math, os, sys
+import csv, io, json, os, re, sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -167,7 +167,8 @@ def _is_hf(source, kind='Dataset'): return type(source).__module__.split('.')[0]
 
 def _read_hf(ds):
     from datasets import ClassLabel, Image, Audio
-    if 'Iterable' in type(ds).__name__: raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take rows: Dataset.from_list(list(ds.take(1000))).")
+    if 'Iterable' in type(ds).__name__:
+        raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take rows: Dataset.from_list(list(ds.take(1000))).")
     for k,f in ds.features.items():
         if isinstance(f, (Image,Audio)): ds = ds.cast_column(k, type(f)(decode=False))
     cols = {}
@@ -206,7 +207,8 @@ def _split_folders(folder):
 def _read_folder(folder, task, labelled):
     kind,rows,other = task.inputs[0],[],Counter()
     if len(task.inputs)>1 or kind not in _KINDS or labelled and not task.classes:
-        raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns {', '.join((*task.inputs, task.target))}.")
+        raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns "
+                        f"{', '.join((*task.inputs, task.target))}.")
     splits = _split_folders(folder) if labelled else {}
     for f in _walk(folder):
         parts = f.relative_to(folder).parts
@@ -220,12 +222,15 @@ def _read_folder(folder, task, labelled):
     return _folder_frame(folder, rows, task, labelled, bool(splits))
 
 def _report_other(other, kind, folder):
-    if other: _say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({', '.join(f'{n:,} {k}' for k,n in other.most_common(5))})")
+    if not other: return
+    kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
+    _say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
 
 def _no_rows(folder, kind, other):
     lost = other['outside of the class folders']
     hint = f"Its {lost:,} {_WORDS[kind]} stand in no class folder. " if lost else ''
-    return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), f"{hint}Expected {folder}/CLASS/FILE with {_WORDS[kind]} ({' '.join(_KINDS[kind][:6])} …).")
+    hint += f"Expected {folder}/CLASS/FILE with {_WORDS[kind]} ({' '.join(_KINDS[kind][:6])} …)."
+    return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
 
 def _folder_frame(folder, rows, task, labelled, with_split):
     files = [f for f,*_ in rows]
@@ -250,8 +255,11 @@ def _read_source(source, task, labelled=True):
     if isinstance(source, (str,Path)) and (labelled or not _is_item(source, task)): return _read_path(Path(source).expanduser(), task, labelled)
     items = list(source) if isinstance(source, (list,tuple,pd.Series,np.ndarray)) and not _is_array(source) else [source]
     if items and all(isinstance(o, dict) and set(o)&{*task.inputs, task.target} for o in items):
-        return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in dict.fromkeys(k for o in items for k in o)})),Path.cwd(),'the list'
-    if labelled: raise DataError(f"Cannot read labelled rows out of a {type(source).__name__}. Valid: a folder, a CSV, TSV, JSON-lines or Parquet file, a DataFrame, a Dataset, a list of dicts.")
+        keys = dict.fromkeys(k for o in items for k in o)
+        return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in keys})),Path.cwd(),'the list'
+    if labelled:
+        raise DataError(f"Cannot read labelled rows out of a {type(source).__name__}. Valid: a folder, a CSV, TSV, JSON-lines or Parquet file, "
+                        "a DataFrame, a Dataset, a list of dicts.")
     return _read_frame(pd.DataFrame({task.inputs[0]:pd.Series(items, dtype=object)})),Path.cwd(),'the items'
 
 def _is_array(o): return isinstance(o, np.ndarray) and o.dtype!=object
@@ -267,7 +275,8 @@ def _is_item(source, task):
 
 def _read_path(path, task, labelled):
     if path.is_dir(): return _read_folder(path, task, labelled),path,str(path)
-    if not path.exists(): raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, JSON-lines or Parquet file.{_near_path(path)}")
+    if not path.exists():
+        raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, JSON-lines or Parquet file.{_near_path(path)}")
     if path.suffix.lower() not in _READERS: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(_READERS)}; or a folder.")
     return _READERS[path.suffix.lower()](path),path.parent,path.name
 
@@ -384,27 +393,29 @@ def row_problems(
         if p: add(i, p)
     whole = rows.drop(index=list(found))
     for k in (*task.inputs, *([task.target] if labelled else [])):
-        for i in whole.index[[v is None for v in whole[k]]]: add(i, f"empty {k}")
+        for i in whole.index[_none(whole[k])]: add(i, f"empty {k}")
     for i,p in _file_problems(whole, task): add(i, p)
     if labelled:
         for i,p in _twice(whole, task): add(i, p)
-    here = whole[[all(v is not None for v in r) for r in whole[list(task.inputs)].itertuples(index=False)]]
+    here = whole[~np.any([_none(whole[k]) for k in task.inputs], axis=0)]
     here = here.drop(index=[i for i in here.index if any(p.startswith(('is missing','the same file')) for p in found.get(i, []))])
     for i,p in task.check_rows(here, spec) or (): add(i, p)
     return found
 
+def _none(cells): return np.array([v is None for v in cells], dtype=bool)
+
 def _file_problems(rows, task):
     for k in task.inputs:
-        if k in ('image','audio'): yield from ((i, 'is missing') for i,v in rows[k].items() if isinstance(v, str) and not os.path.lexists(v) | os.path.exists(v))
+        if k in ('image','audio'): yield from ((i, 'is missing') for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v))
 
 def _twice(rows, task):
     "Rows that name a file again; where the labels differ, all of them"
     kind = next((k for k in task.inputs if k in ('image','audio')), None)
     if kind is None or len(task.inputs)>1: return
-    paths = rows[[isinstance(v, str) for v in rows[kind]]]
+    paths = rows[np.array([isinstance(v, str) for v in rows[kind]], dtype=bool) & ~_none(rows[task.target])]
     for _,same in paths[paths[kind].duplicated(keep=False)].groupby(kind, sort=False):
         labels = {str(v) for v in same[task.target]}
-        for i,r in list(same.iterrows())[0 if len(labels)>1 else 1:]:
+        for i in same.index[0 if len(labels)>1 else 1:]:
             other = same.iloc[0] if i!=same.index[0] else same.iloc[1]
             yield i, f"the same file as {other['row']}" + (f", which has label {other[task.target]!r}" if len(labels)>1 else '')
 
@@ -418,10 +429,10 @@ def _class_problems(rows, spec, counts):
     learned = rows[rows.split!='test'] if 'split' in rows else rows
     train = rows[~rows.split.isin(['valid','test'])] if 'split' in rows else rows
     n,seen = Counter(_flat(learned[t], multi)),set(_flat(train[t], multi))
-    for i,r in rows.iterrows():
-        for l in (r[t] if multi else [r[t]]):
-            if l not in seen: yield i, f"label {l!r} is in {r['split']}, but train lacks it"
-            elif n[l]==1 and i in train.index: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two'
+    for i,labels,split in zip(rows.index, rows[t], rows.get('split', rows[t])):
+        for l in (labels if multi else [labels]):
+            if l not in seen: yield i, f"label {l!r} is in {split}, but train lacks it"
+            elif n[l]==1: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two'
 
 def _fatal(rows, spec, what):
     "What is wrong with all rows together, or None"
@@ -454,11 +465,12 @@ def _judge(good, spec, problems, bad, what):
     problems = _table(problems)
     if fatal: raise BadRows(problems, what, 'Mend them, or add data.' if len(problems)>1 else 'Add data.')
     if len(problems) and bad=='raise': raise BadRows(problems, what)
-    if len(problems): _say(f"Skipped {problems.item.nunique():,} of {len(good)+problems.item.nunique():,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
+    n = problems.row.nunique()
+    if n: _say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
     return problems
 
 def _kinds(problems):
-    kinds = Counter(p.split(' (')[0].split(':')[0] if len(p)<40 else p[:24]+'…' for p in problems.problem)
+    kinds = Counter(re.split(r" \(|:|,| as | of class", p)[0] for p in problems.problem)
     return ', '.join(f'{n:,} {k}' for k,n in kinds.most_common(4))
 
 # %% ../nbs/03_data.ipynb #8bdea44d
@@ -484,8 +496,8 @@ def _shares(counts, total, least):
 
 def _pick(strata, share, seed):
     "Index of `share[s]` random rows of each stratum"
-    rng = np.random.default_rng(seed)
-    return [i for s in sorted(share, key=str) for i in rng.permutation(list(strata.index[strata==s]))[:share[s]].tolist()]
+    rng,of = np.random.default_rng(seed),strata.groupby(strata.to_numpy()).groups
+    return [i for s in sorted(share, key=str) for i in rng.permutation(list(of[s]))[:share[s]].tolist()]
 
 # %% ../nbs/03_data.ipynb #8af1e04d
 def _group_folds(rows, spec, k):
@@ -493,9 +505,12 @@ def _group_folds(rows, spec, k):
     from sklearn.model_selection import StratifiedGroupKFold
     groups = [g if g is not None else f'\0{i}' for i,g in rows.group.items()]
     n = len(set(groups))
-    if n<2: raise DataError(f"All {len(rows):,} rows are of one group ({groups[0]!r}): they cannot be split. Take another column, or give validation data by valid=PATH.")
+    if n<2:
+        raise DataError(f"All {len(rows):,} rows are of one group ({groups[0]!r}): they cannot be split. "
+                        "Take another column, or give validation data by valid=PATH.")
     k,codes,fold = min(k, n),pd.factorize(_strata(rows, spec).astype(str))[0],np.zeros(len(rows), int)
-    for j,(_,side) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=spec.seed).split(np.zeros(len(rows)), codes, groups)): fold[side] = j
+    folds = StratifiedGroupKFold(k, shuffle=True, random_state=spec.seed).split(codes, codes, groups)
+    for j,(_,side) in enumerate(folds): fold[side] = j
     return pd.Series(fold, index=rows.index)
 
 def _folds(rows, spec, k):
@@ -564,7 +579,8 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude):
     rows = _exclude(rows, exclude)
     if 'split' in rows: rows['split'] = [_SPLIT_NAMES.get(str(s).lower(), s) if s else s for s in rows.split]
     if isinstance(valid, (int,float)): return rows,multi,what
-    if 'split' in rows and (rows.split=='valid').any(): raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Leave one of them out.")
+    if 'split' in rows and (rows.split=='valid').any():
+        raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Leave one of them out.")
     vframe,vbase,vwhat = _read_source(_one_side(valid), task)
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     held,vmulti = _normalise(vframe, vbase, _columns(vframe, task, input, target, group, True, vwhat), task, label_delim, prefix)
@@ -609,8 +625,10 @@ def _check_arguments(task, valid, bad, max_items, options):
     for k in options:
         if k not in task.options: raise DataError(f"load_data has no option {k!r} for task {task.name!r}.{near(k, [*task.options, *_ARGUMENTS])}")
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (list all problems) or 'skip' (go on without these rows).")
-    if isinstance(valid, bool) or isinstance(valid, (int,float)) and not 0<valid<1: raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
-    if max_items is not None and (not isinstance(max_items, int) or max_items<2): raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
+    if isinstance(valid, bool) or isinstance(valid, (int,float)) and not 0<valid<1:
+        raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
+    if max_items is not None and (not isinstance(max_items, int) or max_items<2):
+        raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
 
 _ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim exclude'.split()
 
@@ -663,7 +681,7 @@ def prepare_rows(
 
 def _sample_first(rows, spec, limit):
     "A part of the rows that have a target; the content of the others is never read"
-    whole = rows[[v is not None for v in rows[spec.task.target]]]
+    whole = rows[~_none(rows[spec.task.target])]
     if spec.task.classes:
         n = Counter(_flat(whole[spec.task.target], spec.multi_label))
         if any(c==1 for c in n.values()): return rows

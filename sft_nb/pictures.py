@@ -9,12 +9,12 @@ Docs: https://sft-nb.github.io/sft_nb/pictures.html.md"""
 
 # %% auto #0
 __all__ = ['PictureError', 'read_picture', 'check_pictures', 'PictureTransform', 'picture_transform', 'picture_loaders',
-           'picture_item_loader', 'set_augment']
+           'picture_item_loader', 'set_augment', 'spec_from_dls']
 
 # %% ../nbs/03a_pictures.ipynb #e5e1e4aa
 import io, math, os, random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -49,6 +49,7 @@ def _reason(e, start, size):
     if isinstance(e, Image.DecompressionBombError): return f'too large ({text.split(",")[0]})'
     if isinstance(e, UnidentifiedImageError): return 'truncated' if start.startswith(_MAGIC) else 'not a picture'
     if isinstance(e, MemoryError): return 'too large for the memory'
+    if start[:4]==b'RIFF' and size<8+int.from_bytes(start[4:8], 'little'): return 'truncated'
     if any(o in text for o in ('truncated','eof','end of','unexpected end','incomplete')) or isinstance(e, EOFError): return 'truncated'
     return f'damaged ({str(e).splitlines()[0][:80] if text else type(e).__name__})'
 
@@ -57,7 +58,8 @@ def _eight_bits(im):
     "16 bits, 32 bits or floating point as 8 bits, scaled"
     a = np.asarray(im)
     if im.mode=='F': a = np.nan_to_num(a.astype(np.float64))
-    top = 65535 if im.mode!='F' and a.max(initial=0)<=65535 else 1. if im.mode=='F' and a.max(initial=0)<=1 else 255. if im.mode=='F' and a.max(initial=0)<=255 else a.max()
+    most = float(a.max(initial=0))
+    top = next((t for t in ((1,255) if im.mode=='F' else (65535,)) if most<=t), most)
     return Image.fromarray((a.clip(0).astype(np.float64)*(255/top)+.5).astype(np.uint8))
 
 def _upright(im):
@@ -191,8 +193,7 @@ class _PictureDL(TfmdDL):
 
 def _last_line(e):
     text = str(e)
-    if 'DataLoader worker process' not in text: return f'{text}. It could be read when the data were checked; load them again.'
-    return _last_line(DataError(text.strip().splitlines()[-1].split('Error: ', 1)[-1]))
+    return text.strip().splitlines()[-1].split('Error: ', 1)[-1] if 'DataLoader worker process' in text else text
 
 # %% ../nbs/03a_pictures.ipynb #44efe4f8
 def _batch_size(batch_size, n):
@@ -292,3 +293,51 @@ def set_augment(
     else: dl.after_batch = Pipeline([t for t in dl.after_batch.fs if t not in now])
     dl._sft_augment = [] if on else [*kept, *now]
     return bool(now)
+
+# %% ../nbs/03a_pictures.ipynb #a43443c7
+def _add_normalize(dls, stats):
+    "(mean, std) that the loaders normalise with; those of the checkpoint where they did not"
+    for dl in dls.loaders:
+        if not any(isinstance(t, Normalize) for t in dl.after_batch.fs):
+            dl.after_batch = Pipeline([*dl.after_batch.fs, Normalize.from_stats(*stats, cuda=False)])
+        if dls.device is not None: dl.to(dls.device)
+    norm = next(t for t in dls.train.after_batch.fs if isinstance(t, Normalize))
+    return [[float(v) for v in o.flatten()] for o in (norm.mean, norm.std)]
+
+def _rows_of(dls, task, vocab):
+    "Rows of fastai's own data sets, in their order"
+    rows = []
+    for name,dl in zip(('train','valid','test'), dls.loaders):
+        read = getattr(dl.dataset, 'tls', None)
+        if read is None or len(read)!=2: return pd.DataFrame(columns=['item','image',task.target,'split','row'])
+        for i,o in enumerate(dl.dataset.items):
+            y = read[1][i]
+            label = vocab[int(y)] if y.ndim==0 else [v for v,on in zip(vocab, y) if on]
+            where = str(o) if isinstance(o, (str,os.PathLike)) else f'{name} {i}'
+            rows.append((where, o, label, name, where))
+    return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in zip(('item','image',task.target,'split','row'), zip(*rows))})
+
+def _resize_of(dl):
+    "How fastai's `Resize` maps onto ours"
+    method = next((getattr(t, 'method', None) for t in dl.after_item.fs if type(t).__name__=='Resize'), None)
+    return dict(squish='squish', pad='pad').get(method, 'crop')
+
+def spec_from_dls(
+    dls, # fastai DataLoaders of pictures with one class or several; normalisation is added where there is none
+    task:Task, # The image task
+    checkpoint:str|None=None, # Reference of the pretrained model; None: the task's default
+    pretrained:bool=True, # False: the same architecture with fresh weights
+)->DataSpec: # Also kept as `dls.sft`
+    "What `load_data` would know about DataLoaders that fastai made"
+    from sft_nb.checkpoint import open_checkpoint
+    vocab = getattr(dls, 'vocab', None)
+    if vocab is None:
+        raise DataError("These DataLoaders have no classes (`dls.vocab`). Build them with fastai's CategoryBlock or MultiCategoryBlock, or use load_data.")
+    xb,yb = (dls.valid if len(dls.valid_ds) else dls.train).one_batch()
+    if xb.ndim!=4 or xb.shape[1]!=3: raise DataError(f"A batch has shape {tuple(xb.shape)}; expected (batch, 3, height, width).")
+    ckpt = open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained)
+    p,vocab = ckpt.preprocess,[str(v) for v in vocab]
+    mean,std = _add_normalize(dls, (p['mean'], p['std']))
+    square = dict(size=min(xb.shape[2:]), mean=mean, std=std, interpolation='bilinear', crop_pct=1., resize=_resize_of(dls.valid))
+    dls.sft = DataSpec(task, _rows_of(dls, task, vocab), vocab, yb.ndim>1, ckpt, pretrained, square)
+    return dls.sft
