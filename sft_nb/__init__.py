@@ -5,6 +5,7 @@ safetensors and JSON that plain timm or transformers open too.
 Modules:
 
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
+- `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder

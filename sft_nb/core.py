@@ -157,6 +157,7 @@ class Task:
     make_metrics:Callable|None=None # (spec) -> fastai metrics; None: those of classification
     decode:Callable|None=None # (spec, outputs) -> DataFrame(prediction, probability); None: arg max of the class scores
     score:Callable|None=None # (rows) -> {metric: number} on plain targets and predictions; None: those of classification
+    make_targets:Callable|None=None # (spec, rows) -> tensor of targets for training from cached activations; None: class numbers
     extra:str|None=None # The extra that brings the libraries of this task; None: nothing beyond the base
     needs:tuple=() # Modules that must be importable
     options:dict=field(default_factory=dict) # Options of `load_data` that this task takes, name -> what it means

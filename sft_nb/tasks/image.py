@@ -11,9 +11,11 @@ __all__ = ['PictureModel', 'image_model', 'save_image_model', 'load_image_model'
 
 # %% ../../nbs/tasks/20_image.ipynb #6dfd57a4
 import gzip
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from ..core import *
 from ..groups import *
@@ -23,20 +25,90 @@ from ..pictures import check_pictures, picture_loaders, picture_item_loader
 # %% ../../nbs/tasks/20_image.ipynb #de488cd9
 class PictureModel(SFTModel):
     "A timm network with its classifier replaced"
-    def __init__(self, net, groups, head=None, example=(), head_names=()):
+    def __init__(self, net, groups, head=None, example=(), head_names=(), dropout=0.):
         super().__init__(net, groups, head, example)
-        self.head_names = head_names
-    def features(self, x): return self.net(x) if self.head is None else self.net.forward_features(x)
+        self.head_names,self.dropout = head_names,dropout
+        self.cut = _cuts(self)
+    def stages(self): return [(i,partial(f, self)) for i,f in self.cut]
+    def forward(self, *x):
+        if isinstance(x[0], dict) or not self.cut: return super().forward(*x)
+        return self.suffix(0, *x)
+    def features(self, x): return self.net.forward_features(x) if self.head is not None else self.net(x)
+
+def _top(m, h):
+    if m.head is not None: return m.head(h)
+    return m.net.get_submodule(m.head_names[0])(F.dropout(h, m.dropout, m.training))
+
+def _maps(m, x): return m.net.forward_features(x)
+def _pooled(m, x): return m.net.forward_head(m.net.forward_features(x), pre_logits=True)
+def _pool(m, h): return m.net.forward_head(h, pre_logits=True)
+
+# %% ../../nbs/tasks/20_image.ipynb #a2201433
+def _run(*names):
+    def f(m, x):
+        for n in names: x = m.net.get_submodule(n)(x)
+        return x
+    return f
+
+def _vit_stem(m, x): return m.net.norm_pre(m.net.patch_drop(m.net._pos_embed(m.net.patch_embed(x))))
+
+def _slice(a, b):
+    def f(m, x): return m.net.features[a:b](x)
+    return f
+
+_FAMILIES = dict(
+    ResNet=(_run('conv1','bn1','act1','maxpool'), ()), EfficientNet=(_run('conv_stem','bn1'), ('conv_head','bn2')), MobileNetV3=(_run('conv_stem','bn1'), ()),
+    ConvNeXt=(_run('stem'), ('norm_pre',)), VisionTransformer=(_vit_stem, ('norm',)), SwinTransformer=(_run('patch_embed'), ('norm',)),
+    RegNet=(_run('stem'), ('final_conv',)), MlpMixer=(_run('stem'), ('norm',)))
+
+def _inner(model):
+    "Cuts between the groups of the families above"
+    net,names = model.net,[g for g in model.groups if g!='head']
+    kind = type(net).__name__
+    if kind=='VGG':
+        at = [0]+[int(g.split('.')[1]) for g in names[1:]]+[len(net.features)]
+        return [(i,_slice(a,b)) for i,(a,b) in enumerate(zip(at, at[1:]))]
+    if kind not in _FAMILIES: return []
+    stem,tail = _FAMILIES[kind]
+    return [(0,stem)]+[(i,_run(g, *(tail if i==len(names)-1 else ()))) for i,g in enumerate(names) if i]
+
+def _cuts(model):
+    "Pieces of the forward pass: between the groups where the family is known, else at the head, else none"
+    n = len(model.groups)-1
+    if n<1 or (model.head is None and len(model.head_names)!=1): return []
+    inner = _inner(model)
+    ends = [] if model.head is not None else [_pool]
+    options = []
+    if inner: options.append([*inner[:-1], (inner[-1][0], _chain(inner[-1][1], *ends)), (n,_top)])
+    options.append([(0, _maps if model.head is not None else _pooled), (n,_top)])
+    return next((o for o in options if _same(model, o)), [])
+
+def _chain(*fs):
+    def f(m, x):
+        for g in fs: x = g(m, x)
+        return x
+    return f
+
+def _same(model, cuts):
+    "Whether the pieces give what the network gives"
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            x = h = model.example[0]
+            for _,f in cuts: h = f(model, h)
+            return torch.equal(h, model.head(model.net.forward_features(x)) if model.head is not None else model.net(x))
+    except (AttributeError, TypeError, RuntimeError): return False
+    finally: model.train(mode)
 
 def _classifier(net):
     "Names of the modules that are the output layer of a timm model"
     names = net.pretrained_cfg.get('classifier') or ()
     return [names] if isinstance(names, str) else list(names)
 
-def _timm_kwargs(spec, n_out, dropout):
+def _timm_kwargs(spec, n_out):
     size,cfg = spec.preprocess['size'],spec.checkpoint.preprocess
     kw = dict(num_classes=n_out)
-    if dropout: kw['drop_rate'] = dropout
     if size!=cfg.get('size') and _fixed_size(spec.checkpoint.arch): kw['img_size'] = size
     return kw
 
@@ -88,10 +160,10 @@ def image_model(
     kind,n_out = parse_head(head)[0],len(spec.vocab)
     example = torch.zeros(1, 3, spec.preprocess['size'], spec.preprocess['size'])
     if kind!='flatten':
-        net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, n_out, dropout))
+        net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, n_out))
         if kind!='linear': _place_head(net, head, n_out, dropout)
-        return PictureModel(net, _groups(net, _classifier(net)), example=(example,), head_names=_classifier(net))
-    net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0, 0))
+        return PictureModel(net, _groups(net, _classifier(net)), example=(example,), head_names=_classifier(net), dropout=dropout if kind=='linear' else 0.)
+    net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
     top = make_head(maps[0].numel(), n_out, head, dropout)
     groups = {g:ns for g,ns in _groups(net, ()).items() if ns}
@@ -123,7 +195,7 @@ def save_image_model(
     net = model.net
     data = dict(input_size=(3,p['size'],p['size']), mean=tuple(p['mean']), std=tuple(p['std']), interpolation=p['interpolation'], crop_pct=p['crop_pct'])
     if head and model.head is None:
-        net = spec.checkpoint.timm_model(pretrained=False, **_timm_kwargs(spec, 0, 0))
+        net = spec.checkpoint.timm_model(pretrained=False, **_timm_kwargs(spec, 0))
     save_config_for_hf(net, folder/'config.json', model_config=config, data_config=data)
 
 def load_image_model(
