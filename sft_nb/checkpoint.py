@@ -175,7 +175,8 @@ def _snapshot(ref, repo, revision=None, pretrained=True):
     except e.GatedRepoError as x: raise CheckpointError(f"{ref} asks for consent to its terms: accept them on its page, then run `hf auth login`.") from x
     except e.RevisionNotFoundError as x: raise CheckpointError(f"{repo} has no revision {revision!r}. Take a branch, tag or commit of it.") from x
     except (e.RepositoryNotFoundError, e.HFValidationError) as x:
-        raise CheckpointError(f"There is no public repository {repo!r} on the Hugging Face hub. Look at its spelling, or run `hf auth login` for a private one.") from x
+        raise CheckpointError(f"There is no public repository {repo!r} on the Hugging Face hub. Look at its spelling, or run `hf auth login` for a "
+                              "private one.") from x
     except Exception as x: raise CheckpointError(_no_hub(ref, x)) from x
 
 # %% ../nbs/02_checkpoint.ipynb #91cc561e
@@ -344,7 +345,8 @@ def _open_timm_folder(ref, folder, config, pretrained):
     if pretrained and not files:
         raise CheckpointError(f"{folder} holds no model.safetensors. Copy it there, or pass pretrained=False (--from-scratch) for fresh weights.")
     _check_header(files)
-    cfg = {'license':_licence(folder), **config.get('pretrained_cfg', config)}
+    cfg = dict(config.get('pretrained_cfg', config))
+    if (said := _licence(folder))!='unknown': cfg['license'] = said
     args = {'num_classes':config.get('num_classes', cfg.get('num_classes', 1000)), **config.get('model_args', {})}
     return _timm_checkpoint(ref, config['architecture'], cfg, files, folder, args, pretrained)
 
@@ -383,7 +385,8 @@ def _resolve_plain(ref):
     if timm.is_model(ref.split('.')[0]): return 'timm', ref
     if re.fullmatch(r'[\w\-.]+/[\w\-.]+(@[\w\-./]+)?', ref): return 'hf', ref
     said = ' or '.join(_similar(ref.split(':')[-1], timm.list_models()))
-    raise CheckpointError(f"There is no checkpoint {ref!r}.{said and f' Did you mean {said}?'} Valid: timm:NAME, hf:REPO[@revision], pip:NAME ({', '.join(_PIP)}), or a folder.")
+    raise CheckpointError(f"There is no checkpoint {ref!r}.{said and f' Did you mean {said}?'} Valid: timm:NAME, hf:REPO[@revision], "
+                          f"pip:NAME ({', '.join(_PIP)}), or a folder.")
 
 def _similar(name, archs):
     "Packaged names that hold it, then those that are spelled like it"
