@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import Categorize, IntToFloatTensor, MultiCategorize, Normalize, OneHotEncode, ToTensor
 from fastai.torch_core import default_device
-from fastai.vision.augment import aug_transforms
+from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
 from .core import *
@@ -281,18 +281,23 @@ def picture_item_loader(
     return _loader(dset, batch_size, 0, _batch_tfms(square), spec.seed, device=default_device())
 
 # %% ../nbs/03a_pictures.ipynb #01718cd0
+class _AsValid(Pipeline):
+    "Transforms that treat every batch as one of validation"
+    split_idx = property(lambda self: 1, lambda self, v: None)
+
 def set_augment(
     dls, # Any fastai DataLoaders
     on:bool, # False: training items come as validation items do; True: as they were
 )->bool: # Whether it was on
-    "Switch the random batch transforms of training off and on"
+    "Switch the random transforms of training off and on"
     dl = dls.train
-    kept = dl.__dict__.setdefault('_sft_augment', [])
-    now = [t for t in dl.after_batch.fs if getattr(t, 'split_idx', None)==0]
-    if on: dl.after_batch = Pipeline([*dl.after_batch.fs, *kept])
-    else: dl.after_batch = Pipeline([t for t in dl.after_batch.fs if t not in now])
-    dl._sft_augment = [] if on else [*kept, *now]
-    return bool(now)
+    kept = dl.__dict__.pop('_sft_kept', None)
+    if kept: dl.after_item,dl.after_batch = kept
+    if not on:
+        dl._sft_kept = dl.after_item,dl.after_batch
+        dl.after_item = _AsValid(dl.after_item.fs)
+        dl.after_batch = _AsValid([t for t in dl.after_batch.fs if not isinstance(t, RandTransform) or getattr(t, 'size', None)])
+    return kept is None
 
 # %% ../nbs/03a_pictures.ipynb #a43443c7
 def _add_normalize(dls, stats):
