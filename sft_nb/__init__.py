@@ -17,6 +17,8 @@ Modules:
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
+- `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
+- `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes"""
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from .core import HeadError, FitError, near
 
 # %% ../nbs/05_heads.ipynb #10813ba7
 def parse_head(
-    head, # None, a list of widths, 'flatten:WIDTH' (more widths by commas), 'library', or a module
+    head, # None, a list of widths, 'flatten:WIDTH' (more widths by commas), or a module
 )->tuple: # (kind, widths): kind is 'linear', 'mlp', 'flatten' or 'module'
     "What kind of output layer is meant"
     if head is None: return 'linear',[]

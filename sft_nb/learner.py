@@ -75,6 +75,7 @@ class SFTLearner(Learner):
         kwargs = {'opt_func':Adam, **kwargs}
         super().__init__(dls, model, splitter=group_params, train_bn=False, **kwargs)
         self.spec,self.seed,self.phase,self.history,self.peak_lrs,self._fits = spec,seed,'fit',[],None,0
+        self.seconds = {}
         self.add_cb(EpochRows())
         self.fit_context = nullcontext
 
