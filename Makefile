@@ -30,11 +30,11 @@ test-slow: $(VENV)/.installed-dev
 check:
 	@tools/stage ruff $(BIN)ruff check .
 	@tools/stage agree $(BIN)python tools/agree.py
-	@tools/stage notebooks $(BIN)nbdev-test --n_workers $(WORKERS) --do_print
+	@tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
 	@tools/stage pytest $(BIN)python -m pytest -m "not slow"
 
 check-slow:
-	@tools/stage notebooks-slow $(BIN)nbdev-test --n_workers 1 --flags slow --do_print
+	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
 	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
 
 fix:
