@@ -333,7 +333,8 @@ def _heat_map(counts):
     ax.set_yticks(range(0, n, every), [_plain(o) for o in counts.index[::every]])
     ax.set(xlabel=counts.columns.name or '', ylabel=counts.index.name)
     if n<=30:
-        for i,j in np.argwhere(counts.to_numpy()>0): ax.text(j, i, f'{counts.iat[i,j]:,}', ha='center', va='center', color='white' if share[i,j]>.5 else 'black')
+        for i,j in np.argwhere(counts.to_numpy()>0):
+            ax.text(j, i, f'{counts.iat[i,j]:,}', ha='center', va='center', color='white' if share[i,j]>.5 else 'black')
     return ax
 
 # %% ../nbs/11_evaluate.ipynb #3c8e5a26

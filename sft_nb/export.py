@@ -59,11 +59,15 @@ def _saved_options(options):
         return True
     return {k:v for k,v in options.items() if fits(v)}
 
+def _sizes(model):
+    "Parameters of each layer group"
+    params = dict(model.named_parameters())
+    return {g:sum(params[n].numel() for n in ns) for g,ns in model.groups.items()}
+
 def _describe(learn, model, spec, metrics):
     "The content of `sft.json`, but for the hashes"
-    params = dict(model.named_parameters())
-    return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab), multi_label=bool(spec.multi_label),
-        preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups={g:sum(params[n].numel() for n in ns) for g,ns in model.groups.items()},
+    return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
+        multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics={k:float(v) for k,v in metrics.items()},
         versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)))
 
@@ -137,7 +141,8 @@ class Predictor:
     def _rows(self, items, bad, input):
         if hasattr(items, '__next__'): items = list(items)
         rows,left = _read(items, self.spec, bad, labelled=False, input=input)
-        if len(left): print(f"Skipped {left.item.nunique():,} of {len(rows)+left.item.nunique():,} items: {'; '.join(left.item+': '+left.problem)}", file=sys.stderr)
+        n = left.item.nunique()
+        if n: print(f"Skipped {n:,} of {len(rows)+n:,} items: {'; '.join(left.item+': '+left.problem)}", file=sys.stderr)
         return rows.reset_index(drop=True)
 
 # %% ../nbs/16_export.ipynb #54aeeb1a
@@ -243,9 +248,10 @@ def _read_info(folder):
     return info
 
 def _check_info(info, path):
-    if not isinstance(info, dict) or not _is_count(info.get('format')): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
-    if info['format']!=FORMAT:
-        raise FolderError(f"{path} has format {info['format']}, this sft_nb reads {FORMAT}. {'Upgrade it: pip install -U sft_nb' if info['format']>FORMAT else 'Save it again.'}")
+    form = info.get('format') if isinstance(info, dict) else None
+    if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
+    mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save it again.'
+    if form!=FORMAT: raise FolderError(f"{path} has format {form}, this sft_nb reads {FORMAT}. {mend}")
     for k,(fits,what) in _SCHEMA.items():
         if k not in info: raise FolderError(f"{path} lacks {k!r} ({what}). Copy or save the folder again.")
         try: good = fits(info[k])
@@ -281,7 +287,11 @@ def _spec_of(info, folder):
     except TaskError as e: raise FolderError(f"{folder/_SPEC}: {e}") from e
     was,ckpt = info['checkpoint'],open_checkpoint(folder, pretrained=False)
     if ckpt.kind!=was['kind'] or ckpt.arch.split('.')[0]!=was['arch'].split('.')[0]:
-        raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. Save the folder again.")
+        raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
+                          "Save the folder again.")
+    stored = sum(f['bytes'] for n,f in info['files'].items() if n.endswith('.safetensors'))
+    if ckpt.params>20*stored+10**7:
+        raise FolderError(f"{folder/'config.json'} asks for {ckpt.params:,} parameters, {stored:,} bytes of weights are there. It is not built.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
     rows = pd.DataFrame({c:pd.Series(dtype=object) for c in ('item', *task.inputs, task.target, 'split', 'row')})
     return DataSpec(task, rows, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], None, False, info['options'])
@@ -296,13 +306,13 @@ def _head_of(info, head, folder):
     return saved
 
 def _check_model(model, info, folder):
-    sizes = {g:sum(dict(model.named_parameters())[n].numel() for n in ns) for g,ns in model.groups.items()}
+    sizes = _sizes(model)
     if sizes!=info['groups']:
         other = next((g for g in {**sizes, **info['groups']} if sizes.get(g)!=info['groups'].get(g)))
         raise FolderError(f"{folder}: layer group {other!r} has {sizes.get(other, 0):,} parameters, {info['groups'].get(other, 0):,} were saved. "
                           f"It was made with {', '.join(f'{k} {v}' for k,v in info['versions'].items())}.")
     bad = [n for n,p in model.state_dict().items() if p.is_floating_point() and not p.isfinite().all()]
-    if bad: raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Such a model predicts nothing; train it again.")
+    if bad: raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Train the model again.")
 
 def load_predictor(
     path:str|Path, # Folder of `save_predictor`
@@ -320,8 +330,7 @@ def load_predictor(
         model = spec.task.load_model(spec, folder, head)
     except (MissingExtra,FolderError): raise
     except Exception as e:
-        first = (str(e).splitlines() or [''])[0][:300]
-        raise FolderError(f"{folder} could not be opened ({type(e).__name__}: {first}). It was made with "
+        raise FolderError(f"{folder} could not be opened ({type(e).__name__}: {' '.join(str(e).split())[:300]}). It was made with "
                           f"{', '.join(f'{k} {v}' for k,v in info['versions'].items())}.") from e
     _check_model(model, info, folder)
     return Predictor(model.to(_device(device)).eval(), spec, info, folder)
