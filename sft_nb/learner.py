@@ -24,10 +24,10 @@ from fastai.learner import Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.optimizer import Adam
 from fastai.vision.augment import RandTransform
-from fasttransform import Pipeline
 from .core import *
 from .groups import *
 from .heads import make_loss
+from .pictures import set_augment
 
 # %% ../nbs/06_learner.ipynb #9c92da27
 _SCORES = ('accuracy', 'precision', 'recall', 'f1')
@@ -118,12 +118,10 @@ def _augments(self:SFTLearner)->bool:
 @contextmanager
 def _no_augment(self:SFTLearner):
     "Training items come as validation items do, inside the block"
-    dl = self.dls.train
-    off = random_transforms(dl)
-    was = dl.after_batch
-    if off: dl.after_batch = Pipeline([t for t in was.fs if t not in off])
+    was_on = set_augment(self.dls, False)
     try: yield self
-    finally: dl.after_batch = was
+    finally:
+        if was_on: set_augment(self.dls, True)
 
 def random_transforms(
     dl, # A fastai loader

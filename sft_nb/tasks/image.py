@@ -228,7 +228,7 @@ def digits_demo(
             for i,row in enumerate(table):
                 (tmp/str(row[-1])).mkdir(exist_ok=True)
                 Image.fromarray(row[:-1].reshape(28,28)).save(tmp/str(row[-1])/f'{i:04}.png')
-    return dict(source=out, load=dict(size=64, resize='squish', augment=False), fine_tune=dict(epochs=2, base_lr=4e-3))
+    return dict(source=out, load=dict(size=64, resize='squish', augment=False), fine_tune=dict(epochs=2, base_lr=2e-2, decay=.85, head_lr=4e-3))
 
 # %% ../../nbs/tasks/20_image.ipynb #0dea03fb
 def toy_pictures(
