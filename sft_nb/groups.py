@@ -15,9 +15,10 @@ __all__ = ['LAYER_COLUMNS', 'matched_groups', 'sequential_groups', 'SFTModel', '
 # %% ../nbs/04_groups.ipynb #c5cb096a
 import re
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 import pandas as pd, torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from .core import GroupError, near
 
 # %% ../nbs/04_groups.ipynb #51ad29ca
@@ -92,6 +93,7 @@ class SFTModel(nn.Module):
     ):
         super().__init__()
         self.net,self.head,self.example = net,head,example
+        self.only,self.adapter,self.checkpointing = None,None,False
         self.groups = self._settle(groups)
         self._place = self._place_modules()
 
@@ -116,6 +118,10 @@ def _settle(self:SFTModel, groups):
 SFTModel._settle = _settle
 
 # %% ../nbs/04_groups.ipynb #beddd1fa
+def _adapted(model):
+    "Names of the layers that an adapter stands in"
+    return model.adapter.layers if model.adapter else ()
+
 def _place_modules(self:SFTModel):
     "Name of each module -> its group; modules that hold several groups are left out"
     group = {n:g for g,ns in self.groups.items() for n in ns}
@@ -135,6 +141,7 @@ SFTModel._place_modules = _place_modules
 def _still(self:SFTModel):
     "Modules that stay in eval mode while the rest trains"
     params,mods = dict(self.named_parameters()),dict(self.named_modules())
+    live = [n for n in _adapted(self) if any(p.requires_grad for p in mods[n].parameters())]
     on = {g:sum(params[n].requires_grad for n in ns) for g,ns in self.groups.items()}
     begun = set()
     for n,m in mods.items():
@@ -145,7 +152,7 @@ def _still(self:SFTModel):
         if not on[g]: yield mods[n]
         elif on[g]<len(self.groups[g]):
             if own and not all(p.requires_grad for p in own): yield mods[n]
-            elif g not in begun and not _has_params(mods[n]): yield mods[n]
+            elif g not in begun and not _has_params(mods[n]) and not _under(n, live): yield mods[n]
 
 def _train(self:SFTModel, mode:bool=True):
     nn.Module.train(self, mode)
@@ -159,8 +166,8 @@ def set_trainable(
     model:SFTModel, # The model to freeze
     names, # Names of the parameters that train; all others are frozen
 )->SFTModel: # `model`, with its mode brought up to date
-    "Freeze all parameters but those named"
-    names = set(names)
+    "Freeze all parameters but those named; where `model.only` is a set, nothing else trains"
+    names = set(names) if model.only is None else set(names) & model.only
     for n,p in model.named_parameters():
         p.requires_grad_(n in names)
         if n not in names: p.grad = None
@@ -207,12 +214,16 @@ def _hooked(mods, fn):
     finally:
         for h in hs: h.remove()
 
+def _added(model, name):
+    "Whether a module or parameter belongs to an adapter, not to the network"
+    return any(_under(name, [n]) and not _under(name, [n+'.base_layer']) for n in _adapted(model))
+
 def layer_order(
     model:SFTModel, # Its `example` is run once, without gradient, in eval mode
 )->list: # Names of the layers that Keras would count, in the order in which they first run; the input is not in it
     "Convolution, linear, norm, embedding and pooling layers in the order in which they run"
     seen,mode,dev = {},model.training,next(model.parameters()).device
-    layers = [(n,m) for n,m in model.named_modules() if _is_layer(m)]
+    layers = [(n,m) for n,m in model.named_modules() if _is_layer(m) and not _added(model, n)]
     with _hooked(layers, lambda n: seen.setdefault(n)), torch.no_grad():
         model.eval()
         try: model(*_to(model.example, dev))
@@ -225,13 +236,17 @@ def _to(x, dev):
     return type(x)(_to(o, dev) for o in x) if isinstance(x, (tuple,list)) else x
 
 # %% ../nbs/04_groups.ipynb #7c399e66
+def _layer_of(model, p):
+    "The layer that a parameter belongs to or adapts"
+    return next((n+'.base_layer' for n in _adapted(model) if _under(p, [n])), p.rpartition('.')[0])
+
 def _by_layers(model, n):
     order = layer_order(model)
     if isinstance(n, bool) or not isinstance(n, int) or not 2 <= n <= len(order):
         raise GroupError(f"layers={n!r} freezes nothing or everything: the input is layer 1, this model has {len(order)+1}. Valid: 2 to {len(order)}.")
     off,names = set(order[:n-1]),list(model.groups)
     group = {p:g for g,ps in model.groups.items() for p in ps}
-    owned = {p:p.rpartition('.')[0] for p in group}
+    owned = {p:_layer_of(model, p) for p in group}
     first = min((names.index(group[p]) for p,m in owned.items() if m in order and m not in off), default=len(names))
     return {p for p,m in owned.items() if (m not in off if m in order else names.index(group[p])>=first)}
 
@@ -262,7 +277,10 @@ def trainable_names(
     else: on = {n for ns in list(model.groups.values())[find_group(model, group):] for n in ns}
     if len(on)==sum(map(len, model.groups.values())) and group!=0:
         raise GroupError(f"{group or rule or layers!r} freezes nothing. To train everything say so: learn.unfreeze().")
-    return on
+    if model.only is None: return on
+    if rule is not None and on & model.only <= set(model.groups['head']):
+        raise GroupError(f"rule={rule!r} names parameters of the base alone, which stay frozen under an adapter. Call merge_adapter(learn) first.")
+    return on & model.only
 
 # %% ../nbs/04_groups.ipynb #119e5f6a
 def _stages(self:SFTModel):
@@ -280,13 +298,47 @@ def _prefix(self:SFTModel, border:int, *x):
         if i<border: x = (f(*x),)
     return x[0]
 
+@contextmanager
+def _same_stats(model):
+    "Batch norm layers do not count what is run again in this block"
+    norms = {m:m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    for m in norms: m.momentum = 0.
+    try: yield
+    finally:
+        for m,v in norms.items(): m.momentum = v
+
 def _suffix(self:SFTModel, border:int, h):
     "The output of the model from what enters group `border`"
+    again = self.checkpointing and torch.is_grad_enabled()
     for i,f in self.stages():
-        if i>=border: h = f(h)
+        if i<border: continue
+        h = checkpoint(f, h, use_reentrant=False, context_fn=lambda: (nullcontext(), _same_stats(self))) if again else f(h)
     return h
 
 SFTModel.stages,SFTModel.borders,SFTModel.prefix,SFTModel.suffix = _stages,_borders,_prefix,_suffix
+
+# %% ../nbs/04_groups.ipynb #49ba55e4
+def _regroup(self:SFTModel,
+    layers, # Names of the layers that are adapted now, or were until now
+)->SFTModel: # `self`
+    "Take over new names of parameters: each of an adapter stands in the group of the layer that it adapts"
+    def plain(n):
+        a,cut,b = n.partition('.base_layer.')
+        return f'{a}.{b}' if cut and a in layers else n
+    was = {plain(n):g for g,ns in self.groups.items() for n in ns}
+    at = {a:next(g for n,g in was.items() if n.startswith(a+'.')) for a in layers}
+    lowest = next(g for g in self.groups if g in at.values())
+    out = {g:[] for g in self.groups}
+    for n,_ in self.named_parameters(): out[was.get(plain(n)) or next((g for a,g in at.items() if n.startswith(a+'.')), lowest)].append(n)
+    self.groups = self._settle(out)
+    self._place = self._place_modules()
+    return self
+
+def _plain(self:SFTModel):
+    "The model without an adapter: itself, or a copy with the adapter merged into the base"
+    return self if self.adapter is None else self.adapter.merged(self)
+
+SFTModel.regroup,SFTModel.plain = _regroup,_plain
 
 # %% ../nbs/04_groups.ipynb #d4de52a8
 class LayerTable(pd.DataFrame):
@@ -315,7 +367,7 @@ def group_table(
     rows = []
     for i,(g,ns) in enumerate(model.groups.items()):
         on = [n for n in ns if params[n].requires_grad]
-        layers = [n for n,at in model._place.items() if at==g and _is_layer(mods[n]) and _has_params(mods[n])]
+        layers = [n for n,at in model._place.items() if at==g and _is_layer(mods[n]) and _has_params(mods[n]) and not _added(model, n)]
         mode = 'train' if len(on)==len(ns) else 'part' if on else 'eval'
         lr = float(lrs[i]) if lrs is not None and on else float('nan')
         rows.append([g, len(layers), sum(params[n].numel() for n in ns), sum(params[n].numel() for n in on), lr, mode, (cached or {}).get(g, '')])
