@@ -149,7 +149,7 @@ def cache_key(
     parts = dict(weights=_hash_tensors(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=list(model.groups)[border],
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=item_hashes(rows, spec.task.inputs), dtype=dtype,
-                 autocast=torch.is_autocast_enabled(), view=view, seed=learn.seed if view is not None else None,
+                 adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
