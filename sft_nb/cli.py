@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/cli.html.md"""
 __all__ = ['text_table', 'main']
 
 # %% ../nbs/19_cli.ipynb #dd6a6816
-import argparse, contextlib, csv, io, json, os, signal, sys, time, warnings
+import argparse, contextlib, csv, importlib, io, json, os, signal, sys, time, warnings
 from pathlib import Path
 from . import __version__
 from .core import *
@@ -142,25 +142,38 @@ def _device(name):
         raise FitError(f"--device {name} cannot be used: {str(e).splitlines()[0]}. Try cpu, cuda or mps, or leave it out.") from e
     return torch.device(name)
 
-def _train(a, learn, **more):
-    "Head first and then all, or with what `--freeze` names frozen throughout"
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()):
-        given = _given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)
-        if 'freeze' not in a: return learn.fine_tune(**{'epochs':3, **more, **given})
-        if a.head_epochs: raise FitError("--freeze keeps one state from beginning to end, --head-epochs asks for two. Leave one of them out.")
-        epochs,lr = a.epochs or more.get('epochs', 3), a.lr or learn.lr
-        if a.decay is None: return learn.fit_one_cycle(epochs, lr)
-        from sft_nb.learner import discriminative_lrs
-        learn.fit_one_cycle(epochs, discriminative_lrs(learn.model, lr, a.decay))
+def _train(a, learn, fit):
+    "Head first and then all; or with what `--freeze` names frozen to the end"
+    importlib.import_module('sft_nb.schedule') # gives the learner its `fine_tune`
+    what = getattr(a, 'freeze', '')
+    fit = {'epochs':3, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
+    if what=='body': fit.update(freeze_epochs=a.head_epochs or fit['epochs'], epochs=0)
+    elif what is None: fit['freeze_epochs'] = a.head_epochs or 0
+    elif what and isinstance(what, str): fit['unfreeze_to'] = what
+    if not isinstance(what, dict): return learn.fine_tune(**fit)
+    learn.fine_tune(**{**fit, 'epochs':0})
+    learn.freeze_to(**what)
+    learn.fit_one_cycle(fit['epochs'], _rates(learn, fit))
+
+def _rates(learn, fit):
+    "Those of the second phase of `fine_tune`"
+    from sft_nb.learner import discriminative_lrs
+    half = fit.get('base_lr', 2e-3)/2
+    return discriminative_lrs(learn.model, half, fit['decay']) if 'decay' in fit else slice(half/100, half)
+
+def _timed(a, learn, fit):
+    "Train with progress on standard error; returns the seconds of both phases"
+    start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(a, learn, fit)
+    head = learn.seconds.get('head', 0.)
+    return dict(seconds_head=round(head, 2), seconds_finetune=round(time.perf_counter()-start-head, 2))
 
 # %% ../nbs/19_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
-def _metrics(learn, ev):
+def _metrics(learn, ev, seconds):
     "The flat content of metrics.json"
-    head = sum(o['seconds'] for o in learn.history if o['phase']=='head')
-    rest = sum(o['seconds'] for o in learn.history if o['phase']!='head')
-    return {**ev.metrics, **_test_metrics(learn), **_counts(learn.spec), 'seconds_head':round(head, 2), 'seconds_finetune':round(rest, 2)}
+    return {**ev.metrics, **_test_metrics(learn), **_counts(learn.spec), **seconds}
 
 def _test_metrics(learn):
     from sft_nb.evaluate import evaluate
@@ -189,7 +202,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False):
     "The saved folder with its report, all at once"
     from sft_nb.export import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
-        save_predictor(learn, tmp, overwrite=True)
+        save_predictor(learn, tmp, overwrite=True, metrics=ev.metrics)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings))
@@ -209,9 +222,9 @@ def _run(a, task, source, out, load, fit, overwrite=False):
     start = time.perf_counter()
     dls = _load(a, task, source, **load)
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed)
-    _train(a, learn, **fit)
+    seconds = _timed(a, learn, fit)
     ev = evaluate(learn, on='valid')
-    metrics = _metrics(learn, ev)
+    metrics = _metrics(learn, ev, seconds)
     _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite)
     return (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
             f"{time.perf_counter()-start:.0f} s · {out}/")
@@ -232,22 +245,27 @@ def _demo(a):
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours)
 
 # %% ../nbs/19_cli.ipynb #33301705
-_TABLES = ('.csv', '.tsv', '.jsonl', '.json', '.parquet')
-
-def _items(given):
-    "One folder or table is read; lines of one text file, or the arguments themselves, are the items"
+def _items(given, task):
+    "The arguments; of one text file its lines, paths in it relative to it"
     path = Path(given[0])
-    if len(given)>1 or not os.path.exists(path): return given
-    if path.is_dir() or path.suffix.lower() in _TABLES: return path
-    if path.suffix.lower()!='.txt': return given
-    return [o for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    if len(given)>1: return given
+    if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
+    lines = [o for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
+
+def _predictions(table, delim, as_json):
+    "JSON lines, or CSV in which several labels stand in one cell"
+    if as_json: return table.to_json(orient='records', lines=True, force_ascii=False)
+    several = table.prediction.map(lambda o: isinstance(o, list))
+    if several.any(): table = table.assign(prediction=table.prediction.map(delim.join))
+    return table.to_csv(index=False, lineterminator='\n')
 
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     from sft_nb.export import load_predictor
-    table = load_predictor(a.dir).predict(_items(a.items))
-    if out and out.suffix.lower()!='.csv': text = table.to_json(orient='records', lines=True, force_ascii=False)
-    else: text = table.to_csv(index=False, lineterminator='\n')
+    model = load_predictor(a.dir, device=a.device)
+    table = model.predict(_items(a.items, model.task), bad=a.bad, input=a.input)
+    text = _predictions(table, model.spec.options.get('label_delim') or '|', out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
     return f'{len(table):,} predictions · {out}'
@@ -256,11 +274,11 @@ def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     from sft_nb.evaluate import evaluate
     from sft_nb.export import load_predictor
-    ev = evaluate(load_predictor(a.dir), on=a.data)
-    text = json.dumps({**ev.metrics, 'n':len(ev.rows)}, indent=1)
+    ev = evaluate(load_predictor(a.dir, device=a.device), on=Path(a.data), bad=a.bad, input=a.input, target=a.target)
+    text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
     write_atomic(out, text+'\n')
-    return f'{len(ev.rows):,} rows · {out}'
+    return f'{len(ev):,} rows · {out}'
 
 # %% ../nbs/19_cli.ipynb #58143d74
 def _tasks(a):
@@ -277,14 +295,20 @@ class _Parser(argparse.ArgumentParser):
     "One line for an error, where argparse prints the usage too"
     def error(self, message): self.exit(2, f'{self.prog}: {message}. See {self.prog} --help\n')
 
+def _data_options(p, target=True):
+    "What every command that reads data has"
+    p.add_argument('--input', metavar='COL', help='column of the input')
+    if target: p.add_argument('--target', metavar='COL', help='column of the target')
+    p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them (raise)')
+    p.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
+
 def _train_options(p):
     "What demo and finetune have in common with `load_data`, `sft_learner` and `fine_tune`"
     add = p.add_argument
+    _data_options(p)
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
     add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
-    add('--input', metavar='COL', help='column of the input')
-    add('--target', metavar='COL', help='column of the target')
     add('--epochs', type=_count, metavar='N', help='epochs with everything training (3)')
     add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that (1)')
     add('--freeze', type=_freeze, default=argparse.SUPPRESS, metavar='WHAT', help='stays frozen to the end: body, none, a group, layers=N, rule=bias')
@@ -293,8 +317,6 @@ def _train_options(p):
     add('--decay', type=_rate, metavar='X', help='factor of the rate from one layer group to the one below it')
     add('--batch-size', type=_positive, metavar='N')
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
-    add('--bad', choices=['raise', 'skip'], help='stop at unusable rows, or go on without them (raise)')
-    add('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
@@ -321,10 +343,12 @@ def _parser():
     r = add('predict', _predict, 'predict items with a saved model')
     r.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     r.add_argument('items', nargs='+', metavar='ITEMS', help='items, or one file or folder of them')
+    _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
+    _data_options(e)
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
     add('tasks', _tasks, 'the kinds of data that are known')
     add('checkpoints', _checkpoints, 'pretrained models that are known by name')

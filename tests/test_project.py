@@ -54,6 +54,7 @@ def test_public_face():
 def test_nothing_is_patched_onto_fastai():
     code = '''
 import json
+import fastai.vision.all, fastai.text.all, fastai.tabular.all
 from fastai.learner import Learner
 before = set(vars(Learner))
 import sft_nb.all
