@@ -169,8 +169,8 @@ def _fit(self:SFTLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, 
     self._fits += 1
     seed = self.seed*1009+self._fits
     self.dls.train.rng = random.Random(seed)
-    with self.fit_context(), seeded(seed):
-        Learner.fit(self, n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+    with self.added_cbs(cbs), self.fit_context(), seeded(seed):
+        Learner.fit(self, n_epoch, lr=lr, wd=wd, reset_opt=reset_opt, start_epoch=start_epoch)
 SFTLearner.fit = _fit
 
 # %% ../nbs/06_learner.ipynb #5dc2e365
