@@ -148,7 +148,7 @@ class Task:
     make_model:Callable # (spec, head, **kw) -> `SFTModel`
     item_loader:Callable # (spec, rows, batch_size) -> a fastai DataLoader of inputs alone, in the order of `rows`
     save_model:Callable # (model, spec, folder): weights, config and preprocessing files
-    load_model:Callable # (spec, folder, saved) -> `SFTModel`; `saved` is what sft.json holds
+    load_model:Callable # (spec, folder, head) -> `SFTModel`; `head` as it was given to `sft_learner`
     demo:Callable # (folder) -> dict(source=…, load={…}, fine_tune={…}): the packaged data of `sft_nb demo`
     toy:Callable # (folder) -> dict(source=…, checkpoint=…, bad=…): a tiny model and data, made on the spot, for the contract tests
     maximise:bool=True # Whether more of `metric` is better

@@ -36,7 +36,7 @@ def make_head(
     n_in:int, # Width of a feature vector; for 'flatten' channels x height x width
     n_out:int, # Number of classes
     head=None, # As `parse_head` takes it
-    dropout:float=0., # Share of units dropped before each linear layer
+    dropout:float=0., # Share of units dropped before each linear layer; a single linear layer leaves that to the model in front of it
 )->nn.Module: # `(batch, n_in)` -> `(batch, n_out)` scores; with 'flatten', `(batch, channels, height, width)` -> `(batch, n_out)`
     "A new output layer"
     kind,widths = parse_head(head)
@@ -44,7 +44,7 @@ def make_head(
     if not 0<=dropout<1: raise HeadError(f"dropout={dropout!r} is no share. Valid: 0 to below 1.")
     layers = [nn.Flatten()] if kind=='flatten' else []
     for a,b in zip([n_in]+widths, widths+[n_out]):
-        if dropout: layers.append(nn.Dropout(dropout))
+        if widths: layers.append(nn.Dropout(dropout))
         layers += [nn.Linear(a, b), nn.ReLU()]
     layers.pop()
     return layers[0] if len(layers)==1 else nn.Sequential(*layers)
