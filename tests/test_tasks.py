@@ -22,7 +22,8 @@ class Toy:
     "The tiny data and model of a task"
     def __init__(self, task, folder): self.task,self.folder,self.kw = task,folder,task.toy(folder)
     def data(self, **load):
-        return load_data(self.task, self.kw['source'], checkpoint=self.kw['checkpoint'], pretrained=self.kw.get('pretrained', True), **{**self.kw['load'], **load})
+        kw = dict(checkpoint=self.kw["checkpoint"], pretrained=self.kw.get("pretrained", True))
+        return load_data(self.task, self.kw["source"], **kw, **{**self.kw["load"], **load})
     def learner(self, load=None, **kw):
         learn = sft_learner(self.data(**(load or {})), **kw)
         for cb in [o for o in learn.cbs if type(o).__name__=='ProgressCallback']: learn.remove_cb(cb)

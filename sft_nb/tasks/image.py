@@ -95,7 +95,7 @@ def _same(model, cuts):
     model.eval()
     try:
         with torch.no_grad():
-            x = h = model.example[0]
+            x = h = torch.randn(model.example[0].shape, generator=torch.Generator().manual_seed(0), device='cpu').to(model.example[0])
             for _,f in cuts: h = f(model, h)
             return torch.equal(h, model.head(model.net.forward_features(x)) if model.head is not None else model.net(x))
     except (AttributeError, TypeError, RuntimeError): return False
@@ -149,6 +149,15 @@ def _cut(net, head):
     try: return matched_groups(net, head)
     except (AttributeError, NotImplementedError): return sequential_groups(net, head)
 
+def _take_dropout(net):
+    "The rate of the dropout that a network has in front of its classifier, which is switched off in it: it belongs to the head"
+    rate,names = float(getattr(net, 'drop_rate', 0) or 0),_classifier(net)
+    if not rate or len(names)!=1: return 0.
+    net.drop_rate = 0.
+    for m in net.get_submodule(names[0].rpartition('.')[0]).children():
+        if isinstance(m, nn.Dropout): m.p = 0.
+    return rate
+
 def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
 
 def image_model(
@@ -161,8 +170,9 @@ def image_model(
     example = torch.zeros(1, 3, spec.preprocess['size'], spec.preprocess['size'])
     if kind!='flatten':
         net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, n_out))
+        own = _take_dropout(net)
         if kind!='linear': _place_head(net, head, n_out, dropout)
-        return PictureModel(net, _groups(net, _classifier(net)), example=(example,), head_names=_classifier(net), dropout=dropout if kind=='linear' else 0.)
+        return PictureModel(net, _groups(net, _classifier(net)), example=(example,), head_names=_classifier(net), dropout=(dropout or own) if kind=='linear' else 0.)
     net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
     top = make_head(maps[0].numel(), n_out, head, dropout)
