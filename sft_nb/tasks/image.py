@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
-from fastai.data.core import DataLoaders
 from ..core import *
 from ..groups import *
 from ..heads import make_head, parse_head
@@ -172,7 +171,8 @@ def image_model(
         net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, n_out))
         own = _take_dropout(net)
         if kind!='linear': _place_head(net, head, n_out, dropout)
-        return PictureModel(net, _groups(net, _classifier(net)), example=(example,), head_names=_classifier(net), dropout=(dropout or own) if kind=='linear' else 0.)
+        names,rate = _classifier(net),(dropout or own) if kind=='linear' else 0.
+        return PictureModel(net, _groups(net, names), example=(example,), head_names=names, dropout=rate)
     net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
     top = make_head(maps[0].numel(), n_out, head, dropout)
@@ -268,4 +268,4 @@ register(Task('image', 'A picture → its class, or several', ('image',), 'label
     check_rows=_check_rows, make_loaders=picture_loaders, make_model=image_model, item_loader=picture_item_loader,
     save_model=save_image_model, load_model=load_image_model, demo=digits_demo, toy=toy_pictures,
     options=dict(size="side of the square that the network sees, in pixels; default the checkpoint's",
-                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")));
+                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")))
