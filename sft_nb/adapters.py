@@ -144,7 +144,7 @@ def add_adapter(
     with seeded(learn.seed): _inject(model, config, names)
     after = {n for n,_ in model.named_parameters()}
     model.only = {n for n in after-before if '.base_layer.' not in n} | set(model.groups['head'])
-    learn.opt = None
+    learn.opt = learn.cached_groups = None
     learn.unfreeze()
     print(trainable_line(model))
     return learn
@@ -169,7 +169,7 @@ def merge_adapter(
     "Merge the adapter into the base: the same outputs from a plain network"
     if learn.model.adapter is None: raise AdapterError("There is no adapter to merge. Call add_adapter(learn) first.")
     _merge_in_place(learn.model)
-    learn.opt = None
+    learn.opt = learn.cached_groups = None
     return learn.freeze()
 
 # %% ../nbs/09_adapters.ipynb #b0ef5ee3
