@@ -268,4 +268,4 @@ register(Task('image', 'A picture → its class, or several', ('image',), 'label
     check_rows=_check_rows, make_loaders=picture_loaders, make_model=image_model, item_loader=picture_item_loader,
     save_model=save_image_model, load_model=load_image_model, demo=digits_demo, toy=toy_pictures,
     options=dict(size="side of the square that the network sees, in pixels; default the checkpoint's",
-                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")))
+                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")));
