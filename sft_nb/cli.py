@@ -293,6 +293,7 @@ def _checkpoints(a):
 # %% ../nbs/19_cli.ipynb #8ea18bd7
 class _Parser(argparse.ArgumentParser):
     "One line for an error, where argparse prints the usage too"
+    def __init__(self, **kw): super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32), **kw)
     def error(self, message): self.exit(2, f'{self.prog}: {message}. See {self.prog} --help\n')
 
 def _data_options(p, target=True):

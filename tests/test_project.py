@@ -111,6 +111,8 @@ def test_notebook_is_small_and_whole(path):
     assert outputs < (50_000 if 'tutorials' not in path.parts else 500_000), f'{outputs:,} bytes of stored outputs'
     errors = [c['source'] for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']
     assert not errors
+    text = json.dumps([c.get('outputs', []) for c in nb['cells']])
+    assert not re.search(r'site-packages|/home/\w|/root/', text), 'a stored output names a path of the machine it ran on'
     assert 'skip_exec' not in json.dumps(nb['cells'][:2])
 
 def test_readme_shows_what_exists():
