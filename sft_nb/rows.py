@@ -205,11 +205,18 @@ def _folder_frame(folder, rows, task, labelled, with_split):
     files = [f for f,*_ in rows]
     bad = ['' if _encodable(f) else 'the name of the file is not valid UTF-8' for f in files]
     text = [str(f).encode('utf-8', 'replace').decode() for f in files]
-    cols = {task.inputs[0]:[t if b or task.inputs[0]!='text' else _decode(f) for f,t,b in zip(files, text, bad)]}
+    cols = {task.inputs[0]:list(text)}
+    if task.inputs[0]=='text': cols['text'],bad = zip(*(_read_text(f, b) for f,b in zip(files, bad))) if files else ((),())
     if labelled: cols[task.target] = [l.encode('utf-8', 'replace').decode() for _,l,_ in rows]
     if with_split: cols['split'] = [s for *_,s in rows]
     cols['_item'] = [t[len(str(folder))+1:].replace(os.sep, '/') for t in text] if str(folder)!='.' else text
     return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in {**cols, '_row':text, '_problem':bad}.items()})
+
+def _read_text(path, problem):
+    "(text of a file, what is wrong with it)"
+    if problem: return None,problem
+    try: return _decode(path),''
+    except DataError as e: return None,str(e).removeprefix(f'{path} ')
 
 def _encodable(path):
     try: return bool(str(path).encode())
@@ -243,7 +250,7 @@ def _is_item(source, task):
     return not (there and p.is_dir()) if kind in ('image','audio') else not there
 
 def _read_path(path, task, labelled):
-    if path.is_dir(): return _read_folder(path, task, labelled),path,str(path)
+    if path.is_dir(): return _read_folder(path, task, labelled),Path.cwd(),str(path)
     if not path.exists():
         raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, JSON-lines or Parquet file.{_near_path(path)}")
     if path.suffix.lower() not in _READERS: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(_READERS)}; or a folder.")
@@ -258,16 +265,28 @@ def _near_path(path):
 def _columns(frame, task, input, target, group, labelled, what):
     "Column of the source for each input, the target and the group"
     has = [c for c in frame.columns if not c.startswith('_')]
-    names = input if isinstance(input, dict) else dict(zip(task.inputs, [input] if isinstance(input, str) else input or ()))
+    names = _named(input, task, has)
     if set(names)-set(task.inputs): raise DataError(f"input={input!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}.")
     want = {k:(names.get(k, k), f"input={names.get(k, k)!r}" if k in names else 'input=') for k in task.inputs}
     if labelled or target: want[task.target] = (target or task.target, 'target=')
     elif task.target in has: want[task.target] = (task.target, '')
     if group: want['group'] = (group, 'group=')
-    for k,(c,arg) in want.items():
+    for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
         if c not in has and len(frame.columns)>2:
             raise DataError(f"{what} has no column {c!r} for the {k}. Columns: {', '.join(has)}.{_near_column(c, has)} Name it by {arg.split('=')[0]}=COLUMN.")
     return {k:c for k,(c,_) in want.items()}
+
+def _each(c): return c if isinstance(c, tuple) else (c,)
+
+def _named(input, task, has):
+    "Input -> its column, or a tuple of two that are one input"
+    if isinstance(input, dict): return {k:tuple(v) if isinstance(v, list) else v for k,v in input.items()}
+    if isinstance(input, str): input = [input] if input in has else [o.strip() for o in input.split(',')]
+    names,first = tuple(input or ()),task.inputs[0]
+    if len(names)<=len(task.inputs): return dict(zip(task.inputs, names))
+    if not task.pairs or len(names)!=2:
+        raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}{', or two columns as a pair' if task.pairs else ''}.")
+    return {} if first in has and not set(names) & set(has) else {first:names}
 
 def _near_column(c, has):
     hit = near(c, has)
@@ -300,7 +319,7 @@ def _target(cells, task, delim):
 
 def _input(cells, kind, base):
     "Cells of an input; paths become absolute"
-    if kind not in ('image','audio'): return [None if _blank(v) else v if isinstance(v, (list,dict,tuple)) else str(v) for v in cells]
+    if kind not in ('image','audio'): return [None if _blank(v) else v for v in cells]
     return [_file(v, base) for v in cells]
 
 def _file(v, base):
@@ -311,9 +330,9 @@ def _file(v, base):
 # %% ../nbs/02a_rows.ipynb #c5171756
 def _normalise(frame, base, cols, task, delim=None, prefix=''):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, then what else the source has"
-    used,own = set(cols.values())|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
+    used,own = {o for c in cols.values() for o in _each(c)}|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
     empty = pd.Series([None]*len(frame), dtype=object)
-    inputs = {k:_input(frame.get(cols[k], empty), k, base) for k in task.inputs}
+    inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
     target,multi = _target(frame.get(cols[task.target], empty), task, delim) if task.target in cols else (None,False)
     out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
     if 'split' in frame: out['split'] = [None if _blank(o) else str(o).strip() for o in frame['split']]
@@ -327,6 +346,12 @@ def _number(cells):
     told = [c for c in cells if not _blank(c)]
     if not told or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in told): return cells.infer_objects()
     return pd.to_numeric(cells.where([not _blank(c) for c in cells], None))
+
+def _together(frame, c, empty):
+    "Cells of a column; of two columns as pairs"
+    if not isinstance(c, tuple): return frame.get(c, empty)
+    pairs = zip(*(frame.get(o, empty) for o in c))
+    return [None if all(map(_blank, o)) else tuple(None if _blank(v) else v for v in o) for o in pairs]
 
 def _items(frame, cols, task, inputs):
     "A name for each row: the path as it was given, else where it stands"

@@ -56,6 +56,11 @@ def test_finetune_writes_the_folder(saved):
     history = list(csv.DictReader((out/'history.csv').open()))
     assert [o['phase'] for o in history][0]=='head' and {'epoch', 'train_loss', 'valid_loss', 'accuracy', 'seconds'} <= set(history[0])
 
+def test_relative_paths(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(toy[0].parent)
+    code,_,err = run('finetune', 'image', f'{toy[0].name}/', '--out', tmp_path/'o', *toy[1])
+    assert code==0, err
+
 def test_report_stands_alone(saved):
     page = (saved[0]/'report.html').read_text()
     assert all(o in page for o in ('<svg', 'Confusion', 'data:image/jpeg;base64', 'Settings', 'timm:test_resnet'))
