@@ -122,6 +122,12 @@ def _adapted(model):
     "Names of the layers that an adapter stands in"
     return model.adapter.layers if model.adapter else ()
 
+def _near_head(name, owners, group):
+    "Whether the innermost module with parameters around `name` holds some of the head"
+    up = name.rpartition('.')[0]
+    while up and not owners[up]: up = up.rpartition('.')[0]
+    return not up or any(group[p]=='head' for p in owners[up])
+
 def _place_modules(self:SFTModel):
     "Name of each module -> its group; modules that hold several groups are left out"
     group = {n:g for g,ns in self.groups.items() for n in ns}
@@ -133,7 +139,7 @@ def _place_modules(self:SFTModel):
     for i,(n,ps) in enumerate(owners.items()):
         gs = {group[p] for p in ps}
         if len(gs)==1: place[n] = now = gs.pop()
-        elif not gs and not next(mods[n].parameters(), None) is not None: place[n] = 'head' if i>last and 'head' in self.groups else now
+        elif not _has_params(mods[n]): place[n] = 'head' if i>last and 'head' in self.groups and _near_head(n, owners, group) else now
     return place
 SFTModel._place_modules = _place_modules
 
@@ -151,7 +157,8 @@ def _still(self:SFTModel):
         if any(p.requires_grad for p in own): begun.add(g)
         if not on[g]: yield mods[n]
         elif on[g]<len(self.groups[g]):
-            if own and not all(p.requires_grad for p in own): yield mods[n]
+            if _has_params(mods[n]) and not any(p.requires_grad for p in mods[n].parameters()): yield from mods[n].modules()
+            elif own and not all(p.requires_grad for p in own): yield mods[n]
             elif g not in begun and not _has_params(mods[n]) and not _under(n, live): yield mods[n]
 
 def _train(self:SFTModel, mode:bool=True):

@@ -149,6 +149,17 @@ def test_wrong_pieces_are_not_used(monkeypatch):
     m,_ = made('test_resnet')
     assert m.borders()==[len(m.groups)-1]
 
+@pytest.mark.parametrize('arch', ['test_resnet','test_convnext','test_vit','test_mambaout'])
+def test_random_depth_of_a_frozen_body_is_off(arch):
+    "Modules without parameters belong to the block they stand in, also at the end of the last one"
+    import timm
+    net = timm.create_model(arch, num_classes=3, drop_path_rate=.9)
+    name = net.pretrained_cfg['classifier']
+    m = SFTModel(net, {g:[f'net.{n}' for n in ns] for g,ns in matched_groups(net, [name]).items()})
+    set_trainable(m, trainable_names(m, 'head')).train()
+    x = torch.randn(2,3,160,160)
+    with torch.no_grad(): assert torch.equal(m(x), m(x))
+
 def test_frozen_through_drop_path():
     "Random depth and dropout below the border stand still"
     import timm

@@ -104,7 +104,8 @@ def test_fastai_methods_mean_these_groups(shapes, arch, size):
     learn = learner(shapes, arch, size)
     m,n = learn.model,len(learn.model.groups)
     assert trains(m)==set(m.groups['head'])
-    for call,i in [(learn.unfreeze, 0), (learn.freeze, n-1), (lambda: learn.freeze_to(2), 2), (lambda: learn.freeze_to(-3), n-3), (lambda: learn.freeze_to(0), 0)]:
+    to = learn.freeze_to
+    for call,i in [(learn.unfreeze, 0), (learn.freeze, n-1), (lambda: to(2), 2), (lambda: to(-3), n-3), (lambda: to(0), 0)]:
         for _ in range(2):
             call()
             assert trains(m)==upto(m, i)
@@ -172,7 +173,9 @@ def test_counts_of_the_classic_recipe(tmp_path):
     t = layer_table(learn)
     assert (t.trainable.sum(), (t.parameters-t.trainable).sum())==(32_780_810, 7_635_264)
 
-@pytest.mark.parametrize('cb', [GradientAccumulation(8), GradientClip(.1), MixUp(), EarlyStoppingCallback(patience=1), SaveModelCallback()], ids=lambda o: o.name)
+CALLBACKS = [GradientAccumulation(8), GradientClip(.1), MixUp(), EarlyStoppingCallback(patience=1), SaveModelCallback()]
+
+@pytest.mark.parametrize('cb', CALLBACKS, ids=lambda o: o.name)
 def test_fastai_callbacks(shapes, tmp_path, cb):
     learn = learner(shapes, freeze='layer4', path=tmp_path)
     was = state(learn.model)

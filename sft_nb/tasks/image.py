@@ -264,8 +264,8 @@ def toy_pictures(
 # %% ../../nbs/tasks/20_image.ipynb #09958bdf
 def _check_rows(rows, spec): return check_pictures(rows)
 
-register(Task('image', 'A picture → its class, or several', ('image',), 'label', 'pip:efficientnet-lite0', 'accuracy',
+_task = register(Task('image', 'A picture → its class, or several', ('image',), 'label', 'pip:efficientnet-lite0', 'accuracy',
     check_rows=_check_rows, make_loaders=picture_loaders, make_model=image_model, item_loader=picture_item_loader,
     save_model=save_image_model, load_model=load_image_model, demo=digits_demo, toy=toy_pictures,
     options=dict(size="side of the square that the network sees, in pixels; default the checkpoint's",
-                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")));
+                 resize="'crop' (as timm evaluates), 'pad' or 'squish'")))
