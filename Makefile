@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check test-slow check-slow fix readme dist clean
+.PHONY: demo test check test-slow check-slow fix readme dist clean benchmarks
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -64,3 +64,6 @@ $(VENV)/.installed-dev: $(METADATA) | $(VENV)/bin/python
 
 clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache .ruff_cache
+
+benchmarks:
+	$(BIN)python benchmarks/run.py head whole gradual step scratch table

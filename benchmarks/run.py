@@ -1,0 +1,266 @@
+"""Side-by-side measurements; each peer runs in this process, in turn, on the same data and split.
+
+    python benchmarks/run.py head whole step gradual   # measure; one JSON file each in benchmarks/results
+    python benchmarks/run.py table                     # write the table of benchmarks/README.md from them
+"""
+import argparse, contextlib, json, math, os, platform, random, resource, tempfile, time
+from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+import numpy as np, torch
+from torch import nn
+from fastai.learner import Learner
+from fastai.callback.schedule import *
+from sft_nb.all import *
+from sft_nb.core import get_task
+from sft_nb.learner import class_metrics
+
+here = Path(__file__).parent
+results = here/'results'
+DATA = ('amazon', 'digits')
+
+def timed(f, *args, **kw):
+    start = time.perf_counter()
+    out = f(*args, **kw)
+    return time.perf_counter()-start, out
+
+def demo(name):
+    task = get_task('text' if name in ('amazon', 'tweets') else 'image')
+    d = task.demo(Path(tempfile.gettempdir())/'sft_nb-bench')
+    if name=='tweets': d = {**d, 'source':Path(d['source']).with_name('tweets.csv')}
+    return task.name, d
+
+def data(name, seed=42, **kw):
+    task,d = demo(name)
+    return load_data(task, d['source'], seed=seed, **{**d.get('load', {}), 'augment':False, **kw})
+
+class Plain(nn.Module):
+    "The same network without our freezing: fastai's own `freeze` is what acts"
+    def __init__(self, model): super().__init__(); self.net = model
+    def forward(self, *x): return self.net(*x)
+    def train(self, mode=True):
+        for m in self.modules(): m.training = mode
+        return self
+
+def two_groups(m):
+    head = [p for n,p in m.net.named_parameters() if n in m.net.groups['head']]
+    ids = set(map(id, head))
+    return [[p for p in m.parameters() if id(p) not in ids], head]
+
+def fastai_learner(dls, seed, train_bn=True):
+    ours = sft_learner(dls, freeze=None, seed=seed)
+    return Learner(dls, Plain(ours.model), loss_func=ours.loss_func, splitter=two_groups, train_bn=train_bn, metrics=class_metrics())
+
+@contextlib.contextmanager
+def quiet(learn):
+    with learn.no_bar(), learn.no_logging(): yield
+
+@contextlib.contextmanager
+def cold_cache():
+    "A new, empty cache of activations; fetched assets stay"
+    from sft_nb import cache
+    with tempfile.TemporaryDirectory() as d:
+        was,cache.cache_folder = cache.cache_folder,lambda: Path(d)
+        try: yield
+        finally: cache.cache_folder = was
+
+def seeded_all(seed):
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+def accuracy(learn): return float(learn.validate()[1])
+
+def bare_pass(learn):
+    "One forward pass over both sets, nothing else"
+    learn.model.eval()
+    with torch.inference_mode():
+        for part in ('train', 'valid'):
+            rows = learn.spec.rows[learn.spec.rows.split==part]
+            if learn.spec.task.lengths: rows = rows.iloc[np.argsort(-np.asarray(learn.spec.task.lengths(learn.spec, rows)), kind='stable')]
+            for b in learn.spec.task.item_loader(learn.spec, rows, max(learn.dls.bs, 32)): learn.model(*b[:learn.dls.n_inp] if isinstance(b, tuple) else (b,))
+
+def bench_head(seeds=(1,2,3), names=DATA):
+    "Head phase, 5 epochs, validation after each"
+    for name in names:
+        for seed in seeds:
+            dls = data(name, seed)
+            row = dict(data=name, seed=seed)
+            def ours():
+                learn = sft_learner(dls, seed=seed)
+                with quiet(learn): learn.fit_head(5)
+                return learn
+            def theirs(train_bn):
+                seeded_all(seed)
+                learn = fastai_learner(dls, seed, train_bn)
+                with quiet(learn):
+                    learn.freeze()
+                    learn.fit_one_cycle(5, 1e-2)
+                return learn
+            learn = sft_learner(dls, seed=seed)
+            bare_pass(learn)
+            row['forward'],_ = timed(bare_pass, learn)
+            with cold_cache():
+                row['cold'],learn = timed(ours)
+                row['ours_accuracy'] = learn.history[-1]['accuracy']
+                row['warm'],_ = timed(ours)
+            for bn in (False, True):
+                row[f'fastai_bn_{bn}'],learn = timed(theirs, bn)
+                with quiet(learn): row[f'fastai_bn_{bn}_accuracy'] = accuracy(learn)
+            yield row
+
+def hf_trainer(dls, spec, seed, lr, epochs, out):
+    "The usual recipe: the library's classifier, dynamic padding, AdamW, linear decay"
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+    set_seed(seed)
+    tok,at = spec.checkpoint.tokenizer(),{v:i for i,v in enumerate(spec.vocab)}
+    def part(s):
+        rows = spec.rows[spec.rows.split==s]
+        enc = tok(list(rows.text), truncation=True, max_length=spec.preprocess['max_length'])
+        return [dict(input_ids=i, attention_mask=m, labels=at[y]) for i,m,y in zip(enc['input_ids'], enc['attention_mask'], rows.label)]
+    model = spec.checkpoint.hf_model(AutoModelForSequenceClassification, num_labels=len(at))
+    args = TrainingArguments(out, num_train_epochs=epochs, learning_rate=lr, per_device_train_batch_size=16, per_device_eval_batch_size=64, eval_strategy='epoch',
+                             save_strategy='no', logging_strategy='no', report_to=[], disable_tqdm=True, seed=seed, use_cpu=True)
+    t = Trainer(model=model, args=args, train_dataset=part('train'), eval_dataset=part('valid'), data_collator=DataCollatorWithPadding(tok),
+                compute_metrics=lambda p: dict(accuracy=float((p.predictions.argmax(-1)==p.label_ids).mean())))
+    t.train()
+    return t.evaluate()['eval_accuracy']
+
+def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), lr=5e-5):
+    "Whole runs: our defaults, fastai's fine_tune(3), Hugging Face Trainer (3 epochs)"
+    for name in names:
+        for seed in seeds:
+            dls = data(name, seed)
+            row = dict(data=name, seed=seed, trainer_lr=lr)
+            recipe = {**get_task(dls.sft.task.name).recipe}
+            def ours():
+                learn = sft_learner(dls, seed=seed)
+                with quiet(learn): learn.fine_tune(**recipe)
+                return learn
+            def fastai():
+                seeded_all(seed)
+                learn = fastai_learner(dls, seed)
+                with quiet(learn): learn.fine_tune(3, 1e-3)
+                return learn
+            with cold_cache(): row['ours'],learn = timed(ours)
+            row['ours_accuracy'] = learn.history[-1]['accuracy']
+            if dls.sft.task.name=='text':
+                with tempfile.TemporaryDirectory() as out: row['trainer'],row['trainer_accuracy'] = timed(hf_trainer, dls, dls.sft, seed, lr, 3, out)
+            if seed<=3:
+                row['fastai'],learn = timed(fastai)
+                with quiet(learn): row['fastai_accuracy'] = accuracy(learn)
+            yield row
+
+def bench_gradual(seeds=(1,2,3), names=('amazon',)):
+    "Gradual unfreezing over all groups, one epoch in each, with and without the cache"
+    from sft_nb import schedule
+    for name in names:
+        for seed in seeds:
+            dls,row = data(name, seed),dict(data=name, seed=seed)
+            def run():
+                learn = sft_learner(dls, seed=seed)
+                with quiet(learn): learn.gradual_unfreeze(1, lr=1e-3, decay=.8)
+                return learn
+            with cold_cache(): row['cached'],learn = timed(run)
+            row['cached_accuracy'] = learn.history[-1]['accuracy']
+            was,schedule.frozen_cache = schedule.frozen_cache,lambda *a,**k: contextlib.nullcontext()
+            try: row['live'],learn = timed(run)
+            finally: schedule.frozen_cache = was
+            row['live_accuracy'] = learn.history[-1]['accuracy']
+            yield row
+
+def bench_step(seeds=(1,2,3), names=DATA, n=12):
+    "One training step of the whole network against a bare PyTorch loop, in turn on the same batches"
+    for name in names:
+        for seed in seeds:
+            dls = data(name, seed)
+            learn = sft_learner(dls, freeze=None, seed=seed)
+            batches = [b for b,_ in zip(dls.train, range(n))]
+            model,loss_func = learn.model,learn.loss_func
+            opt = torch.optim.AdamW(model.parameters(), lr=1e-5)
+            def bare():
+                model.train()
+                for x,y in batches:
+                    loss_func(model(x), y).backward()
+                    opt.step()
+                    opt.zero_grad()
+            class Batches(list):
+                bs,n,device,dataset = dls.train.bs,len(batches),dls.train.device,range(len(batches))
+            def ours():
+                for i,b in enumerate(batches): learn.one_batch(i, b)
+            with quiet(learn):
+                learn.create_opt()
+                learn('before_fit')
+                learn('before_epoch')
+                learn.dl = dls.train
+                learn('before_train')
+                for f in (bare, ours): f()
+                pairs = [(timed(ours)[0], timed(bare)[0]) for _ in range(3)]
+            yield dict(data=name, seed=seed, ours=float(np.median([a for a,_ in pairs]))/n, bare=float(np.median([b for _,b in pairs]))/n)
+
+def bench_scratch(seeds=(1,2,3), names=('amazon', 'digits')):
+    "The same network and budget, fine-tuned and from scratch"
+    for name in names:
+        for seed in seeds:
+            dls,row = data(name, seed),dict(data=name, seed=seed)
+            for pretrained in (True, False):
+                learn = sft_learner(dls, pretrained=pretrained, freeze=None, seed=seed)
+                with quiet(learn): row[f'pretrained_{pretrained}'],_ = timed(learn.fit_one_cycle, 2, 1e-3 if pretrained else 2e-3)
+                row[f'pretrained_{pretrained}_accuracy'] = learn.history[-1]['accuracy']
+            yield row
+
+def interval(values):
+    "Mean and half of its 95 % t interval"
+    from scipy.stats import t
+    v = np.asarray(values, float)
+    return v.mean(), (t.ppf(.975, len(v)-1)*v.std(ddof=1)/math.sqrt(len(v)) if len(v)>1 else float('nan'))
+
+def said(values, form='{:.2f}'):
+    m,h = interval(values)
+    return form.format(m) + ('' if math.isnan(h) else ' ± '+form.format(h)) + f' (n={len(values)})'
+
+def measure(name, seeds):
+    rows = []
+    fn = globals()[f'bench_{name}']
+    for row in fn(**({'seeds':seeds} if seeds else {})):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        out = dict(name=name, what=fn.__doc__, rows=rows, threads=torch.get_num_threads(), machine=f'{platform.machine()}, {os.cpu_count()} cores',
+                   torch=torch.__version__, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+        results.mkdir(exist_ok=True)
+        write_atomic(results/f'{name}.json', json.dumps(out, indent=1)+'\n')
+
+RATIOS = dict(head=[('fastai_bn_True', 'cold', 'fastai, train_bn=True / fit_head(5), cold cache', 'fastai_bn_True_accuracy', 'ours_accuracy'),
+                    ('fastai_bn_False', 'cold', 'fastai, train_bn=False / fit_head(5), cold cache', 'fastai_bn_False_accuracy', 'ours_accuracy'),
+                    ('cold', 'forward', 'fit_head(5), cold cache / one bare forward pass', None, 'ours_accuracy'),
+                    ('warm', 'forward', 'fit_head(5), warm cache / one bare forward pass', None, None)],
+              whole=[('trainer', 'ours', 'Hugging Face Trainer, 3 epochs / our defaults', 'trainer_accuracy', 'ours_accuracy'),
+                     ('fastai', 'ours', 'fastai fine_tune(3) / our defaults', 'fastai_accuracy', 'ours_accuracy')],
+              gradual=[('live', 'cached', 'gradual unfreezing without / with the cache', 'live_accuracy', 'cached_accuracy')],
+              step=[('ours', 'bare', 'one training step / a bare PyTorch loop', None, None)],
+              scratch=[('pretrained_False', 'pretrained_True', 'time from scratch / fine-tuned, 2 epochs each', 'pretrained_False_accuracy', 'pretrained_True_accuracy')])
+
+def table():
+    lines = ['| measured | data | ratio of times | peer accuracy | our accuracy | difference |', '|---|---|---|---|---|---|']
+    for name,specs in RATIOS.items():
+        f = results/f'{name}.json'
+        if not f.exists(): continue
+        rows = json.loads(f.read_text())['rows']
+        for a,b,what,peer,ours in specs:
+            for d in dict.fromkeys(r['data'] for r in rows):
+                rs = [r for r in rows if r['data']==d and a in r and b in r]
+                if not rs: continue
+                acc = lambda k: said([r[k] for r in rs], '{:.3f}') if k else ''
+                diff = said([r[ours]-r[peer] for r in rs], '{:+.3f}') if peer and ours else ''
+                lines.append(f"| {what} | {d} | {said([r[a]/r[b] for r in rs])} | {acc(peer)} | {acc(ours)} | {diff} |")
+    readme = (here/'README.md').read_text()
+    begin,end = '<!-- table -->','<!-- /table -->'
+    head,rest = readme.split(begin)
+    write_atomic(here/'README.md', head+begin+'\n'+'\n'.join(lines)+'\n'+end+rest.split(end)[1])
+    print('\n'.join(lines))
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', nargs='+', choices=[*RATIOS, 'table'])
+    p.add_argument('--seeds', type=int, nargs='*')
+    a = p.parse_args()
+    for o in a.what: table() if o=='table' else measure(o, a.seeds)
