@@ -159,6 +159,7 @@ class Task:
     score:Callable|None=None # (rows) -> {metric: number} on plain targets and predictions; None: those of classification
     make_targets:Callable|None=None # (spec, rows) -> tensor of targets for training from cached activations; None: class numbers
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
+    pairs:bool=False # Whether two columns may be its one input; a cell is then a tuple of two
     recipe:dict=field(default_factory=dict) # Arguments of `fine_tune` that suit this task, where the command line names none
     extra:str|None=None # The extra that brings the libraries of this task; None: nothing beyond the base
     needs:tuple=() # Modules that must be importable

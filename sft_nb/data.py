@@ -331,6 +331,7 @@ def load_data(
     _check_arguments(task, valid, bad, max_items, options)
     rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items, **options)
+    if input is not None: settings['input'] = input
     spec = DataSpec(task, rows, multi_label=multi, checkpoint=open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained),
                     pretrained=pretrained, seed=seed, has_group=group is not None, options=settings)
     prepare_rows(spec, valid, bad, what)

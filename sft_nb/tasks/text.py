@@ -283,6 +283,8 @@ def pool(
     if how=='max': return hidden.masked_fill(on==0, -torch.inf).amax(1)
     return (hidden*on).sum(1)/on.sum(1).clamp(min=1e-9)
 
+def _prefix(net): return net.base_model_prefix+'.' if hasattr(net, net.base_model_prefix) else ''
+
 class TextModel(SFTModel):
     "A transformers network with pooling and a head, or with the classifier of the library"
     def __init__(self, net, groups, head=None, example=(), pooling='mean', dropout=0.):
@@ -452,7 +454,7 @@ def text_groups(
     example:dict, # Inputs that are run once
 )->dict: # Group name -> names of parameters of `net`; 'head' is empty where the model has no classifier
     "Embeddings, each layer, and the head"
-    prefix = net.base_model_prefix+'.' if hasattr(net, net.base_model_prefix) else ''
+    prefix = _prefix(net)
     body = net.get_submodule(prefix[:-1]) if prefix else net
     at = _first_runs(net, body, example)
     layers = sorted(_layers(body), key=lambda n: at.get(n, math.inf))
@@ -547,8 +549,9 @@ def save_text_model(
 ):
     "Write a Hugging Face folder, and `head.safetensors` where the head is not the library's own"
     from safetensors.torch import save_file
+    from sft_nb.checkpoint import _quiet
     folder = Path(folder)
-    model.net.save_pretrained(folder)
+    with _quiet(): model.net.save_pretrained(folder)
     text_coder(spec).tokenizer.save_pretrained(folder)
     if model.head is None: return
     save_file({k:v.detach().cpu().contiguous() for k,v in model.head.state_dict().items()}, folder/'head.safetensors', metadata={'format':'pt'})
@@ -647,6 +650,7 @@ def toy_texts(
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Short sentences of two moods, and a BERT of two layers with random weights"
     from transformers import BertConfig, BertModel
+    from sft_nb.checkpoint import _quiet
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(_TOY, columns=['text','label']).to_csv(folder/'moods.csv', index=False)
@@ -654,7 +658,7 @@ def toy_texts(
     config = BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder/'bert')
+        with _quiet(): BertModel(config).save_pretrained(folder/'bert')
     tok.save_pretrained(folder/'bert')
     def bad():
         lines = (folder/'moods.csv').read_text().splitlines()
@@ -666,6 +670,6 @@ def toy_texts(
 # %% ../../nbs/tasks/21_text.ipynb #03ab999c
 register(Task('text', 'A text, or a pair of texts → its class, or several', ('text',), 'label', 'pip:all-minilm-l6-v2', 'accuracy',
     check_rows=check_texts, make_loaders=text_loaders, make_model=text_model, item_loader=text_item_loader,
-    save_model=save_text_model, load_model=load_text_model, demo=sentiment_demo, toy=toy_texts, lengths=text_lengths, needs=('transformers',), extra='text',
+    save_model=save_text_model, load_model=load_text_model, demo=sentiment_demo, toy=toy_texts, lengths=text_lengths, pairs=True, needs=('transformers',), extra='text',
     options=dict(max_length="tokens after which a text is cut; default as the checkpoint was trained",
                  pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")));
