@@ -21,7 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorCategory, TensorMultiCategory
 from fastcore.foundation import patch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from .core import *
 from .groups import SFTModel
 from .learner import SFTLearner, seeded
@@ -174,7 +174,15 @@ def clear_cache(
     "Remove cached activations"
     gone = [d for d in _entries() if key is None or d.name.startswith(key)]
     for d in gone: shutil.rmtree(d, ignore_errors=True)
+    if key is None: _sweep()
     return len(gone)
+
+def _sweep():
+    "Remove what killed processes have left half written"
+    for d in cache_folder().glob('.*'):
+        try:
+            with FileLock(cache_folder()/f'{d.name[1:41]}.lock').acquire(timeout=0): shutil.rmtree(d, ignore_errors=True)
+        except Timeout: pass
 
 def _make_room(need):
     sizes = {d:sum(f.stat().st_size for f in d.iterdir()) for d in _entries()}
@@ -216,6 +224,7 @@ def activations(
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
     out = cache_folder()/cache_key(learn, border, rows, dtype, view)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if not (out/'meta.json').exists(): _sweep()
     with FileLock(out.with_suffix('.lock')):
         if not (out/'meta.json').exists():
             _make_room(0)
@@ -269,9 +278,12 @@ def first_trainable(
 
 def cache_border(
     model:SFTModel, # The model, frozen as it will train
+    at_most:int|None=None, # No higher than this group; None: as high as it goes
 )->int|None: # Index of the highest group, at or below the first that trains, where the network can be cut; None: there is none
     "Where a frozen part can be cached"
-    return max((b for b in model.borders() if b<=first_trainable(model)), default=None)
+    top = first_trainable(model)
+    fit = [b for b in model.borders() if b<=top]
+    return max((b for b in fit if at_most is None or b<=at_most), default=max(fit, default=None))
 
 def why_not(
     learn:SFTLearner, # The learner, frozen as it will train
@@ -319,12 +331,13 @@ def frozen_cache(
     dtype:str='float32', # 'float32' (exact), 'float16' or 'bfloat16': how activations are stored
     views:int=0, # Number of augmented passes to keep where augmentation is on; 0: the cache is off then
     quiet:bool=False, # Do not say why the cache is off
+    at_most:int|None=None, # Highest group at whose input to cache; None: the first that trains
 ):  # Fits inside the block start from cached activations
     "Let fits start from what the frozen part computed once"
     def context():
         why = why_not(learn, views)
         if why is None:
-            try: return _in_place(learn, _border_dls(learn, cache_border(learn.model), dtype, views if learn.augments else 0))
+            try: return _in_place(learn, _border_dls(learn, cache_border(learn.model, at_most), dtype, views if learn.augments else 0))
             except (_NoCache, OSError) as e: why = str(e)
         learn.cached_groups = None
         if not quiet: print(f'No cache: {why}.', file=sys.stderr)

@@ -146,9 +146,9 @@ def _train(a, learn, fit):
     "Head first and then all; or with what `--freeze` names frozen to the end"
     importlib.import_module('sft_nb.schedule') # gives the learner its `fine_tune`
     what = getattr(a, 'freeze', '')
-    fit = {'epochs':3, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
+    fit = {'epochs':3, **learn.spec.task.recipe, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
     if what=='body': fit.update(freeze_epochs=a.head_epochs or fit['epochs'], epochs=0)
-    elif what is None: fit['freeze_epochs'] = a.head_epochs or 0
+    elif what is None: fit.update(freeze_epochs=a.head_epochs or 0, unfreeze_to=0)
     elif what and isinstance(what, str): fit['unfreeze_to'] = what
     if not isinstance(what, dict): return learn.fine_tune(**fit)
     learn.fine_tune(**{**fit, 'epochs':0})

@@ -22,6 +22,7 @@ from fastai.learner import Recorder
 from .core import *
 from .cache import *
 from .cache import _border_dls, _in_place
+from .groups import find_group
 from .learner import *
 
 # %% ../nbs/08_schedule.ipynb #7eb57d58
@@ -122,10 +123,12 @@ def _fine_tune(self:SFTLearner,
     half = base_lr/2
     lrs = slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(self.model, half, decay)
     self.freeze()
+    start = find_group(self.model, _share(self.model, unfreeze_to))
+    once = start if freeze_epochs==1 and start else None
     if freeze_epochs:
-        with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype): self.fit_one_cycle(freeze_epochs, head_lr or base_lr, pct_start=.99, **kwargs)
+        with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once): self.fit_one_cycle(freeze_epochs, head_lr or base_lr, pct_start=.99, **kwargs)
     if not epochs: return self
-    self.freeze_to(_share(self.model, unfreeze_to))
+    self.freeze_to(start)
     with _Phase(self, 'finetune'), _kept_border(self, dtype): self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, **kwargs)
     return self
 SFTLearner.fine_tune = _fine_tune
