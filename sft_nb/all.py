@@ -20,6 +20,7 @@ from .heads import *
 from .learner import *
 from .cache import *
 from .schedule import *
+from .regularise import *
 from .adapters import *
 from .evaluate import *
 from .export import *

@@ -208,12 +208,13 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False):
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings))
 
 # %% ../nbs/19_cli.ipynb #c3123aee
-def _settings(a, learn):
+def _settings(a, learn, fit):
     "What the report says of how the run was made"
     import fastai, timm, torch, transformers
     asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    return {**asked, 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
+    used = {k:str(v) for k,v in {**learn.spec.options, **fit}.items() if v is not None}
+    return {**used, **asked, 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _run(a, task, source, out, load, fit, overwrite=False):
     "From data to the saved folder; returns the line that is printed last"
@@ -225,7 +226,7 @@ def _run(a, task, source, out, load, fit, overwrite=False):
     seconds = _timed(a, learn, fit)
     ev = evaluate(learn, on='valid')
     metrics = _metrics(learn, ev, seconds)
-    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite)
+    _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
     return (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
             f"{time.perf_counter()-start:.0f} s · {out}/")
 
