@@ -23,6 +23,7 @@ from .schedule import *
 from .regularise import *
 from .adapters import *
 from .evaluate import *
+from .cross_validate import *
 from .export import *
 
 # %% ../nbs/90_all.ipynb #8b2fd268
