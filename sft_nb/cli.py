@@ -142,14 +142,20 @@ def _device(name):
         raise FitError(f"--device {name} cannot be used: {str(e).splitlines()[0]}. Try cpu, cuda or mps, or leave it out.") from e
     return torch.device(name)
 
-def _train(a, learn, fit):
-    "Head first and then all; or with what `--freeze` names frozen to the end"
-    importlib.import_module('sft_nb.schedule') # gives the learner its `fine_tune`
+def _fit_args(a, task, fit):
+    "Arguments of `fine_tune`: those of the task, of its demo, and on top of them what was asked for"
+    fit = {'epochs':3, **task.recipe, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
+    if a.decay: fit.pop('lr_mult', None)
+    if a.lr: fit.pop('head_lr', None)
     what = getattr(a, 'freeze', '')
-    fit = {'epochs':3, **learn.spec.task.recipe, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
     if what=='body': fit.update(freeze_epochs=a.head_epochs or fit['epochs'], epochs=0)
     elif what is None: fit.update(freeze_epochs=a.head_epochs or 0, unfreeze_to=0)
     elif what and isinstance(what, str): fit['unfreeze_to'] = what
+    return fit
+
+def _train(learn, fit, what):
+    "Head first and then all; or with what `--freeze` names frozen to the end"
+    importlib.import_module('sft_nb.schedule') # gives the learner its `fine_tune`
     if not isinstance(what, dict): return learn.fine_tune(**fit)
     learn.fine_tune(**{**fit, 'epochs':0})
     learn.freeze_to(**what)
@@ -159,12 +165,12 @@ def _rates(learn, fit):
     "Those of the second phase of `fine_tune`"
     from sft_nb.learner import discriminative_lrs
     half = fit.get('base_lr', 2e-3)/2
-    return discriminative_lrs(learn.model, half, fit['decay']) if 'decay' in fit else slice(half/100, half)
+    return discriminative_lrs(learn.model, half, fit['decay']) if fit.get('decay') else slice(half/fit.get('lr_mult', 100), half)
 
-def _timed(a, learn, fit):
+def _timed(learn, fit, what):
     "Train with progress on standard error; returns the seconds of both phases"
     start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(a, learn, fit)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(learn, fit, what)
     head = learn.seconds.get('head', 0.)
     return dict(seconds_head=round(head, 2), seconds_finetune=round(time.perf_counter()-start-head, 2))
 
@@ -223,7 +229,8 @@ def _run(a, task, source, out, load, fit, overwrite=False):
     start = time.perf_counter()
     dls = _load(a, task, source, **load)
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed)
-    seconds = _timed(a, learn, fit)
+    fit = _fit_args(a, task, fit)
+    seconds = _timed(learn, fit, getattr(a, 'freeze', ''))
     ev = evaluate(learn, on='valid')
     metrics = _metrics(learn, ev, seconds)
     _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
