@@ -29,6 +29,7 @@ class Accumulate(Callback):
         items:int=32, # Take a step when so many items have been seen, and at the end of an epoch
         weight=None, # (targets of a batch) -> how much the mean loss of the batch weighs; None: its items. For a loss over tokens: the tokens
     ): self.items,self.weight = items,weight
+    def before_fit(self): self.learn.model.zero_grad()
     def before_train(self): self._reset()
     def _reset(self): self.n,self.total = 0,0.
     def after_loss(self):
@@ -61,22 +62,17 @@ class Autocast(Callback):
         dtype:str='bfloat16', # The only one that needs no scaling of the loss
     ):
         if dtype!='bfloat16': raise FitError(f"dtype={dtype!r}: valid is 'bfloat16'. For float16 on CUDA take fastai's learn.to_fp16(), which scales the loss.")
-        self.dtype,self.cast = getattr(torch, dtype),None
+        self.dtype = getattr(torch, dtype)
     def before_fit(self):
-        kind = next(self.model.parameters()).device.type
+        model,kind = self.model,next(self.model.parameters()).device.type
         if not has_bfloat16(kind): raise FitError(f"This {kind} does not compute in bfloat16. Leave Autocast out, or train on another device.")
-        self.kind = kind
-    def before_batch(self):
-        self.cast = torch.autocast(self.kind, dtype=self.dtype)
-        self.cast.__enter__()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
-    def after_loss(self): self._leave()
-    def after_cancel_batch(self): self._leave()
-    def after_cancel_fit(self): self._leave()
-    def after_fit(self): self._leave()
-    def _leave(self):
-        if self.cast is not None: self.cast.__exit__(None, None, None)
-        self.cast = None
+        def forward(*x):
+            if self.learn is None:
+                vars(model).pop('forward', None)
+                return model(*x)
+            with torch.autocast(kind, dtype=self.dtype): return to_float(type(model).forward(model, *x))
+        model.forward = forward
+    def after_fit(self): vars(self.model).pop('forward', None)
 
 # %% ../nbs/08a_regularise.ipynb #0bfc72b4
 def checkpoint_activations(
@@ -114,11 +110,11 @@ class L2SP(Callback):
         start:dict|None=None, # Name of a parameter -> where it is pulled to; None: where it stands when it first trains
     ): self.alpha,self.beta,self.start = alpha,beta,dict(start or {})
     def before_fit(self):
-        self.head = set(self.model.groups['head'])
+        self.top = set(self.model.groups['head'])
         for n,p in self._body(): self.start[n] = self.start[n].to(p.device) if n in self.start else p.detach().clone()
-    def _body(self): return [(n,p) for n,p in self.model.named_parameters() if p.requires_grad and n not in self.head]
+    def _body(self): return [(n,p) for n,p in self.model.named_parameters() if p.requires_grad and n not in self.top]
     def after_loss(self):
-        head = sum(p.square().sum() for n,p in self.model.named_parameters() if n in self.head and p.requires_grad)
+        head = sum(p.square().sum() for n,p in self.model.named_parameters() if n in self.top and p.requires_grad)
         body = sum((p-self.start[n]).square().sum() for n,p in self._body())
         self.learn.loss_grad = self.loss_grad+self.alpha/2*body+self.beta/2*head
 
@@ -191,7 +187,7 @@ def _advice(rows, i, j, first):
     text = (f"Over-fitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} to {b['train_loss']:.3g} on the training rows "
             f"and rose from {a['valid_loss']:.3g} to {b['valid_loss']:.3g} on the validation rows.")
     if b.get('accuracy', 0)>a.get('accuracy', 1): return text+" Accuracy still rose: the model grows too sure rather than worse. Try label_smoothing=.1, MixUp, or keep it."
-    return text+(f" Stop after {i+1} epochs (KeepBest('valid_loss', patience=2) puts the best one back), freeze more groups, train with more weight decay or L2SP, "
+    return text+(f" Stop after epoch {first+i+1} (KeepBest('valid_loss', patience=2) puts the best one back), freeze more groups, train with more weight decay or L2SP, "
                  "augment, or add rows.")
 
 def find_overfitting(
