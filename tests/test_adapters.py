@@ -103,7 +103,8 @@ def test_texts(tmp_path, name, kind):
     learn,x = texts(name)
     check(learn, x, kind, tmp_path/'adapter', network(name))
 
-@pytest.mark.parametrize('config', [lambda: peft.LoHaConfig(r=2), lambda: peft.LoKrConfig(r=2), lambda: peft.LoraConfig(r=2, use_rslora=True, target_modules=['qkv'])])
+@pytest.mark.parametrize('config', [lambda: peft.LoHaConfig(r=2), lambda: peft.LoKrConfig(r=2),
+    lambda: peft.LoraConfig(r=2, use_rslora=True, target_modules=['qkv'])])
 def test_own_config(tmp_path, config):
     learn = pictures(tmp_path/'toy')
     net = copy.deepcopy(learn.model.net)

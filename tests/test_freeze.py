@@ -14,7 +14,7 @@ from sft_nb.data import load_data
 from sft_nb.evaluate import evaluate
 from sft_nb.groups import SFTModel, is_norm, sequential_groups, set_trainable, trainable_names
 from sft_nb.learner import SFTLearner, freeze_to, layer_table, sft_learner
-import sft_nb.schedule # noqa: F401 methods of the learner
+import sft_nb.schedule
 
 def quiet(learn):
     for cb in [o for o in learn.cbs if type(o).__name__=='ProgressCallback']: learn.remove_cb(cb)

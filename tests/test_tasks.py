@@ -8,7 +8,7 @@ from sft_nb.data import load_data
 from sft_nb.evaluate import evaluate
 from sft_nb.export import load_predictor, save_predictor
 from sft_nb.learner import layer_table, sft_learner
-import sft_nb.schedule # noqa: F401 methods of the learner
+import sft_nb.schedule
 
 TASKS = all_tasks()
 
