@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/cross_validate.html.md"""
 __all__ = ['cross_validate']
 
 # %% ../nbs/11a_cross_validate.ipynb #cb697494
-import numpy as np, pandas as pd
+import pandas as pd
 from .core import *
 from .data import fold_specs, make_loaders
 from .evaluate import evaluate
