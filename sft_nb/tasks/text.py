@@ -89,7 +89,7 @@ class TextCoder:
 def _cell(o): return tuple(map(str, o)) if isinstance(o, (tuple,list)) else str(o)
 
 # %% ../../nbs/tasks/21_text.ipynb #2f54854f
-_OFFSET = ('roberta','xlm-roberta','xlm-roberta-xl','camembert','roberta-prelayernorm','data2vec-text','xmod','mpnet','longformer','ibert','bigbird')
+_OFFSET = ('roberta','xlm-roberta','xlm-roberta-xl','camembert','roberta-prelayernorm','data2vec-text','xmod','longformer','ibert')
 
 def _config(ckpt):
     from transformers import AutoConfig
@@ -100,7 +100,8 @@ def _limit(config):
     config = config.get_text_config()
     n = getattr(config, 'max_position_embeddings', None) or getattr(config, 'n_positions', None)
     if not isinstance(n, int) or n<1: return None
-    return n-(config.pad_token_id or 0)-1 if config.model_type in _OFFSET and config.model_type!='mpnet' else n-2 if config.model_type=='mpnet' else n
+    first = 2 if config.model_type=='mpnet' else (config.pad_token_id or 0)+1 if config.model_type in _OFFSET else 0
+    return n-first
 
 def _length(ckpt, config, tokenizer, asked=None):
     "Tokens after which a text is cut"
@@ -266,8 +267,9 @@ def text_item_loader(
 def text_lengths(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `text`
-)->list: # Characters of each text
+)->list: # Tokens of each text where they are known, else characters
     "What to sort rows by, so that batches need little padding"
+    if len(spec.rows) and rows is spec.rows or 'tokens' in rows and rows.index.isin(spec.rows.index).all(): return list(rows['tokens'])
     return [sum(map(len, _cell(o))) if isinstance(o, (tuple,list)) else len(str(o)) for o in rows['text']]
 
 # %% ../../nbs/tasks/21_text.ipynb #507da651
@@ -584,6 +586,7 @@ def load_text_model(
 
 # %% ../../nbs/tasks/21_text.ipynb #e59a5274
 def _text_problem(o, where=''):
+    if o is None: return f'{where}empty text'
     if not isinstance(o, str): return f"{where}is a {type(o).__name__} ({str(o)[:40]}), not a text"
     if not o.strip(): return f'{where}empty text'
     try: o.encode()
@@ -634,13 +637,13 @@ _TOY = [(f'{a} {b} {c}', label) for label,pairs in (('good', ('fine warm','brigh
         for p in pairs for a,b in [p.split()] for c in ('day', 'evening by the old river bank')]
 
 def _toy_tokenizer(texts):
-    "A small WordPiece tokenizer, trained on the texts"
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    "A WordPiece tokenizer of the words and letters of the texts"
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    special = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]']
-    tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
+    special,letters = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]'],[chr(o) for o in range(97, 123)]
+    vocab = dict.fromkeys([*special, *letters, *('##'+o for o in letters), *sorted({w for t in texts for w in t.split()})])
+    tok = Tokenizer(models.WordPiece({w:i for i,w in enumerate(vocab)}, unk_token='[UNK]'))
     tok.normalizer,tok.pre_tokenizer,tok.decoder = normalizers.BertNormalizer(),pre_tokenizers.BertPreTokenizer(),decoders.WordPiece()
-    tok.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False))
     tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', '[CLS] $A [SEP] $B:1 [SEP]:1', [('[CLS]',2),('[SEP]',3)])
     names = dict(zip(('pad_token','unk_token','cls_token','sep_token','mask_token'), special))
     return PreTrainedTokenizerFast(tokenizer_object=tok, model_max_length=64, model_input_names=['input_ids','token_type_ids','attention_mask'], **names)
