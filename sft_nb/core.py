@@ -14,7 +14,7 @@ __all__ = ['SftError', 'TaskError', 'DataError', 'CheckpointError', 'AssetError'
            'progress', 'Task', 'register', 'all_tasks', 'get_task']
 
 # %% ../nbs/00_core.ipynb #125521d2
-import contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile
+import contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile, time
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -129,9 +129,20 @@ def progress(
     unit:str='item', # What is counted
 ):  # A generator over `items`
     "Go through `items` and show how far it is"
-    from tqdm.auto import tqdm
-    piped = not sys.stderr.isatty() and 'ipykernel' not in sys.modules
-    yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, delay=1, **(dict(mininterval=10, ncols=0, ascii=True) if piped else {}))
+    if total is None and hasattr(items, '__len__'): total = len(items)
+    if not sys.stderr.isatty() and 'ipykernel' not in sys.modules: yield from _lines(items, desc, total, unit)
+    else:
+        from tqdm.auto import tqdm
+        yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, delay=1)
+
+def _lines(items, desc, total, unit, every=10):
+    "Go through `items`; a line on standard error at most once in `every` seconds"
+    said = time.monotonic()
+    for i,o in enumerate(items, 1):
+        yield o
+        if time.monotonic()-said < every: continue
+        said = time.monotonic()
+        print(f"{desc}: {i:,} {f'of {total:,}' if total else unit}", file=sys.stderr, flush=True)
 
 # %% ../nbs/00_core.ipynb #8df17c9c
 @dataclass(frozen=True)
