@@ -20,7 +20,6 @@ import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import TensorCategory, TensorMultiCategory
-from fastcore.foundation import patch
 from filelock import FileLock, Timeout
 from .core import *
 from .groups import SFTModel

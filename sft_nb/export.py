@@ -20,6 +20,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
 from .core import *
+from .core import _umask
 from .checkpoint import open_checkpoint
 from .data import DataSpec
 from .evaluate import _decoded, _log_probs, _outputs, _parts, _read, evaluate
@@ -198,6 +199,7 @@ def save_predictor(
     else: info = _describe(learn, model, spec, _metrics_for(learn, spec) if metrics is None else metrics)
     with folder_atomic(path, overwrite) as tmp:
         spec.task.save_model(model, spec, tmp)
+        for f in tmp.rglob('*.safetensors'): f.chmod(0o666 & ~_umask())
         write_atomic(tmp/_CARD, _card(info, spec.task.summary))
         write_atomic(tmp/_SPEC, json.dumps(dict(info, files=_hashes(tmp)), indent=1, default=_plain, ensure_ascii=False, allow_nan=False)+'\n')
     return Path(path)

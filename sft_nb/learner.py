@@ -17,7 +17,7 @@ import copy, random, tempfile, time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder

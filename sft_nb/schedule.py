@@ -13,7 +13,7 @@ __all__ = ['KeepBest']
 # %% ../nbs/08_schedule.ipynb #3a9d36b8
 import time
 from contextlib import nullcontext
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from fastai.data.core import DataLoaders
