@@ -1,9 +1,10 @@
 """`add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
 
-An adapter leaves the pretrained base still and trains a small addition to its layers: for LoRA (arXiv:2106.09685) a product of two thin matrices. Fewer numbers
-are trained and kept by the optimiser, one base serves many tasks, and little data over-fits less easily. The layers come from peft; this module chooses where they go, and
-keeps them in step with layer groups, schedules, cache and saving: under an adapter every freeze, unfreeze and schedule touches the adapter and the head only.
-Two ways of tuning little need no adapter at all, they are freezes: `freeze_to(learn, rule='bias')` (BitFit, arXiv:2106.10199) and `rule='norm'`.
+An adapter leaves the pretrained base still and trains a small addition to its layers: for LoRA (arXiv:2106.09685) a product of two thin matrices. Fewer
+numbers are trained and kept by the optimiser, one base serves many tasks, and little data over-fits less easily. The layers come from peft; this module
+chooses where they go, and keeps them in step with layer groups, schedules, cache and saving: under an adapter every freeze, unfreeze and schedule touches the
+adapter and the head only. Two ways of tuning little need no adapter at all, they are freezes: `freeze_to(learn, rule='bias')` (BitFit, arXiv:2106.10199) and
+`rule='norm'`.
 
 Docs: https://sft-nb.github.io/sft_nb/adapters.html.md"""
 
@@ -72,8 +73,8 @@ def _find_targets(net, names, targets):
     if found and not lost: return found
     there = [n for n,_ in net.named_modules() if n and any(n==t or n.endswith('.'+t) for t in lost)]
     what = f"{lost[0]!r} in targets" if lost else f"targets={targets!r}"
-    if there: raise AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is no linear layer or plain convolution "
-                                 f"below the head that runs. Valid: {_ends(names)}.")
+    if there: raise AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is no linear layer or plain "
+                                 f"convolution below the head that runs. Valid: {_ends(names)}.")
     raise AdapterError(f"{what} names no layer. Valid: {_ends(names)}.")
 
 def _ends(names):
@@ -81,15 +82,17 @@ def _ends(names):
     return ', '.join(dict.fromkeys(re.sub(r'\d+', '*', n) for n in names)) or 'none: no linear layer or convolution runs below the head'
 
 # %% ../nbs/09_adapters.ipynb #1520c917
+def _exact(names): return '|'.join(re.escape(n) for n in sorted(names))
+
 def _short(net, names):
     "`target_modules` for peft"
     mods,names = [n for n,_ in net.named_modules()],set(names)
     def end(n):
         parts = n.split('.')
-        tails = ('.'.join(parts[i:]) for i in range(len(parts)-1, -1, -1))
+        tails = ('.'.join(parts[i:]) for i in range(max(len(parts)-2, 0), -1, -1))
         return next((t for t in tails if all(m in names for m in mods if m==t or m.endswith('.'+t))), None)
     ends = {end(n) for n in sorted(names)}
-    return '|'.join(re.escape(n) for n in sorted(names)) if None in ends else sorted(ends)
+    return _exact(names) if None in ends else sorted(ends)
 
 # %% ../nbs/09_adapters.ipynb #d7dcfc56
 class Adapter:
@@ -113,7 +116,9 @@ def _config(net, names, kind, r, alpha, dropout, kwargs):
     fan = any(not isinstance(net.get_submodule(n), (nn.Linear,nn.Conv2d)) for n in names)
     if kind=='ia3':
         down = [n for n in names if _DOWN.search(n) and not isinstance(net.get_submodule(n), nn.Conv2d)]
-        return peft.IA3Config(**{**dict(target_modules=_short(net, names), feedforward_modules=_short(net, down) if down else [], fan_in_fan_out=fan), **kwargs})
+        on,ff = _short(net, names),_short(net, down) if down else []
+        if not set(ff)<=set(on): on,ff = _exact(names),_exact(down)
+        return peft.IA3Config(**{**dict(target_modules=on, feedforward_modules=ff, fan_in_fan_out=fan), **kwargs})
     return peft.LoraConfig(**{**dict(r=r, lora_alpha=2*r if alpha is None else alpha, lora_dropout=dropout, target_modules=_short(net, names),
                                      use_dora=kind=='dora', fan_in_fan_out=fan), **kwargs})
 
@@ -130,7 +135,8 @@ def add_adapter(
     **kwargs, # To peft's config: `use_rslora`, `init_lora_weights`, `bias` stays 'none'
 )->SFTLearner: # `learn`, the adapter and the head unfrozen; prints what trains
     "Put an adapter into the network; from now on only it and the head can train"
-    peft,model = need('peft', 'adapters'),learn.model
+    need('peft', 'adapters')
+    model = learn.model
     if model.adapter is not None: raise AdapterError("This model has an adapter already. Call merge_adapter(learn) first.")
     own = not isinstance(kind, str)
     if not own and kind not in ADAPTERS: raise AdapterError(f"There is no adapter {kind!r}.{near(kind, ADAPTERS)} A config of peft is taken too.")
@@ -198,8 +204,8 @@ def _check_base(learn):
     def plain(n): return n.replace('.base_layer.', '.') if any(f'net.{n}'.startswith(a+'.base_layer.') for a in layers) else n
     now = {plain(n):t for n,t in learn.model.net.state_dict().items() if f'net.{n}' not in head}
     bad = [n for n,t in now.items() if n in fresh and t.is_floating_point() and not torch.equal(t.cpu(), fresh[n])]
-    if bad: raise AdapterError(f"{len(bad)} tensors of the base are not those of {spec.checkpoint.ref} any more, the first is {bad[0]!r}: the adapter would not "
-                               "fit what others load. Call save_predictor(learn, …), which saves the whole model.")
+    if bad: raise AdapterError(f"{len(bad)} tensors of the base are not those of {spec.checkpoint.ref} any more, the first is {bad[0]!r}: the adapter "
+                               "would not fit what others load. Call save_predictor(learn, …), which saves the whole model.")
 
 # %% ../nbs/09_adapters.ipynb #ef9b534e
 def save_adapter(

@@ -139,7 +139,7 @@ def wise_ft(
     if not 0<=alpha<=1: raise FitError(f"alpha={alpha!r} is no share. Valid: 0. (kept weights) to 1. (fine-tuned weights).")
     if learn.model.adapter is not None: raise FitError("The two matrices of an adapter cannot be mixed one by one. Call merge_adapter(learn) first.")
     tuned = _tuned(learn)
-    if other := start.keys()^tuned.keys(): raise FitError(f"The kept weights are of another network: {len(other)} names differ, the first is {sorted(other)[0]!r}.")
+    if other := start.keys()^tuned.keys(): raise FitError(f"The kept weights are of another network: {len(other)} names differ, as {sorted(other)[0]!r}.")
     learn.model.load_state_dict({k:torch.lerp(start[k].to(v.device), v, alpha) if v.is_floating_point() else v for k,v in tuned.items()})
     return learn
 
@@ -184,11 +184,12 @@ def _phases(history):
 
 def _advice(rows, i, j, first):
     a,b = rows[i],rows[j]
-    text = (f"Over-fitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} to {b['train_loss']:.3g} on the training rows "
-            f"and rose from {a['valid_loss']:.3g} to {b['valid_loss']:.3g} on the validation rows.")
-    if b.get('accuracy', 0)>a.get('accuracy', 1): return text+" Accuracy still rose: the model grows too sure rather than worse. Try label_smoothing=.1, MixUp, or keep it."
-    return text+(f" Stop after epoch {first+i+1} (KeepBest('valid_loss', patience=2) puts the best one back), freeze more groups, train with more weight decay or L2SP, "
-                 "augment, or add rows.")
+    text = (f"Over-fitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} "
+            f"to {b['train_loss']:.3g} on the training rows and rose from {a['valid_loss']:.3g} to {b['valid_loss']:.3g} on the validation rows.")
+    if b.get('accuracy', 0)>a.get('accuracy', 1):
+        return text+" Accuracy still rose: the model grows too sure rather than worse. Try label_smoothing=.1, MixUp, or keep it."
+    return text+(f" Stop after epoch {first+i+1} (KeepBest('valid_loss', patience=2) puts the best one back), freeze more groups, "
+                 "train with more weight decay or L2SP, augment, or add rows.")
 
 def find_overfitting(
     history, # `learn.history`, or a DataFrame of it

@@ -110,6 +110,26 @@ def test_own_config(tmp_path, config):
     net = copy.deepcopy(learn.model.net)
     check(learn, batch(learn), config(), tmp_path/'adapter', net)
 
+@pytest.mark.parametrize('head', [None, 'hf', [8]], ids=str)
+def test_text_task(tmp_path, monkeypatch, head):
+    monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))
+    toy = get_task('text').toy(tmp_path)
+    learn = add_adapter(sft_learner(load_data('text', toy['source'], checkpoint=toy['checkpoint'], batch_size=4, valid=.25), head=head))
+    only,was = learn.model.only,base(learn)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1).gradual_unfreeze(1)
+    learn.unfreeze()
+    assert on(learn)==only and same(was, base(learn))
+    x = batch(learn)
+    tuned,key = out(learn.model, x),'logits' if head=='hf' else 'last_hidden_state'
+    save_adapter(learn, tmp_path/'a')
+    assert (tmp_path/'a'/'head.safetensors').exists()==(head!='hf')
+    kind = transformers.AutoModelForSequenceClassification if head=='hf' else transformers.AutoModel
+    opened = peft.PeftModel.from_pretrained(kind.from_pretrained(toy['checkpoint']), tmp_path/'a').eval()
+    with torch.no_grad(): assert torch.allclose(opened(**x)[key], learn.model.net(**x)[key], atol=1e-6)
+    assert torch.allclose(out(learn.model.plain(), x), tuned, atol=1e-5)
+    merge_adapter(learn)
+    assert torch.allclose(out(learn.model, x), tuned, atol=1e-5)
+
 def test_head_outside(tmp_path):
     learn = pictures(tmp_path/'toy', head='flatten:8')
     net,x = copy.deepcopy(learn.model.net),batch(learn)
