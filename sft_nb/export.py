@@ -194,6 +194,7 @@ def save_predictor(
 )->Path: # The folder: the library's own files, `sft.json` and a card, README.md
     "Save all that prediction needs, as safetensors and JSON"
     model,spec = _parts(learn)
+    model = model.plain()
     _replaceable(path, overwrite)
     if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if metrics is None else metrics)
     else: info = _describe(learn, model, spec, _metrics_for(learn, spec) if metrics is None else metrics)
