@@ -15,8 +15,10 @@ from .checkpoint import *
 from .rows import *
 from .data import *
 from .pictures import *
+from .texts import *
 from .groups import *
 from .heads import *
+from .encoders import *
 from .learner import *
 from .cache import *
 from .schedule import *
