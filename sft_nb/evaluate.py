@@ -153,6 +153,7 @@ def _read(source, spec, bad='raise', labelled=True, **columns):
     "Rows of other data, checked, and a frame of what was left out"
     from sft_nb.data import BadRows, read_rows, row_problems
     delim = spec.options.get('label_delim') if labelled else None
+    if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
     rows = read_rows(source, spec.task, labelled=labelled, label_delim=delim, **columns)
     if labelled and spec.multi_label: rows[spec.task.target] = [t if t is None or isinstance(t, list) else [t] for t in rows[spec.task.target]]
     found = row_problems(rows, spec, labelled)

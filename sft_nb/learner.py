@@ -202,6 +202,13 @@ def _lr_find(self:SFTLearner, *args, **kwargs):
     with _unchanged(self): return Learner.lr_find(self, *args, **kwargs)
 SFTLearner.lr_find = _lr_find
 
+def _predict(self:SFTLearner, item, rm_type_tfms=None, with_input=False):
+    "fastai's `predict`, also where the input is a dict, which fastai cannot put into order; one item needs none"
+    self.get_preds = partial(Learner.get_preds, self, reorder=False)
+    try: return Learner.predict(self, item, rm_type_tfms, with_input)
+    finally: del self.get_preds
+SFTLearner.predict = _predict
+
 # %% ../nbs/06_learner.ipynb #59b2534c
 def discriminative_lrs(
     model:SFTModel, # The model with the groups
@@ -307,7 +314,7 @@ def _spec_for(dls, spec, checkpoint, pretrained):
     pretrained = spec.pretrained if pretrained is None else pretrained
     new = copy.copy(spec)
     new.checkpoint,new.pretrained = open_checkpoint(checkpoint or spec.checkpoint.ref, task=spec.task.name, pretrained=pretrained),pretrained
-    same = [k for k in new.checkpoint.preprocess if k in spec.preprocess and k!='size']
+    same = [k for k in new.checkpoint.preprocess if k in spec.preprocess and k not in ('size','max_length','pooling')]
     other = [k for k in same if new.checkpoint.preprocess[k]!=spec.preprocess[k]]
     if other:
         raise CheckpointError(f"{new.checkpoint.ref} expects other {', '.join(other)} than {spec.checkpoint.ref}, for which the data were loaded. "

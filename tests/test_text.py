@@ -316,6 +316,7 @@ def test_pairs(tmp_path, kind, head, home):
     items = list(ev.rows.text)
     assert np.abs(model.predict_proba(items)[['no','yes']].to_numpy()-ev.probabilities).max()<1e-5
     assert len(evaluate(learn, on=pairs(), input=['premise','claim']).rows)==12
+    assert len(evaluate(model, on=pairs()).rows)==12 and len(model.predict(pairs().drop(columns='label')))==12
     with pytest.raises(BadRows, match='one text, pairs are expected'): model.predict(['fine day'])
     other = pairs().assign(claim=lambda d: d.claim.where(d.index!=3, None))
     with pytest.raises(BadRows, match=r'row 3: text 2: empty text'): load_data('text', other, input='premise,claim', checkpoint=str(path))
@@ -382,7 +383,10 @@ def test_fastai_doors(tmp_path, capsys):
     assert learn.get_preds(dl=test)[0].shape==(2,2)
     learn.validate()
 
-@pytest.mark.xfail(reason='fastai puts the inputs into order again, which it can with tensors alone')
+def test_the_same_checkpoint_without_weights(tmp_path):
+    learn = learner(tmp_path, load=dict(max_length=20, pooling='cls'))
+    assert sft_learner(learn.dls, pretrained=False).model.pooling=='cls'
+
 def test_fastai_predict(tmp_path):
     label,_,p = learner(tmp_path).predict('fine warm day')
     assert label in ('good','bad') and abs(p.sum()-1)<1e-5
