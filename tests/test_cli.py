@@ -159,7 +159,8 @@ def test_text_of_the_data_is_escaped(tmp_path):
     assert '<img src=x' not in page and '&lt;img src=x onerror=alert(1)&gt;' in page
 
 def process(*args, **kw):
-    return subprocess.Popen([sys.executable, '-m', 'sft_nb', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen([sys.executable, '-m', 'sft_nb', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kw)
 
 def test_ctrl_c_leaves_nothing(toy, tmp_path):
     p = process('finetune', 'image', toy[0], '--out', tmp_path/'out', *[o if o!='1' else '5000' for o in toy[1]])
