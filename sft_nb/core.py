@@ -62,11 +62,18 @@ def cache_home()->Path: # `SFT_NB_HOME` where it is set, else the user's cache f
     from platformdirs import user_cache_path
     return user_cache_path('sft_nb', appauthor=False)
 
+# %% ../nbs/00_core.ipynb #c2b34a7d
 def sha256_file(
     path, # File to read
 )->str: # 64 hex digits
     "SHA-256 of a file, read in blocks"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/00_core.ipynb #4a112d09
+def _umask():
+    old = os.umask(0)
+    os.umask(old)
+    return old
 
 def write_atomic(
     path, # File to write; an existing one is replaced
@@ -87,11 +94,6 @@ def write_atomic(
         Path(tmp).unlink(missing_ok=True)
         raise
     return path
-
-def _umask():
-    old = os.umask(0)
-    os.umask(old)
-    return old
 
 # %% ../nbs/00_core.ipynb #ba57d32e
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import re
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 import pandas as pd, torch
+from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from .core import GroupError, near
@@ -38,6 +39,7 @@ def _merge(found, head):
         out[nm] = ps
     return {**out, 'head':head}
 
+# %% ../nbs/04_groups.ipynb #4c6d8769
 def matched_groups(
     net:nn.Module, # A model with `group_matcher`, as timm's have
     head=(), # Names of the modules that are the output layer
@@ -104,6 +106,7 @@ class SFTModel(nn.Module):
         return h if self.head is None else self.head(h)
 
 # %% ../nbs/04_groups.ipynb #9ffd0f23
+@patch
 def _settle(self:SFTModel, groups):
     owner,params = {},dict(self.named_parameters(remove_duplicate=False))
     unknown = [n for ns in groups.values() for n in ns if n not in params]
@@ -115,7 +118,6 @@ def _settle(self:SFTModel, groups):
     out = {g:[] for g in groups}
     for n,p in self.named_parameters(): out[owner[id(p)]].append(n)
     return {g:ns for g,ns in out.items() if ns}
-SFTModel._settle = _settle
 
 # %% ../nbs/04_groups.ipynb #beddd1fa
 def _adapted(model):
@@ -128,6 +130,7 @@ def _near_head(name, owners, group):
     while up and not owners[up]: up = up.rpartition('.')[0]
     return not up or any(group[p]=='head' for p in owners[up])
 
+@patch
 def _place_modules(self:SFTModel):
     "Name of each module -> its group; modules that hold several groups are left out"
     group = {n:g for g,ns in self.groups.items() for n in ns}
@@ -141,9 +144,9 @@ def _place_modules(self:SFTModel):
         if len(gs)==1: place[n] = now = gs.pop()
         elif not _has_params(mods[n]): place[n] = 'head' if i>last and 'head' in self.groups and _near_head(n, owners, group) else now
     return place
-SFTModel._place_modules = _place_modules
 
 # %% ../nbs/04_groups.ipynb #a2b560c4
+@patch
 def _still(self:SFTModel):
     "Modules that stay in eval mode while the rest trains"
     params,mods = dict(self.named_parameters()),dict(self.named_modules())
@@ -161,12 +164,15 @@ def _still(self:SFTModel):
             elif own and not all(p.requires_grad for p in own): yield mods[n]
             elif g not in begun and not _has_params(mods[n]) and not _under(n, live): yield mods[n]
 
-def _train(self:SFTModel, mode:bool=True):
+@patch
+def train(self:SFTModel,
+    mode:bool=True, # False: eval mode for all
+)->SFTModel: # `self`
+    "Train mode for what trains, eval mode for what is frozen"
     nn.Module.train(self, mode)
     if mode:
         for m in self._still(): m.training = False
     return self
-SFTModel._still,SFTModel.train = _still,_train
 
 # %% ../nbs/04_groups.ipynb #d48a3236
 def set_trainable(
@@ -214,6 +220,7 @@ def is_norm(
     "Whether a layer normalises"
     return isinstance(m, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)) or bool(_NORM.search(type(m).__name__))
 
+# %% ../nbs/04_groups.ipynb #a90f35fe
 @contextmanager
 def _hooked(mods, fn):
     hs = [m.register_forward_hook(lambda m,*_,n=n: fn(n)) for n,m in mods]
@@ -290,21 +297,28 @@ def trainable_names(
     return on & model.only
 
 # %% ../nbs/04_groups.ipynb #119e5f6a
-def _stages(self:SFTModel):
+@patch
+def stages(self:SFTModel):
     "(index of a group, function) pairs that run one after another are `forward`; the first takes the inputs"
     if self.head is None or len(self.groups)<2: return []
     return [(0, self.features), (len(self.groups)-1, self.head)]
 
-def _borders(self:SFTModel)->list:
+@patch
+def borders(self:SFTModel)->list:
     "Indices of the groups at whose input the network can be cut"
     return [i for i,_ in self.stages()][1:]
 
-def _prefix(self:SFTModel, border:int, *x):
+@patch
+def prefix(self:SFTModel,
+    border:int, # Index of a group, one of `borders()`
+    *x, # The inputs of the model, `(batch, …)`
+):  # A tensor `(batch, …)`, or a dict of them
     "What enters group `border`"
     for i,f in self.stages():
         if i<border: x = (f(*x),)
     return x[0]
 
+# %% ../nbs/04_groups.ipynb #d29b678f
 @contextmanager
 def _same_stats(model):
     "Batch norm layers do not count what is run again in this block"
@@ -314,7 +328,11 @@ def _same_stats(model):
     finally:
         for m,v in norms.items(): m.momentum = v
 
-def _suffix(self:SFTModel, border:int, h):
+@patch
+def suffix(self:SFTModel,
+    border:int, # Index of a group, one of `borders()`
+    h, # What `prefix` gave
+):  # The output of the model
     "The output of the model from what enters group `border`"
     again = self.checkpointing and torch.is_grad_enabled()
     for i,f in self.stages():
@@ -322,10 +340,9 @@ def _suffix(self:SFTModel, border:int, h):
         h = checkpoint(f, h, use_reentrant=False, context_fn=lambda: (nullcontext(), _same_stats(self))) if again else f(h)
     return h
 
-SFTModel.stages,SFTModel.borders,SFTModel.prefix,SFTModel.suffix = _stages,_borders,_prefix,_suffix
-
 # %% ../nbs/04_groups.ipynb #49ba55e4
-def _regroup(self:SFTModel,
+@patch
+def regroup(self:SFTModel,
     layers, # Names of the layers that are adapted now, or were until now
 )->SFTModel: # `self`
     "Take over new names of parameters: each of an adapter stands in the group of the layer that it adapts"
@@ -341,11 +358,10 @@ def _regroup(self:SFTModel,
     self._place = self._place_modules()
     return self
 
-def _plain(self:SFTModel):
+@patch
+def plain(self:SFTModel):
     "The model without an adapter: itself, or a copy with the adapter merged into the base"
     return self if self.adapter is None else self.adapter.merged(self)
-
-SFTModel.regroup,SFTModel.plain = _regroup,_plain
 
 # %% ../nbs/04_groups.ipynb #d4de52a8
 class LayerTable(pd.DataFrame):
@@ -364,6 +380,7 @@ class LayerTable(pd.DataFrame):
 
 LAYER_COLUMNS = ['group','layers','parameters','trainable','lr','mode','cached']
 
+# %% ../nbs/04_groups.ipynb #7d532e83
 def group_table(
     model:SFTModel, # The model with the groups
     lrs=None, # One learning rate a group, lowest first; None: not known
