@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.torch_core import TensorCategory, TensorMultiCategory
+from fastai.torch_core import TensorCategory, TensorMultiCategory, to_device
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from .core import *
 from .groups import SFTModel
@@ -48,7 +49,8 @@ class _Writer:
                 self.meta[k] = dict(dtype=str(t.dtype).removeprefix('torch.'), shape=list(rows.shape[1:]))
             self.files[k].write(rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self.n += len(next(iter(parts.values())))
-    def close(self, **more):
+    def close(self, order=None, **more):
+        if order is not None: np.save(self.folder/'place.npy', np.argsort(order), allow_pickle=False)
         for f in self.files.values():
             f.flush()
             os.fsync(f.fileno())
@@ -67,6 +69,8 @@ class Activations:
         self.n,self.ragged = self.meta['n'],self.meta['ragged']
         ends = np.load(self.folder/'lengths.npy', allow_pickle=False).cumsum() if self.ragged else np.arange(1, self.n+1)
         self.starts,self.ends = np.concatenate([[0], ends[:-1]]),ends
+        place = self.folder/'place.npy'
+        self.place = np.load(place, allow_pickle=False) if place.exists() else np.arange(self.n)
         self.files = {k:self._map(k, **m) for k,m in self.meta['tensors'].items()}
 
     def _map(self, k, dtype, shape):
@@ -77,23 +81,26 @@ class Activations:
     @property
     def nbytes(self): return sum(f.stat().st_size for f in self.folder.iterdir())
 
-    def batch(self,
-        idxs, # Numbers of the rows
-    ):  # What `SFTModel.suffix` takes: a tensor, or a dict of tensors with `mask`, in float32
-        "The activations of some rows"
-        if not self.ragged:
-            out = {k:_float(t[list(idxs)]) for k,t in self.files.items()}
-            return out if list(out)!=['h'] else out['h']
-        at = [(self.starts[i], self.ends[i]) for i in idxs]
-        size = max(b-a for a,b in at)
-        out = {k:_float(t.new_zeros(len(at), size, *t.shape[1:])) for k,t in self.files.items()}
-        out['mask'] = torch.zeros(len(at), size, dtype=torch.long)
-        for j,(a,b) in enumerate(at):
-            for k,t in self.files.items(): out[k][j,:b-a] = t[a:b]
-            out['mask'][j,:b-a] = 1
-        return out
-
 def _float(t): return t.float() if t.is_floating_point() else t
+
+# %% ../nbs/07_cache.ipynb #d8a6933b
+@patch
+def batch(self:Activations,
+    idxs, # Numbers of the rows, in the order in which they were given
+):  # What `SFTModel.suffix` takes: a tensor, or a dict of tensors with `mask`, in float32
+    "The activations of some rows"
+    idxs = self.place[list(idxs)]
+    if not self.ragged:
+        out = {k:_float(t[idxs]) for k,t in self.files.items()}
+        return out if list(out)!=['h'] else out['h']
+    at = [(self.starts[i], self.ends[i]) for i in idxs]
+    size = max(b-a for a,b in at)
+    out = {k:_float(t.new_zeros(len(at), size, *t.shape[1:])) for k,t in self.files.items()}
+    out['mask'] = torch.zeros(len(at), size, dtype=torch.long)
+    for j,(a,b) in enumerate(at):
+        for k,t in self.files.items(): out[k][j,:b-a] = t[a:b]
+        out['mask'][j,:b-a] = 1
+    return out
 
 # %% ../nbs/07_cache.ipynb #67c32236
 def _hash_tensors(pairs):
@@ -108,8 +115,10 @@ def _below(model, border):
     low = set(list(model.groups)[:border])
     names = {n for g in low for n in model.groups[g]}
     yield from ((n,p) for n,p in model.named_parameters() if n in names)
-    yield from ((n,b) for n,b in model.named_buffers() if model._place.get(n.rpartition('.')[0], 'stem') in low | {'stem'})
+    high = set(model.groups)-low
+    yield from ((n,b) for n,b in model.named_buffers() if model._place.get(n.rpartition('.')[0]) not in high)
 
+# %% ../nbs/07_cache.ipynb #54d5430b
 def item_hashes(
     rows:pd.DataFrame, # Rows of the data
     columns, # The input columns
@@ -117,16 +126,17 @@ def item_hashes(
     "One hash over the content of all items: the bytes of files, the characters of texts"
     h = hashlib.sha256()
     for values in zip(*(rows[c] for c in columns)):
-        for v in values: h.update(_content(v))
+        for c,v in zip(columns, values): h.update(_content(v, c in FILE_COLUMNS))
     return h.hexdigest()
 
-def _content(v):
-    if isinstance(v, (str,Path)) and os.path.isfile(v): return sha256_file(v).encode()
+def _content(v, is_file):
+    if is_file and isinstance(v, (str,Path)): return sha256_file(v).encode()
     if isinstance(v, str): return b't'+hashlib.sha256(v.encode()).digest()
     if isinstance(v, bytes): return hashlib.sha256(v).digest()
     if hasattr(v, 'tobytes'): return hashlib.sha256(f'{getattr(v,"mode","")}{getattr(v,"size","")}'.encode()+v.tobytes()).digest()
     return repr(v).encode()
 
+# %% ../nbs/07_cache.ipynb #01f2cd6d
 def _versions():
     from importlib.metadata import version, PackageNotFoundError
     def v(p):
@@ -176,6 +186,7 @@ def clear_cache(
     if key is None: _sweep()
     return len(gone)
 
+# %% ../nbs/07_cache.ipynb #54023ad4
 def _sweep():
     "Remove what killed processes have left half written"
     for d in cache_folder().glob('.*'):
@@ -183,9 +194,9 @@ def _sweep():
             with FileLock(cache_folder()/f'{d.name[1:41]}.lock').acquire(timeout=0): shutil.rmtree(d, ignore_errors=True)
         except Timeout: pass
 
-def _make_room(need):
+def _make_room():
     sizes = {d:sum(f.stat().st_size for f in d.iterdir()) for d in _entries()}
-    while sizes and sum(sizes.values())+need>_budget():
+    while sizes and sum(sizes.values())>_budget():
         d = next(iter(sizes))
         del sizes[d]
         shutil.rmtree(d, ignore_errors=True)
@@ -193,7 +204,7 @@ def _make_room(need):
 # %% ../nbs/07_cache.ipynb #fd252f3b
 class _NoCache(Exception): pass
 
-def _fill(learn, border, rows, loader, out, dtype):
+def _fill(learn, border, rows, loader, out, dtype, order):
     model,dev = learn.model,next(learn.model.parameters()).device
     with folder_atomic(out) as tmp, torch.no_grad():
         w,was = _Writer(tmp, dtype),model.training
@@ -201,16 +212,17 @@ def _fill(learn, border, rows, loader, out, dtype):
         try:
             for b in progress(loader, f'features below {list(model.groups)[border]}', total=len(loader), unit='batch'):
                 x = b if isinstance(b, tuple) else (b,)
-                w.add(model.prefix(border, *_to_device(x[:learn.dls.n_inp], dev)))
+                w.add(model.prefix(border, *to_device(x[:learn.dls.n_inp], dev)))
                 done = sum(f.tell() for f in w.files.values())
                 if done/w.n*len(rows)>_budget(): raise _NoCache(f"{len(rows):,} rows would take {done/w.n*len(rows)/1e9:.1f} GB, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
         finally: model.train(was)
-        w.close(task=learn.spec.task.name, border=list(model.groups)[border])
+        w.close(order, task=learn.spec.task.name, border=list(model.groups)[border])
 
-def _to_device(x, dev):
-    from fastai.torch_core import to_device
-    return to_device(x, dev)
+def _order(spec, rows):
+    "Longest rows first, so that little is padded; None where all rows have one size"
+    return None if spec.task.lengths is None else np.argsort(-np.asarray(spec.task.lengths(spec, rows)), kind='stable')
 
+# %% ../nbs/07_cache.ipynb #47e1c91e
 def activations(
     learn:SFTLearner, # The learner
     border:int, # Index of the first group that is not computed
@@ -226,10 +238,11 @@ def activations(
     if not (out/'meta.json').exists(): _sweep()
     with FileLock(out.with_suffix('.lock')):
         if not (out/'meta.json').exists():
-            _make_room(0)
-            if loader is None: loader = learn.spec.task.item_loader(learn.spec, rows, max(learn.dls.bs, 32))
-            _fill(learn, border, rows, loader, out, None if dtype=='float32' else getattr(torch, dtype))
-            _make_room(0)
+            _make_room()
+            order = _order(learn.spec, rows) if loader is None else None
+            if loader is None: loader = learn.spec.task.item_loader(learn.spec, rows if order is None else rows.iloc[order], max(learn.dls.bs, 32))
+            _fill(learn, border, rows, loader, out, None if dtype=='float32' else getattr(torch, dtype), order)
+            _make_room()
     if not out.exists(): raise _NoCache(f"one entry is larger than the budget of {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
     os.utime(out/'meta.json')
     return Activations(out)
@@ -256,6 +269,7 @@ class BorderLoader(DataLoader):
             if len(part)<self.bs and self.drop_last: return
             yield dict(border=self.border, h=view.batch(part)),self.targets[part]
 
+# %% ../nbs/07_cache.ipynb #a3558322
 def targets(
     spec, # What `load_data` keeps
     rows:pd.DataFrame, # Rows of it
@@ -267,7 +281,7 @@ def targets(
     for i,vs in enumerate(col): out[i,[at[v] for v in vs]] = 1.
     return TensorMultiCategory(out)
 
-# %% ../nbs/07_cache.ipynb #f1dd71f6
+# %% ../nbs/07_cache.ipynb #04fdafcf
 def first_trainable(
     model:SFTModel, # The model
 )->int: # Index of the lowest group in which a parameter trains
@@ -284,6 +298,7 @@ def cache_border(
     fit = [b for b in model.borders() if b<=top]
     return max((b for b in fit if at_most is None or b<=at_most), default=max(fit, default=None))
 
+# %% ../nbs/07_cache.ipynb #24065f58
 def why_not(
     learn:SFTLearner, # The learner, frozen as it will train
     views:int=0, # Augmented passes that would be stored
