@@ -19,6 +19,7 @@ from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Recorder
+from fastcore.basics import patch
 from .core import *
 from .cache import *
 from .cache import _border_dls, _in_place
@@ -34,7 +35,8 @@ class _Phase:
         self.learn.phase = self.was
         self.learn.seconds[self.name] = self.learn.seconds.get(self.name, 0)+time.perf_counter()-self.begun
 
-def _fit_head(self:SFTLearner,
+@patch
+def fit_head(self:SFTLearner,
     epochs:int|None=None, # Passes over the cached features; None: until the training loss settles, weight decay chosen on a split of the training data
     lr:float=1e-2, # Highest rate of the one-cycle schedule
     dtype:str='float32', # How features are stored; float32 is exact
@@ -47,7 +49,6 @@ def _fit_head(self:SFTLearner,
         if epochs is None: _to_convergence(self, lr, dtype, views, **kwargs)
         else: self.fit_one_cycle(epochs, lr, **kwargs)
     return self
-SFTLearner.fit_head = _fit_head
 
 # %% ../nbs/08_schedule.ipynb #2f67dbb7
 _DECAYS = (1e-3, 1e-1, 1.)
@@ -105,7 +106,19 @@ def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
     learn.head_decay = wd
 
 # %% ../nbs/08_schedule.ipynb #0423eb35
-def _fine_tune(self:SFTLearner,
+def _share(model, group):
+    "A share of the groups below the head as an index"
+    if not isinstance(group, float): return group
+    if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is no share. Valid: 0. to 1., an index, or a name of a group.")
+    return round(group*(len(model.groups)-1))
+
+def _kept_border(learn, dtype):
+    "The cache, where something is frozen"
+    return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 else nullcontext()
+
+# %% ../nbs/08_schedule.ipynb #4f306fc4
+@patch
+def fine_tune(self:SFTLearner,
     epochs:int, # Passes over the data after the head phase
     base_lr:float=2e-3, # Highest rate of the head phase; the second phase starts from half of it, as in fastai
     freeze_epochs:int=1, # Passes over the cached features in the head phase
@@ -131,20 +144,10 @@ def _fine_tune(self:SFTLearner,
     self.freeze_to(start)
     with _Phase(self, 'finetune'), _kept_border(self, dtype): self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, **kwargs)
     return self
-SFTLearner.fine_tune = _fine_tune
-
-def _share(model, group):
-    "A share of the groups below the head as an index"
-    if not isinstance(group, float): return group
-    if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is no share. Valid: 0. to 1., an index, or a name of a group.")
-    return round(group*(len(model.groups)-1))
-
-def _kept_border(learn, dtype):
-    "The cache, where something is frozen"
-    return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 else nullcontext()
 
 # %% ../nbs/08_schedule.ipynb #4e47f59d
-def _gradual_unfreeze(self:SFTLearner,
+@patch
+def gradual_unfreeze(self:SFTLearner,
     epochs:int=1, # Passes in each stage
     lr:float=2e-3, # Highest rate of the head in each stage
     decay:float=1/2.6, # Each group gets `decay` times the rate of the one above
@@ -162,10 +165,10 @@ def _gradual_unfreeze(self:SFTLearner,
         border = frozen_cache(self, dtype, views, quiet=k>1) if k<n else nullcontext()
         with _Phase(self, f'stage {k}: {list(self.model.groups)[n-k]}'), border: self.fit_one_cycle(epochs, lrs, **kwargs)
     return self
-SFTLearner.gradual_unfreeze = _gradual_unfreeze
 
 # %% ../nbs/08_schedule.ipynb #09d87329
-def _fit_slanted(self:SFTLearner,
+@patch
+def fit_slanted(self:SFTLearner,
     epochs:int, # Passes over the data
     lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate a group
     cut_frac:float=.1, # Share of the steps in which the rate rises
@@ -180,7 +183,6 @@ def _fit_slanted(self:SFTLearner,
     sched = combine_scheds([cut_frac, 1-cut_frac], [SchedLin(top/ratio, top), SchedLin(top, top/ratio)])
     self.fit(epochs, cbs=[ParamScheduler({'lr':sched}), *(cbs or [])], **kwargs)
     return self
-SFTLearner.fit_slanted = _fit_slanted
 
 # %% ../nbs/08_schedule.ipynb #acda9ff9
 class KeepBest(Callback):
@@ -201,15 +203,18 @@ class KeepBest(Callback):
         self.up = known[self.watched] if self.maximise is None else self.maximise
         self.best,self.best_epoch,self.kept,self.at = None,None,None,names.index(self.watched)
 
-    def after_epoch(self):
-        if hasattr(self.learn, 'lr_finder'): return
-        now = self.recorder.log[1:][self.at]
-        if self.best is None or (now>self.best if self.up else now<self.best):
-            still = {n for n,p in self.model.named_parameters() if not p.requires_grad}
-            self.best,self.best_epoch = now,self.epoch
-            self.kept = {k:v.detach().clone() for k,v in self.model.state_dict().items() if k not in still}
-        elif self.patience is not None and self.epoch-self.best_epoch>=self.patience: raise CancelFitException()
+# %% ../nbs/08_schedule.ipynb #9b267d58
+@patch
+def after_epoch(self:KeepBest):
+    if hasattr(self.learn, 'lr_finder'): return
+    now = self.recorder.log[1:][self.at]
+    if self.best is None or (now>self.best if self.up else now<self.best):
+        still = {n for n,p in self.model.named_parameters() if not p.requires_grad}
+        self.best,self.best_epoch = now,self.epoch
+        self.kept = {k:v.detach().clone() for k,v in self.model.state_dict().items() if k not in still}
+    elif self.patience is not None and self.epoch-self.best_epoch>=self.patience: raise CancelFitException()
 
-    def after_fit(self):
-        if self.kept: self.model.load_state_dict(self.kept, strict=False)
-        self.kept = None
+@patch
+def after_fit(self:KeepBest):
+    if self.kept: self.model.load_state_dict(self.kept, strict=False)
+    self.kept = None
