@@ -12,6 +12,7 @@ __all__ = ['PictureModel', 'image_model', 'save_image_model', 'load_image_model'
 # %% ../../nbs/tasks/20_image.ipynb #6dfd57a4
 import gzip
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -20,6 +21,30 @@ from ..core import *
 from ..groups import *
 from ..heads import make_head, parse_head
 from ..pictures import check_pictures, picture_loaders, picture_item_loader
+
+# %% ../../nbs/tasks/20_image.ipynb #06b9b0b1
+def _classifier(net):
+    "Names of the modules that are the output layer of a timm model"
+    names = net.pretrained_cfg.get('classifier') or ()
+    return [names] if isinstance(names, str) else list(names)
+
+def _timm_kwargs(spec, n_out):
+    size,cfg = spec.preprocess['size'],spec.checkpoint.preprocess
+    kw = dict(num_classes=n_out)
+    if size!=cfg.get('size') and _fixed_size(spec.checkpoint.arch): kw['img_size'] = size
+    return kw
+
+def _fixed_size(arch):
+    from timm.models import get_pretrained_cfg
+    cfg = get_pretrained_cfg(arch)
+    return bool(cfg and cfg.fixed_input_size)
+
+def _cut(net, head):
+    if not hasattr(net, 'group_matcher'): return sequential_groups(net, head)
+    try: return matched_groups(net, head)
+    except (AttributeError, NotImplementedError): return sequential_groups(net, head)
+
+def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
 
 # %% ../../nbs/tasks/20_image.ipynb #de488cd9
 class PictureModel(SFTModel):
@@ -71,6 +96,7 @@ def _inner(model):
     stem,tail = _FAMILIES[kind]
     return [(0,stem)]+[(i,_run(g, *(tail if i==len(names)-1 else ()))) for i,g in enumerate(names) if i]
 
+# %% ../../nbs/tasks/20_image.ipynb #90622320
 def _cuts(model):
     "Pieces of the forward pass: between the groups where the family is known, else at the head, else none"
     n = len(model.groups)-1
@@ -88,6 +114,7 @@ def _chain(*fs):
         return x
     return f
 
+# %% ../../nbs/tasks/20_image.ipynb #3394d3d7
 def _same(model, cuts):
     "Whether the pieces give what the network gives"
     mode = model.training
@@ -100,23 +127,7 @@ def _same(model, cuts):
     except (AttributeError, TypeError, RuntimeError): return False
     finally: model.train(mode)
 
-def _classifier(net):
-    "Names of the modules that are the output layer of a timm model"
-    names = net.pretrained_cfg.get('classifier') or ()
-    return [names] if isinstance(names, str) else list(names)
-
-def _timm_kwargs(spec, n_out):
-    size,cfg = spec.preprocess['size'],spec.checkpoint.preprocess
-    kw = dict(num_classes=n_out)
-    if size!=cfg.get('size') and _fixed_size(spec.checkpoint.arch): kw['img_size'] = size
-    return kw
-
-def _fixed_size(arch):
-    from timm.models import get_pretrained_cfg
-    cfg = get_pretrained_cfg(arch)
-    return bool(cfg and cfg.fixed_input_size)
-
-# %% ../../nbs/tasks/20_image.ipynb #90622320
+# %% ../../nbs/tasks/20_image.ipynb #3ec04267
 def _drop_unused(net, example):
     "Replace what `forward_features` does not run by nothing"
     ran = set()
@@ -129,6 +140,7 @@ def _drop_unused(net, example):
         if next(m.parameters(), None) is not None and not ran & set(m.modules()): setattr(net, n, nn.Identity())
     return h
 
+# %% ../../nbs/tasks/20_image.ipynb #09513503
 def _replace(net, name, new):
     parent,_,leaf = name.rpartition('.')
     setattr(net.get_submodule(parent), leaf, new)
@@ -143,22 +155,19 @@ def _place_head(net, head, n_out, dropout):
     _replace(net, names[0], make_head(getattr(old, 'in_features', 0), n_out, head, dropout))
 
 # %% ../../nbs/tasks/20_image.ipynb #1b8372d3
-def _cut(net, head):
-    if not hasattr(net, 'group_matcher'): return sequential_groups(net, head)
-    try: return matched_groups(net, head)
-    except (AttributeError, NotImplementedError): return sequential_groups(net, head)
-
 def _take_dropout(net):
     "The rate of the dropout that a network has in front of its classifier, which is switched off in it: it belongs to the head"
-    rate,names = float(getattr(net, 'drop_rate', 0) or 0),_classifier(net)
-    if not rate or len(names)!=1: return 0.
-    net.drop_rate = 0.
-    for m in net.get_submodule(names[0].rpartition('.')[0]).children():
-        if isinstance(m, nn.Dropout): m.p = 0.
+    names = _classifier(net)
+    if len(names)!=1: return 0.
+    parent,_,leaf = names[0].rpartition('.')
+    before = list(takewhile(lambda c: c[0]!=leaf, net.get_submodule(parent).named_children()))
+    last = [m for _,m in before if isinstance(m, nn.Dropout)][-1:]
+    rate = max([float(getattr(net, 'drop_rate', 0) or 0), *(m.p for m in last)])
+    if hasattr(net, 'drop_rate'): net.drop_rate = 0.
+    for m in last: m.p = 0.
     return rate
 
-def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
-
+# %% ../../nbs/tasks/20_image.ipynb #2ebc16c5
 def image_model(
     spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
     head=None, # None, [512], 'flatten:1024', or a module
@@ -172,7 +181,9 @@ def image_model(
         own = _take_dropout(net)
         if kind!='linear': _place_head(net, head, n_out, dropout)
         names,rate = _classifier(net),(dropout or own) if kind=='linear' else 0.
-        return PictureModel(net, _groups(net, names), example=(example,), head_names=names, dropout=rate)
+        model = PictureModel(net, _groups(net, names), example=(example,), head_names=names, dropout=rate)
+        if rate and not model.cut: raise HeadError(f"dropout={rate}: {type(net).__name__} has no place in front of its classifier to put it. Take dropout=0.")
+        return model
     net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
     top = make_head(maps[0].numel(), n_out, head, dropout)
@@ -189,6 +200,7 @@ def _split_state(model):
     own = {k for k in state if k.startswith(names[0]+'.')}
     return {k:v for k,v in state.items() if k not in own},{k:state[k] for k in own}
 
+# %% ../../nbs/tasks/20_image.ipynb #4a75049a
 def save_image_model(
     model:PictureModel, # What was trained
     spec, # What `load_data` knows
@@ -208,6 +220,7 @@ def save_image_model(
         net = spec.checkpoint.timm_model(pretrained=False, **_timm_kwargs(spec, 0))
     save_config_for_hf(net, folder/'config.json', model_config=config, data_config=data)
 
+# %% ../../nbs/tasks/20_image.ipynb #50734b78
 def load_image_model(
     spec, # Rebuilt from `sft.json`: vocabulary, preprocessing, and a checkpoint that is this folder's architecture
     folder, # The saved folder
