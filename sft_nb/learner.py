@@ -119,8 +119,7 @@ class EpochRows(Callback):
         self.learn.history.append(dict(phase=self.phase, epoch=self.epoch+1, **row, seconds=time.perf_counter()-self.begun))
 
 # %% ../nbs/06_learner.ipynb #1fb7fd16
-@patch
-def freeze_to(self:SFTLearner,
+def _freeze_to(self:SFTLearner,
     group:int|str|None=None, # This group and all above it train
     *, layers:int|None=None, # The first `layers` layers are frozen, as Keras counts
     rule=None, # What trains besides the head
@@ -133,6 +132,8 @@ def freeze_to(self:SFTLearner,
         self.opt.frozen_idx = on.index(True)
         self.opt.clear_state()
     return self
+
+SFTLearner.freeze_to = _freeze_to
 
 @patch
 def freeze(self:SFTLearner):
