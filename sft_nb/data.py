@@ -13,12 +13,14 @@ __all__ = ['DataSpec', 'row_problems', 'make_loaders', 'load_data', 'prepare_row
            'read_rows']
 
 # %% ../nbs/03_data.ipynb #c2f35570
-import os, re
+import math, os, re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
+from fasttransform import Transform
 from .core import *
 from .rows import *
 from .rows import _SPLITS, _SPLIT_NAMES, _columns, _is_hf, _normalise, _read_source, _say, _table
@@ -386,3 +388,23 @@ def fold_specs(
         side = spec.rows.split.where(spec.rows.split=='test', 'train')
         side[fold.index[fold==j]] = 'valid'
         yield replace(spec, rows=spec.rows.assign(split=side), preprocess=dict(spec.preprocess))
+
+# %% ../nbs/03_data.ipynb #b17620e8
+class _ReadTarget(Transform):
+    "Row number -> class name or names"
+    def __init__(self, cells): self.cells = cells
+    def encodes(self, o): return self.cells[o]
+
+def _targets(spec):
+    "Transforms from row number to what the loss takes"
+    read = _ReadTarget(list(spec.rows[spec.task.target]))
+    if not spec.multi_label: return [read, Categorize(vocab=list(spec.vocab), sort=False)]
+    return [read, MultiCategorize(vocab=list(spec.vocab)), OneHotEncode(c=len(spec.vocab))]
+
+# %% ../nbs/03_data.ipynb #3719820c
+def _batch_size(batch_size, n, most):
+    "`most`, and at least eight steps an epoch where there are few items"
+    if batch_size is None: return min(most, n, max(4, 2**int(math.log2(max(1, n/8)))))
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size<1:
+        raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up.")
+    return min(batch_size, n)

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import Categorize, IntToFloatTensor, MultiCategorize, Normalize, OneHotEncode, ToTensor
+from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
 from .core import *
-from .data import DataSpec
+from .data import DataSpec, _batch_size, _targets
 
 # %% ../nbs/03a_pictures.ipynb #58dd345b
 class PictureError(DataError):
@@ -177,11 +177,6 @@ class _ReadInput(Transform):
     def __init__(self, cells, square): self.cells,self.square = cells,square
     def encodes(self, o): return self.square(self.cells[o] if isinstance(o, (int,np.integer)) else o)
 
-class _ReadTarget(Transform):
-    "Row number -> class name or names"
-    def __init__(self, cells): self.cells = cells
-    def encodes(self, o): return self.cells[o]
-
 class _PictureDL(TfmdDL):
     "A loader whose errors name the picture, also out of a worker process"
     def __iter__(self):
@@ -196,13 +191,6 @@ def _last_line(e):
     return text.strip().splitlines()[-1].split('Error: ', 1)[-1] if 'DataLoader worker process' in text else text
 
 # %% ../nbs/03a_pictures.ipynb #44efe4f8
-def _batch_size(batch_size, n):
-    "64, and at least eight steps an epoch where there are few items"
-    if batch_size is not None:
-        if not isinstance(batch_size, int) or batch_size<1: raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up.")
-        return min(batch_size, n)
-    return min(64, n, max(4, 2**int(math.log2(max(1, n/8)))))
-
 def _num_workers(num_workers, n):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if num_workers is None: return 0 if cpus<=2 or n<500 else min(8, cpus)
@@ -241,11 +229,6 @@ def picture_transform(
 def _batch_tfms(square, augment=()):
     return [IntToFloatTensor(), *augment, Normalize.from_stats(square.mean, square.std, cuda=False)]
 
-def _targets(spec):
-    read = _ReadTarget(list(spec.rows[spec.task.target]))
-    if not spec.multi_label: return [read, Categorize(vocab=list(spec.vocab), sort=False)]
-    return [read, MultiCategorize(vocab=list(spec.vocab)), OneHotEncode(c=len(spec.vocab))]
-
 # %% ../nbs/03a_pictures.ipynb #839bf8a2
 def picture_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
@@ -260,7 +243,7 @@ def picture_loaders(
     sides = [list(map(int, spec.rows.index[spec.rows.split==s])) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
     dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(list(spec.rows['image']), square)], _targets(spec)], splits=sides)
-    bs,workers = _batch_size(batch_size, len(sides[0])),_num_workers(num_workers, len(spec.rows))
+    bs,workers = _batch_size(batch_size, len(sides[0]), 64),_num_workers(num_workers, len(spec.rows))
     dls = [_loader(dsets.subset(i), bs, workers, _batch_tfms(square, _augmentation(augment) if i==0 else ()), spec.seed, shuffle=i==0,
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())

@@ -12,15 +12,15 @@ __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'text_coder', 'TextDL', 'truncatio
            'text_lengths', 'check_texts']
 
 # %% ../nbs/03b_texts.ipynb #cd4ae78b
-import hashlib, math, sys
+import hashlib, sys
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fastai.text.data import SortedDL
 from fastai.torch_core import default_device
 from fastcore.foundation import L, patch
 from fasttransform import Transform
 from .core import *
+from .data import _batch_size, _targets
 
 # %% ../nbs/03b_texts.ipynb #9d3639f4
 class Tokens(list):
@@ -151,11 +151,6 @@ class _ReadTokens(Transform):
     def __init__(self, cells, coder): self.cells,self.coder = cells,coder
     def encodes(self, o): return self.cells[o] if isinstance(o, (int,np.integer)) else self.coder.encode([o])[0]
 
-class _ReadTarget(Transform):
-    "Row number -> class name or names"
-    def __init__(self, cells): self.cells = cells
-    def encodes(self, o): return self.cells[o]
-
 class TextDL(SortedDL):
     "Padded batches, longest texts first, or in the order of the rows"
     def __init__(self, dataset, coder=None, by_length=True, res=None, **kwargs):
@@ -206,18 +201,6 @@ def _label(o): return ', '.join(map(str, o)) if isinstance(o, (list,tuple,L)) el
 TextDL.decode_batch,TextDL.show_batch,TextDL.show_results = _decoded_batch,_show_batch,_show_results
 
 # %% ../nbs/03b_texts.ipynb #e1b545e1
-def _targets(spec):
-    read = _ReadTarget(list(spec.rows[spec.task.target]))
-    if not spec.multi_label: return [read, Categorize(vocab=list(spec.vocab), sort=False)]
-    return [read, MultiCategorize(vocab=list(spec.vocab)), OneHotEncode(c=len(spec.vocab))]
-
-def _batch_size(batch_size, n, max_length):
-    "32, or 16 for long texts, and at least eight steps an epoch where there are few items"
-    if batch_size is None: return min(32 if max_length<=256 else 16, n, max(4, 2**int(math.log2(max(1, n/8)))))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size<1:
-        raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up.")
-    return min(batch_size, n)
-
 def _pair_of(rows): return any(isinstance(o, (tuple,list)) for o in rows['text'])
 
 # %% ../nbs/03b_texts.ipynb #1e31b206
@@ -259,7 +242,7 @@ def text_loaders(
     sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], _targets(spec)], splits=sides)
-    bs = _batch_size(batch_size, len(sides[0]), coder.max_length)
+    bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16)
     dls = [TextDL(dsets.subset(i), coder, res=[len(tokens[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
 
