@@ -32,6 +32,7 @@ def _tokens(ids, kinds=None, n=None):
     out.kinds,out.n = kinds,len(out) if n is None else n
     return out
 
+# %% ../nbs/03b_texts.ipynb #818e5d4d
 class TextCoder:
     "Texts to tokens, tokens to batches, and back"
     def __init__(self,
@@ -43,7 +44,7 @@ class TextCoder:
         if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         self.pad_id = tokenizer.pad_token_id
 
-# %% ../nbs/03b_texts.ipynb #818e5d4d
+# %% ../nbs/03b_texts.ipynb #6963fa4c
 @patch
 def encode(
     self:TextCoder,
@@ -68,6 +69,7 @@ def _numbers(tokenizer, texts, **kw):
     enc = tokenizer(*map(list, parts), return_attention_mask=False, verbose=False, **kw)
     return enc['input_ids'],enc.get('token_type_ids') if len(parts)>1 and 'token_type_ids' in enc else [None]*len(texts)
 
+# %% ../nbs/03b_texts.ipynb #237fec95
 @patch
 def decode(
     self:TextCoder,
@@ -112,7 +114,7 @@ def _length(ckpt, config, tokenizer, asked=None):
         raise DataError(f"max_length={asked!r}: expected a whole number of tokens from {least} to {limit or 'any'}, which is what {ckpt.ref} can read.")
     return asked
 
-# %% ../nbs/03b_texts.ipynb #e859daf8
+# %% ../nbs/03b_texts.ipynb #f453fdbf
 def _causal(kind):
     "Whether a kind of model reads from left to right only"
     from transformers.models.auto import modeling_auto as auto
@@ -126,13 +128,13 @@ def _pooling(ckpt, asked=None):
     if pooling not in POOLINGS: raise DataError(f"pooling={pooling!r}.{near(pooling, POOLINGS)}")
     return pooling
 
+# %% ../nbs/03b_texts.ipynb #e93c94e1
 def _fingerprint(tokenizer):
     "A hash of what a tokenizer does"
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/03b_texts.ipynb #3ebdc851
 def text_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
 )->TextCoder: # The one that training used
@@ -151,6 +153,7 @@ class _ReadTokens(Transform):
     def __init__(self, cells, coder): self.cells,self.coder = cells,coder
     def encodes(self, o): return self.cells[o] if isinstance(o, (int,np.integer)) else self.coder.encode([o])[0]
 
+# %% ../nbs/03b_texts.ipynb #e6b15faa
 class TextDL(SortedDL):
     "Padded batches, longest texts first, or in the order of the rows"
     def __init__(self, dataset, coder=None, by_length=True, res=None, **kwargs):
@@ -175,6 +178,9 @@ def _show_table(table):
 
 def _shown(text, n=300): return text if len(text)<=n else text[:n]+' …'
 
+
+
+# %% ../nbs/03b_texts.ipynb #cb3299e0
 def _decoded_batch(self:TextDL, b, max_n=9, full=True):
     "(text, label) pairs of a batch"
     x,ys = b[0],[y[:max_n] for y in b[1:]]
@@ -200,9 +206,6 @@ def _label(o): return ', '.join(map(str, o)) if isinstance(o, (list,tuple,L)) el
 
 TextDL.decode_batch,TextDL.show_batch,TextDL.show_results = _decoded_batch,_show_batch,_show_results
 
-# %% ../nbs/03b_texts.ipynb #e1b545e1
-def _pair_of(rows): return any(isinstance(o, (tuple,list)) for o in rows['text'])
-
 # %% ../nbs/03b_texts.ipynb #1e31b206
 def truncation(
     spec, # From `load_data`
@@ -220,7 +223,9 @@ def _report_truncation(spec, limit):
     print(f"Cut {t['cut_texts']:,} of {t['texts']:,} texts after {at:,} tokens; {t['cut_tokens']:,} of {t['tokens']:,} tokens "
           f"({100*t['cut_tokens']/t['tokens']:.1f} %) are not read ({more})", file=sys.stderr)
 
-# %% ../nbs/03b_texts.ipynb #3f19be0a
+# %% ../nbs/03b_texts.ipynb #5cb30eb1
+def _pair_of(rows): return any(isinstance(o, (tuple,list)) for o in rows['text'])
+
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled, and `spec.rows.tokens`: tokens of each text before the cut
     batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
@@ -258,6 +263,7 @@ def text_item_loader(
     dset = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)]])
     return TextDL(dset, coder, by_length=False, res=list(map(len, tokens)), bs=batch_size, shuffle=False, num_workers=0, device=default_device())
 
+# %% ../nbs/03b_texts.ipynb #1253d273
 def text_lengths(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `text`
@@ -273,6 +279,7 @@ def _text_problem(o, where=''):
     try: o.encode()
     except UnicodeEncodeError as e: return f'{where}holds {o[e.start]!r} at character {e.start}, which is half of a character; decode the source again'
 
+# %% ../nbs/03b_texts.ipynb #bc0b8b30
 def _cell_problem(o, pair):
     if not isinstance(o, (tuple,list)): return 'is one text, pairs are expected' if pair else _text_problem(o)
     if not pair: return f'is a {type(o).__name__}, not a text'
