@@ -253,7 +253,7 @@ class BorderLoader(DataLoader):
     def __init__(self,
         source, # The loader whose order is kept
         views, # One `Activations` a view; epoch e reads view e modulo their number
-        targets, # `(rows, …)` tensor of targets, in the order of the rows
+        targets, # `(rows, …)` tensor of targets, in the order of the rows; or what has `batch(rows)`, which gives more inputs and targets
         border:int, # Index of the first group that runs
     ):
         super().__init__(range(len(targets)), bs=source.bs, num_workers=0, drop_last=source.drop_last, shuffle=source.shuffle, device=source.device)
@@ -267,7 +267,13 @@ class BorderLoader(DataLoader):
         for i in range(0, len(idxs), self.bs):
             part = idxs[i:i+self.bs]
             if len(part)<self.bs and self.drop_last: return
-            yield dict(border=self.border, h=view.batch(part)),self.targets[part]
+            yield _with_targets(self.border, view.batch(part), self.targets, part)
+
+def _with_targets(border, h, targets, part):
+    "A batch; what reads its own target (a decoder) has it among its inputs too"
+    if not hasattr(targets, 'batch'): return dict(border=border, h=h),targets[part]
+    more,y = targets.batch(part)
+    return dict(border=border, h={**h, **more}),y
 
 # %% ../nbs/07_cache.ipynb #a3558322
 def targets(

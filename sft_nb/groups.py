@@ -99,6 +99,7 @@ class SFTModel(nn.Module):
         self.groups = self._settle(groups)
         self._place = self._place_modules()
 
+    above_body = 'head'
     def features(self, *x): return self.net(*x)
     def forward(self, *x):
         if isinstance(x[0], dict) and 'border' in x[0]: return self.suffix(x[0]['border'], x[0]['h'])

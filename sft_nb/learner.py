@@ -141,6 +141,11 @@ def freeze(self:SFTLearner):
     return self.freeze_to('head')
 
 @patch
+def freeze_body(self:SFTLearner):
+    "Freeze the pretrained body: all below the head, or below the decoder of an encoder–decoder"
+    return self.freeze_to(self.model.above_body)
+
+@patch
 def unfreeze(self:SFTLearner):
     "Train every group"
     return self.freeze_to(0)
@@ -280,7 +285,7 @@ def layer_table(
 # %% ../nbs/06_learner.ipynb #342fafb3
 def _apply_freeze(learn, freeze):
     if freeze is None: return set_trainable(learn.model, {n for ns in learn.model.groups.values() for n in ns})
-    if freeze=='body': return learn.freeze()
+    if freeze=='body': return learn.freeze_body()
     if isinstance(freeze, dict):
         if set(freeze)-{'group','layers','rule'}: raise GroupError(f"freeze={freeze!r}: valid keys are 'group', 'layers' and 'rule'.")
         return learn.freeze_to(freeze.get('group'), layers=freeze.get('layers'), rule=freeze.get('rule'))

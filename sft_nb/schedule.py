@@ -38,13 +38,14 @@ class _Phase:
 @patch
 def fit_head(self:SFTLearner,
     epochs:int|None=None, # Passes over the cached features; None: until the training loss settles, weight decay chosen on a split of the training data
-    lr:float=1e-2, # Highest rate of the one-cycle schedule
+    lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
     dtype:str='float32', # How features are stored; float32 is exact
     views:int=0, # Augmented passes to store; 0: no augmentation
     **kwargs, # To `fit_one_cycle` (wd, cbs, pct_start …)
 )->SFTLearner: # The learner, its body frozen
     "Train the head on features of the frozen body that are computed once"
-    self.freeze()
+    self.freeze_body()
+    if lr is None: lr = 1e-2 if self.model.above_body=='head' else 1e-3
     with _Phase(self, 'head'), frozen_cache(self, dtype, views), nullcontext() if views else self.no_augment():
         if epochs is None: _to_convergence(self, lr, dtype, views, **kwargs)
         else: self.fit_one_cycle(epochs, lr, **kwargs)
@@ -135,7 +136,7 @@ def fine_tune(self:SFTLearner,
     if lr_mult is not None and decay is not None: raise FitError(f"lr_mult={lr_mult!r} and decay={decay!r} both set how rates fall: give one of them.")
     half = base_lr/2
     lrs = slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(self.model, half, decay)
-    self.freeze()
+    self.freeze_body()
     start = find_group(self.model, _share(self.model, unfreeze_to))
     once = start if freeze_epochs==1 and start else None
     if freeze_epochs:
