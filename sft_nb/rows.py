@@ -32,12 +32,6 @@ class BadRows(DataError):
         if n>20: lines.append(f'  and {n-20:,} more')
         super().__init__('\n'.join([f"{n:,} problem{'s' if n>1 else ''} in {what}:", *lines, hint]))
 
-# %% ../nbs/02a_rows.ipynb #4e1b24fe
-_SPLITS = ('train','valid','test')
-_SPLIT_NAMES = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test', testing='test')
-
-def _say(text): print(text, file=sys.stderr)
-
 # %% ../nbs/02a_rows.ipynb #fd722eb7
 def _decode(path):
     "Text of a file in UTF-8, with or without byte order mark"
@@ -59,7 +53,7 @@ def _encoding_hint(path, data, at):
     return (f"{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}. Its encoding looks like {name}{seen}. "
             f"Save it as UTF-8: iconv -f {name} -t utf-8 {Path(path).name} > new{Path(path).suffix}")
 
-# %% ../nbs/02a_rows.ipynb #5ba86fa7
+# %% ../nbs/02a_rows.ipynb #609ca15e
 def _records(text, delimiter, strict):
     "(line, cells) of each record; the line is the one it begins on"
     reader,line = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=strict),1
@@ -78,6 +72,7 @@ def _csv_records(text, delimiter, name):
         if 'end of data' in e.args[1]: raise DataError(f"{name} line {e.args[0]}: a quote is opened here and never closed. Close it, or double it.") from None
     return list(_records(text, delimiter, False))
 
+# %% ../nbs/02a_rows.ipynb #33d9f7a9
 def _read_csv(path):
     text,name = _decode(path),Path(path).name
     first = text.split('\n', 1)[0]
@@ -100,7 +95,7 @@ def _to_frame(rows, columns, where):
     frame = {c:pd.Series([r.get(c) for r,_ in rows], dtype=object) for c in columns}
     return pd.DataFrame({**frame, '_row':pd.Series(where, dtype=object), '_problem':pd.Series([p for _,p in rows], dtype=object)})
 
-# %% ../nbs/02a_rows.ipynb #99ffe2b1
+# %% ../nbs/02a_rows.ipynb #4abf6cb0
 def _read_json(path):
     text,name = _decode(path),Path(path).name
     if Path(path).suffix.lower()=='.json' and text.lstrip().startswith('['): parsed = _json_array(text, name)
@@ -118,6 +113,15 @@ def _json_array(text, name):
     except json.JSONDecodeError as e: raise DataError(f"{name} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from None
     return [_json_line(json.dumps(o), f'{name} item {i}') for i,o in enumerate(values, 1)]
 
+# %% ../nbs/02a_rows.ipynb #81825bf8
+def _read_frame(frame, name='row ', start=None):
+    twice = [c for c,n in Counter(map(str, frame.columns)).items() if n>1]
+    if twice: raise DataError(f"The data have two columns {twice[0]!r}. Rename one.")
+    names = frame.index if start is None and frame.index.is_unique else range(start or 0, len(frame)+(start or 0))
+    out = pd.DataFrame({str(c):pd.Series(list(frame[c]), dtype=object) for c in frame.columns})
+    return out.assign(_row=pd.Series([f'{name}{i}' for i in names], dtype=object), _problem=pd.Series(['']*len(frame), dtype=object))
+
+# %% ../nbs/02a_rows.ipynb #522aa60f
 def _read_parquet(path):
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
@@ -126,12 +130,7 @@ def _read_parquet(path):
 
 _READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet}
 
-# %% ../nbs/02a_rows.ipynb #609ca15e
-def _read_frame(frame, name='row ', start=None):
-    names = frame.index if start is None and frame.index.is_unique else range(start or 0, len(frame)+(start or 0))
-    out = pd.DataFrame({str(c):pd.Series(list(frame[c]), dtype=object) for c in frame.columns})
-    return out.assign(_row=pd.Series([f'{name}{i}' for i in names], dtype=object), _problem=pd.Series(['']*len(frame), dtype=object))
-
+# %% ../nbs/02a_rows.ipynb #b134e4ba
 def _is_hf(source, kind='Dataset'): return type(source).__module__.split('.')[0]=='datasets' and kind in type(source).__name__
 
 def _read_hf(ds):
@@ -149,11 +148,12 @@ def _read_hf(ds):
 
 def _class_name(v, f): return None if v is None or v<0 else f.int2str(v)
 
+# %% ../nbs/02a_rows.ipynb #ca01f9af
 def _read_hf_dict(dss):
     frames = {k:_read_hf(d) for k,d in dss.items()}
     return pd.concat([f.assign(split=k, _row=[f'{k} {o}' for o in f._row]) for k,f in frames.items()], ignore_index=True)
 
-# %% ../nbs/02a_rows.ipynb #33d9f7a9
+# %% ../nbs/02a_rows.ipynb #7b7d1e1e
 _KINDS = dict(image='.jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .heic .heif'.split(),
               audio='.wav .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .au'.split(), text=['.txt'])
 _WORDS = dict(image='pictures', audio='sound files', text='text files')
@@ -166,6 +166,10 @@ def _walk(folder):
         dirs[:] = sorted(d for d in dirs if not d.startswith('.') and d!='__MACOSX' and not here.startswith(os.path.realpath(os.path.join(root, d))+os.sep))
         yield from (Path(root)/f for f in sorted(files) if not f.startswith('.') and f.lower() not in ('thumbs.db','desktop.ini'))
 
+# %% ../nbs/02a_rows.ipynb #47ab1358
+_SPLITS = ('train','valid','test')
+_SPLIT_NAMES = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test', testing='test')
+
 def _split_folders(folder):
     "Name of the split each top folder stands for, or nothing where the top folders are classes"
     tops = [d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.') and d.name!='__MACOSX']
@@ -173,34 +177,7 @@ def _split_folders(folder):
     has_classes = any(d.is_dir() for t,s in named.items() if s=='train' for d in (folder/t).iterdir())
     return named if has_classes and (len(named)>1 or len(tops)==1) else {}
 
-def _read_folder(folder, task, labelled):
-    kind,rows,other = task.inputs[0],[],Counter()
-    if len(task.inputs)>1 or kind not in _KINDS or labelled and not task.classes:
-        raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns "
-                        f"{', '.join((*task.inputs, task.target))}.")
-    splits = _split_folders(folder) if labelled else {}
-    for f in _walk(folder):
-        parts = f.relative_to(folder).parts
-        split = splits.get(parts[0], '') if splits else None
-        label = parts[1 if splits else 0] if len(parts)>(2 if splits else 1) else None
-        if f.suffix.lower() not in _KINDS[kind]: other[f.suffix.lower() or 'no ending'] += 1
-        elif labelled and (label is None or split==''): other['outside of the class folders'] += 1
-        else: rows.append((f, label, split))
-    _report_other(other, kind, folder)
-    if labelled and not rows: raise _no_rows(folder, kind, other)
-    return _folder_frame(folder, rows, task, labelled, bool(splits))
-
-def _report_other(other, kind, folder):
-    if not other: return
-    kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
-    _say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
-
-def _no_rows(folder, kind, other):
-    lost = other['outside of the class folders']
-    hint = f"Its {lost:,} {_WORDS[kind]} stand in no class folder. " if lost else ''
-    hint += f"Expected {folder}/CLASS/FILE with {_WORDS[kind]} ({' '.join(_KINDS[kind][:6])} …)."
-    return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
-
+# %% ../nbs/02a_rows.ipynb #8ce04ae5
 def _folder_frame(folder, rows, task, labelled, with_split):
     files = [f for f,*_ in rows]
     bad = ['' if _encodable(f) else 'the name of the file is not valid UTF-8' for f in files]
@@ -222,7 +199,70 @@ def _encodable(path):
     try: return bool(str(path).encode())
     except UnicodeEncodeError: return False
 
-# %% ../nbs/02a_rows.ipynb #79d02cb6
+# %% ../nbs/02a_rows.ipynb #b6b20a6b
+def _say(text): print(text, file=sys.stderr)
+
+def _report_other(other, kind, folder):
+    if not other: return
+    kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
+    _say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
+
+def _no_rows(folder, kind, other):
+    lost = other['outside of the class folders']
+    hint = f"Its {lost:,} {_WORDS[kind]} stand in no class folder. " if lost else ''
+    hint += f"Expected {folder}/CLASS/FILE with {_WORDS[kind]} ({' '.join(_KINDS[kind][:6])} …)."
+    return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
+
+# %% ../nbs/02a_rows.ipynb #f95f1fe8
+def _folder_rows(folder, kind, labelled, splits):
+    "((path, label, split) of each file, how many files of which kind were passed over)"
+    rows,other = [],Counter()
+    for f in _walk(folder):
+        parts = f.relative_to(folder).parts
+        split = splits.get(parts[0], '') if splits else None
+        label = parts[1 if splits else 0] if len(parts)>(2 if splits else 1) else None
+        if f.suffix.lower() not in _KINDS[kind]: other[f.suffix.lower() or 'no ending'] += 1
+        elif labelled and (label is None or split==''): other['outside of the class folders'] += 1
+        else: rows.append((f, label, split))
+    return rows,other
+
+def _read_folder(folder, task, labelled):
+    kind = task.inputs[0]
+    if len(task.inputs)>1 or kind not in _KINDS or labelled and not task.classes:
+        raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns "
+                        f"{', '.join((*task.inputs, task.target))}.")
+    splits = _split_folders(folder) if labelled else {}
+    rows,other = _folder_rows(folder, kind, labelled, splits)
+    _report_other(other, kind, folder)
+    if labelled and not rows: raise _no_rows(folder, kind, other)
+    return _folder_frame(folder, rows, task, labelled, bool(splits))
+
+# %% ../nbs/02a_rows.ipynb #e2fd6610
+def _read_path(path, task, labelled):
+    if path.is_dir(): return _read_folder(path, task, labelled),Path.cwd(),str(path)
+    if not path.exists():
+        raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, JSON-lines or Parquet file.{_near_path(path)}")
+    if path.suffix.lower() not in _READERS: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(_READERS)}; or a folder.")
+    return _READERS[path.suffix.lower()](path),path.parent,path.name
+
+def _near_path(path):
+    if not path.parent.is_dir(): return f" {path.parent} is missing too." if str(path.parent)!='.' else ''
+    hit = near(path.name, [o.name for o in path.parent.iterdir()])
+    return hit if 'Did you mean' in hit else ''
+
+# %% ../nbs/02a_rows.ipynb #82c7cd08
+def _is_array(o): return isinstance(o, np.ndarray) and o.dtype!=object
+
+def _is_item(source, task):
+    "Whether a text is an item itself, not a file of items or a folder"
+    p = Path(source).expanduser()
+    is_file = task.inputs[0] in FILE_COLUMNS
+    try: there = p.exists()
+    except (OSError,ValueError): there = False
+    if p.suffix.lower() in _READERS and (there or is_file): return False
+    return not (there and p.is_dir()) if is_file else not there
+
+# %% ../nbs/02a_rows.ipynb #aaa84d6e
 def _read_source(source, task, labelled=True):
     "(frame, folder that paths are relative to, what was read)"
     if isinstance(source, pd.DataFrame): return _read_frame(source),Path.cwd(),'the DataFrame'
@@ -238,30 +278,20 @@ def _read_source(source, task, labelled=True):
                         "a DataFrame, a Dataset, a list of dicts.")
     return _read_frame(pd.DataFrame({task.inputs[0]:pd.Series(items, dtype=object)})),Path.cwd(),'the items'
 
-def _is_array(o): return isinstance(o, np.ndarray) and o.dtype!=object
+# %% ../nbs/02a_rows.ipynb #7f2c79d8
+def _each(c): return c if isinstance(c, tuple) else (c,)
 
-def _is_item(source, task):
-    "Whether a text is an item itself, not a file of items or a folder"
-    p = Path(source).expanduser()
-    kind = task.inputs[0]
-    try: there = p.exists()
-    except (OSError,ValueError): there = False
-    if p.suffix.lower() in _READERS and (there or kind in ('image','audio')): return False
-    return not (there and p.is_dir()) if kind in ('image','audio') else not there
+def _named(input, task, has):
+    "Input -> its column, or a tuple of two that are one input"
+    if isinstance(input, dict): return {k:tuple(v) if isinstance(v, list) else v for k,v in input.items()}
+    if isinstance(input, str): input = [input] if input in has else [o.strip() for o in input.split(',')]
+    names,first = tuple(input or ()),task.inputs[0]
+    if len(names)<=len(task.inputs): return dict(zip(task.inputs, names))
+    if not task.pairs or len(names)!=2:
+        raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}{', or two columns as a pair' if task.pairs else ''}.")
+    return {} if first in has and not set(names) & set(has) else {first:names}
 
-def _read_path(path, task, labelled):
-    if path.is_dir(): return _read_folder(path, task, labelled),Path.cwd(),str(path)
-    if not path.exists():
-        raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, JSON-lines or Parquet file.{_near_path(path)}")
-    if path.suffix.lower() not in _READERS: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(_READERS)}; or a folder.")
-    return _READERS[path.suffix.lower()](path),path.parent,path.name
-
-def _near_path(path):
-    if not path.parent.is_dir(): return f" {path.parent} is missing too." if str(path.parent)!='.' else ''
-    hit = near(path.name, [o.name for o in path.parent.iterdir()])
-    return hit if 'Did you mean' in hit else ''
-
-# %% ../nbs/02a_rows.ipynb #a42f4b99
+# %% ../nbs/02a_rows.ipynb #79d02cb6
 def _columns(frame, task, input, target, group, labelled, what):
     "Column of the source for each input, the target and the group"
     has = [c for c in frame.columns if not c.startswith('_')]
@@ -275,18 +305,6 @@ def _columns(frame, task, input, target, group, labelled, what):
         if c not in has and len(frame.columns)>2:
             raise DataError(f"{what} has no column {c!r} for the {k}. Columns: {', '.join(has)}.{_near_column(c, has)} Name it by {arg.split('=')[0]}=COLUMN.")
     return {k:c for k,(c,_) in want.items()}
-
-def _each(c): return c if isinstance(c, tuple) else (c,)
-
-def _named(input, task, has):
-    "Input -> its column, or a tuple of two that are one input"
-    if isinstance(input, dict): return {k:tuple(v) if isinstance(v, list) else v for k,v in input.items()}
-    if isinstance(input, str): input = [input] if input in has else [o.strip() for o in input.split(',')]
-    names,first = tuple(input or ()),task.inputs[0]
-    if len(names)<=len(task.inputs): return dict(zip(task.inputs, names))
-    if not task.pairs or len(names)!=2:
-        raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}{', or two columns as a pair' if task.pairs else ''}.")
-    return {} if first in has and not set(names) & set(has) else {first:names}
 
 def _near_column(c, has):
     hit = near(c, has)
@@ -303,12 +321,14 @@ def _label(v):
     return str(v).strip()
 
 def _labels(v, delim):
-    "A list of class names; None where the cell is empty"
-    if isinstance(v, (list,tuple,set,np.ndarray)): return [_label(o) for o in (sorted(v) if isinstance(v, set) else v) if not _blank(o)]
+    "A list of class names, each once; None where the cell is empty"
+    if isinstance(v, (list,tuple,set,np.ndarray)):
+        return list(dict.fromkeys(_label(o) for o in (sorted(v) if isinstance(v, set) else v) if not _blank(o)))
     if _blank(v): return None
     parts = _label(v).split(delim) if delim else [_label(v)]
-    return [o.strip() for o in parts if o.strip()] or None
+    return list(dict.fromkeys(o.strip() for o in parts if o.strip())) or None
 
+# %% ../nbs/02a_rows.ipynb #2fc041de
 def _target(cells, task, delim):
     "Cells as class names, lists of them, or text; and whether there may be several"
     multi = task.classes and (bool(delim) or any(isinstance(v, (list,tuple,set,np.ndarray)) for v in cells))
@@ -317,9 +337,10 @@ def _target(cells, task, delim):
     if task.classes: return [None if _blank(v) else _label(v) for v in cells],False
     return [None if _blank(v) else str(v) for v in cells],False
 
+# %% ../nbs/02a_rows.ipynb #6071b5d4
 def _input(cells, kind, base):
     "Cells of an input; paths become absolute"
-    if kind not in ('image','audio'): return [None if _blank(v) else v for v in cells]
+    if kind not in FILE_COLUMNS: return [None if _blank(v) else v for v in cells]
     return [_file(v, base) for v in cells]
 
 def _file(v, base):
@@ -327,22 +348,9 @@ def _file(v, base):
     if not isinstance(v, (str,os.PathLike)): return None if _blank(v) else v
     return os.path.abspath(os.path.join(base, os.path.expanduser(str(v).strip()))) if str(v).strip() else None
 
-# %% ../nbs/02a_rows.ipynb #c5171756
-def _normalise(frame, base, cols, task, delim=None, prefix=''):
-    "(rows, whether there may be several labels): item, inputs, target, split, group, row, then what else the source has"
-    used,own = {o for c in cols.values() for o in _each(c)}|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
-    empty = pd.Series([None]*len(frame), dtype=object)
-    inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
-    target,multi = _target(frame.get(cols[task.target], empty), task, delim) if task.target in cols else (None,False)
-    out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
-    if 'split' in frame: out['split'] = [None if _blank(o) else str(o).strip() for o in frame['split']]
-    if 'group' in cols: out['group'] = [None if _blank(o) else _label(o) for o in frame[cols['group']]]
-    out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
-    extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
-    return pd.DataFrame({**{k:pd.Series(v, dtype=object) for k,v in out.items()}, **extra}),multi
-
+# %% ../nbs/02a_rows.ipynb #84bbcb97
 def _number(cells):
-    "Text as numbers, where every cell of a column is one as it would be printed"
+    "Text as numbers, where every cell of a column is one without leading zeros"
     told = [c for c in cells if not _blank(c)]
     if not told or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in told): return cells.infer_objects()
     return pd.to_numeric(cells.where([not _blank(c) for c in cells], None))
@@ -356,12 +364,26 @@ def _together(frame, c, empty):
 def _items(frame, cols, task, inputs):
     "A name for each row: the path as it was given, else where it stands"
     if '_item' in frame: return list(frame['_item'])
-    kind = next((k for k in task.inputs if k in ('image','audio')), None)
+    kind = next((k for k in task.inputs if k in FILE_COLUMNS), None)
     given = frame[cols[kind]] if kind and cols[kind] in frame else [None]*len(frame)
     short = [f'row {o.rsplit(" ", 1)[-1]}' for o in frame['_row']]
     return [_posix(g) if isinstance(g, (str,os.PathLike)) and not _blank(str(g)) else s for g,s in zip(given, short)]
 
 def _posix(p): return os.path.normpath(str(p).strip()).replace(os.sep, '/')
+
+# %% ../nbs/02a_rows.ipynb #fb99893e
+def _normalise(frame, base, cols, task, delim=None, prefix=''):
+    "(rows, whether there may be several labels): item, inputs, target, split, group, row, then what else the source has"
+    used,own = {o for c in cols.values() for o in _each(c)}|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
+    empty = pd.Series([None]*len(frame), dtype=object)
+    inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
+    target,multi = _target(frame.get(cols[task.target], empty), task, delim) if task.target in cols else (None,False)
+    out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
+    if 'split' in frame: out['split'] = [None if _blank(o) else str(o).strip() for o in frame['split']]
+    if 'group' in cols: out['group'] = [None if _blank(o) else _label(o) for o in frame[cols['group']]]
+    out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
+    extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
+    return pd.DataFrame({**{k:pd.Series(v, dtype=object) for k,v in out.items()}, **extra}),multi
 
 # %% ../nbs/02a_rows.ipynb #0783cff9
 def read_rows(
