@@ -6,7 +6,7 @@ Docs: https://sft-nb.github.io/sft_nb/sequences.html.md"""
 
 # %% auto #0
 __all__ = ['sequence_groups', 'shifted', 'taught', 'fixed_as_buffers', 'Generated', 'SequenceModel', 'token_losses', 'pad_labels',
-           'SequenceDL', 'SequenceTargets', 'sequence_loss', 'written_metrics']
+           'SequenceDL', 'SequenceTargets', 'sequence_loss', 'written_metrics', 'sequence_losses', 'opened']
 
 # %% ../nbs/05b_sequences.ipynb #ebfd210d
 """
@@ -22,8 +22,9 @@ from torch import nn
 import torch.nn.functional as F
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import Metric
-from fastai.torch_core import to_detach, to_device
+from fastai.torch_core import to_device
 from fastcore.basics import patch
+from fastcore.foundation import L
 from .core import *
 from .encoders import _first_runs, _layers, _prefix
 from .groups import *
@@ -180,6 +181,19 @@ class SequenceDL(TextDL):
         y = pad_labels(ys[0])
         return {**x, 'labels':y}, y
 
+@patch
+def decode_batch(self:SequenceDL, b, max_n:int=9, full:bool=True):
+    "(input, target text) pairs of a batch"
+    return L(zip(self.coder.shown(b[0], max_n), *(self.coder.say(y[:max_n]) for y in b[1:])))
+
+@patch
+def show_batch(self:SequenceDL, b=None, max_n:int=9, show:bool=True, unique:bool=False, **kwargs):
+    "A table of inputs and targets"
+    if b is None: b = self.one_batch()
+    table = pd.DataFrame([[_shown(o) if isinstance(o, str) else o for o in row] for row in self.decode_batch(b, max_n)], columns=self.coder.columns[:len(b)])
+    if not show: return table
+    _show_table(table)
+
 class SequenceTargets:
     "Targets of rows for training from the cache"
     def __init__(self, labels): self.labels = list(labels)
@@ -207,7 +221,7 @@ class _Written:
     def add(self, learn):
         x = learn.xb[0]
         h = x['h'] if 'border' in x else x
-        said = self.spec.task.decode(self.spec, to_detach(learn.model.generate(h)))
+        said = self.spec.task.decode(self.spec, learn.model.generate(h))
         self.rows += list(zip(self.say(learn.yb[0]), said.prediction))
     def value(self, name):
         if self.scores is None: self.scores = self.score(pd.DataFrame(self.rows, columns=['target','prediction']))
@@ -232,3 +246,36 @@ def written_metrics(
     "Metrics on what a model writes for the validation rows; each validation generates once"
     store = _Written(spec, say, score)
     return [_WrittenMetric(store, n, i==0) for i,n in enumerate(names)]
+
+# %% ../nbs/05b_sequences.ipynb #85b80ec4
+def sequence_losses(
+    model:SequenceModel, # In any mode; it is run in eval mode
+    spec, # What `load_data` or a saved folder knows
+    rows:pd.DataFrame, # With the target
+    batch_size:int=64, # Items a step
+    loader=None, # (spec, rows, batch_size) -> batches of inputs with labels, in the order of `rows`
+)->np.ndarray: # `(rows,)` in nats
+    "Mean cross-entropy of the tokens of each target"
+    dev,was,out = next(model.parameters()).device,model.training,[]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for x,y in loader(spec, rows, batch_size): out.append(token_losses(model(to_device(x, dev)), to_device(y, dev)).cpu())
+    finally: model.train(was)
+    return torch.cat(out).numpy() if out else np.zeros(0)
+
+def opened(
+    folder, # A folder of `save_pretrained`
+    name:str, # Class of transformers
+    **kw, # For `from_pretrained`
+):  # The network
+    "A network of transformers with every weight of the folder, and no other"
+    import transformers
+    from sft_nb.checkpoint import _quiet
+    with _quiet():
+        net,info = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
+                                                               local_files_only=True, output_loading_info=True, **kw)
+    for what in ('missing_keys','unexpected_keys','mismatched_keys'):
+        names = sorted(map(str, info[what]))
+        if names: raise FolderError(f"{folder}: {len(names)} {what.replace('_',' ')}, for instance {names[0]}. Copy or save the folder again.")
+    return net
