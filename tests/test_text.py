@@ -99,10 +99,37 @@ def test_pieces_are_the_forward_pass(tmp_path, kind, head):
         for b in m.borders():
             h = m.prefix(b, x)
             assert torch.allclose(m.suffix(b, h), want, atol=1e-5)
-            if b<4: assert set(h)=={'hidden','mask'} and h['hidden'].shape[:2]==h['mask'].shape
+            if b<4: assert set(h)=={'hidden','mask',*(['taken'] if (kind,head)==('gpt2','hf') else [])} and h['hidden'].shape[:2]==h['mask'].shape
             else: assert h.shape==(4,32)
         alone = torch.cat([m(coder.batch([o])) for o in coder.encode(['fine warm day', 'dull sad evening by the old river bank'])])
     assert torch.allclose(alone, want[:2], atol=1e-5)
+
+@pytest.mark.parametrize('kind', ['gpt2','llama'])
+def test_a_text_that_ends_with_the_token_that_pads(tmp_path, kind, home):
+    learn = learner(tmp_path, kind, head='hf', freeze=-1 if kind=='llama' else -2)
+    m,coder = learn.model.eval(),text_coder(learn.spec)
+    rows = pd.DataFrame(dict(text=['dull sad evening [SEP]', '[SEP]', 'day [SEP] [SEP] fine', 'fine']))
+    x = coder.batch(coder.encode(list(rows.text)))
+    assert (x['input_ids'][x['attention_mask']==1]==coder.pad_id).sum()==4
+    with torch.no_grad():
+        want = m.net(**x).logits
+        assert torch.allclose(torch.cat([m(coder.batch([o])) for o in coder.encode(list(rows.text))]), want, atol=1e-5)
+        for b in m.borders():
+            assert torch.allclose(m.suffix(b, m.prefix(b, x)), want, atol=1e-5)
+            assert torch.allclose(m.suffix(b, activations(learn, b, rows).batch([3,0,2,1])), want[[3,0,2,1]], atol=1e-5)
+
+@pytest.mark.parametrize('kind', ['gpt2','llama'])
+def test_a_config_that_names_another_padding_token(tmp_path, kind):
+    _,path = checkpoint(tmp_path, kind)
+    config = json.loads((path/'config.json').read_text())
+    (path/'config.json').write_text(json.dumps(dict(config, pad_token_id=7)))
+    learn = sft_learner(load_data('text', tmp_path/'moods.csv', valid=.25, checkpoint=str(path)), head='hf')
+    m,coder = learn.model.eval(),text_coder(learn.spec)
+    tokens = coder.encode(['day', 'dull sad evening by the old river bank'])
+    with torch.no_grad(): assert torch.allclose(torch.cat([m(coder.batch([o])) for o in tokens]), m(coder.batch(tokens)), atol=1e-5)
+    save_predictor(learn, tmp_path/'out', metrics={})
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path/'out').eval()
+    with torch.no_grad(): assert torch.allclose(net(**coder.batch(tokens)).logits, m(coder.batch(tokens)), atol=1e-5)
 
 @pytest.mark.parametrize('kind,head,borders', [('albert',None,1), ('llama',None,1), ('albert','hf',0), ('llama','hf',0), ('bart','hf',0)])
 def test_other_models_are_cut_at_the_pooled_vector_alone(tmp_path, kind, head, borders):
