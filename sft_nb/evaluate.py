@@ -29,12 +29,14 @@ def _eval_mode(model):
     finally:
         for m in was: m.training = True
 
+# %% ../nbs/11_evaluate.ipynb #977828e3
 def _scored(model, dl):
     "Yields what the model says of each batch"
     dev = next(model.parameters()).device
     for b in dl:
         b = to_device(b, dev)
-        with torch.no_grad(): yield model(*b) if isinstance(b, (tuple,list)) else model(b)
+        with torch.no_grad(): z = model(*b) if isinstance(b, (tuple,list)) else model(b)
+        yield z
 
 def _outputs(model, spec, rows, batch_size, desc):
     "Yields what the model says of each batch of `rows`, in their order"
@@ -64,7 +66,7 @@ def _losses(z, target, multi_label):
     if multi_label: return -torch.where(t.bool(), lp, ln).mean(-1).numpy()
     return -lp.gather(-1, t.long()[:,None])[:,0].numpy()
 
-# %% ../nbs/11_evaluate.ipynb #92b7e3e8
+# %% ../nbs/11_evaluate.ipynb #698b2a7e
 def _codes(targets, vocab, multi_label):
     "Class numbers `(rows,)`, or 0 and 1 `(rows, classes)` with several labels a row"
     at = {v:i for i,v in enumerate(vocab)}
@@ -78,6 +80,7 @@ def _names(codes, vocab, multi_label):
     if multi_label: return [[v for v,on in zip(vocab, row) if on] for row in codes]
     return [vocab[int(o)] for o in codes]
 
+# %% ../nbs/11_evaluate.ipynb #7903a382
 def _class_columns(pairs, spec, keep):
     "Columns of an `Evaluation` out of (scores, class numbers) a batch, and the probabilities where they are kept"
     cols,kept = dict(target=[], prediction=[], probability=[], loss=[]),[]
@@ -118,7 +121,7 @@ class Evaluation:
         shown = ', '.join(f'{k} {v:.4f}' for k,v in self.metrics.items())
         return f"Evaluation of {len(self):,} rows{f' ({self.on})' if self.on else ''}: {shown}"
 
-# %% ../nbs/11_evaluate.ipynb #244d1768
+# %% ../nbs/11_evaluate.ipynb #083dafce
 def _parts(learn):
     "Model and spec of a learner or a predictor"
     model,spec = getattr(learn, 'model', None),getattr(learn, 'spec', None)
@@ -136,6 +139,7 @@ def _split_rows(spec, on):
     raise DataError(f"on={on!r}: the data have no {on} rows. Valid: {', '.join(map(repr, have))}, or other data. "
                     "A `split` column with 'train', 'valid' and 'test' sets rows aside for a test.")
 
+# %% ../nbs/11_evaluate.ipynb #8787e044
 def _label_problems(rows, spec):
     if not spec.task.classes: return
     for i,t in rows[spec.task.target].items():
@@ -149,6 +153,7 @@ def _item_names(rows, source, spec):
     listed = isinstance(source, (list,tuple)) and all(isinstance(o, str) for o in source)
     return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
 
+# %% ../nbs/11_evaluate.ipynb #bb1539c7
 def _read(source, spec, bad='raise', labelled=True, **columns):
     "Rows of other data, checked, and a frame of what was left out"
     from sft_nb.data import BadRows, read_rows, row_problems
@@ -166,7 +171,7 @@ def _read(source, spec, bad='raise', labelled=True, **columns):
     if len(problems) and bad!='skip': raise BadRows(problems, 'the data')
     return rows.drop(index=list(found)),problems
 
-# %% ../nbs/11_evaluate.ipynb #2abdddb4
+# %% ../nbs/11_evaluate.ipynb #f043103f
 def _row_pairs(model, spec, rows, batch_size):
     codes,at = _codes(rows[spec.task.target], spec.vocab, spec.multi_label),0
     for z in _outputs(model, spec, rows, batch_size, 'Evaluating'):
@@ -179,20 +184,33 @@ def _sequence_columns(model, spec, rows, batch_size):
     cols['correct'] = [t==p for t,p in zip(cols.target, cols.prediction)]
     return cols
 
+# %% ../nbs/11_evaluate.ipynb #3991af06
 def _fastai_pairs(learn):
     "Scores and class numbers of validation batches that plain fastai made"
     n_inp,dev = learn.dls.n_inp,next(learn.model.parameters()).device
     with _eval_mode(learn.model):
         for b in learn.dls.valid.new(shuffle=False, drop_last=False):
             b = to_device(b, dev)
-            with torch.no_grad(): yield learn.model(*b[:n_inp]),b[n_inp].cpu().numpy()
+            with torch.no_grad(): z = learn.model(*b[:n_inp])
+            yield z,b[n_inp].cpu().numpy()
 
 def _fastai_rows(learn, n):
     items = [o for o in getattr(learn.dls.valid, 'items', [])]
     names = [str(o) if isinstance(o, (str,Path)) else f'row {i}' for i,o in enumerate(items)] if len(items)==n else [f'row {i}' for i in range(n)]
     return pd.DataFrame({'item':names, **({learn.spec.task.inputs[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
 
-# %% ../nbs/11_evaluate.ipynb #d887a761
+
+
+# %% ../nbs/11_evaluate.ipynb #575ac162
+_COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
+
+def _evaluation(rows, cols, spec, probs, on):
+    shown = rows[[c for c in ('item', *spec.task.inputs) if c in rows]]
+    frame = pd.DataFrame({**{c:list(rows[c]) for c in shown}, **{c:list(cols[c]) for c in _COLUMNS}})
+    if 'group' in rows: frame['group'] = list(rows.group)
+    return Evaluation(frame, spec.task, spec.vocab, spec.multi_label, probs, on)
+
+# %% ../nbs/11_evaluate.ipynb #af850c6f
 def evaluate(
     learn, # An `SFTLearner`, or a `Predictor`
     on='valid', # 'valid', 'test' or 'train' of the learner's data; or other labelled data as `load_data` reads them
@@ -216,29 +234,25 @@ def evaluate(
     else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
     return _evaluation(rows, cols, spec, probs, on if own else 'other data')
 
-_COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
+# %% ../nbs/11_evaluate.ipynb #2a36bfad
+def _units(rows):
+    "With which others each row is drawn: those of its group, or none"
+    if 'group' not in rows: return np.arange(len(rows))
+    alone = pd.Series([f'\0{i}' for i in range(len(rows))], rows.index)
+    return pd.factorize(rows.group.astype(object).where(rows.group.notna(), alone))[0]
 
-def _evaluation(rows, cols, spec, probs, on):
-    shown = rows[[c for c in ('item', *spec.task.inputs) if c in rows]]
-    frame = pd.DataFrame({**{c:list(rows[c]) for c in shown}, **{c:list(cols[c]) for c in _COLUMNS}})
-    if 'group' in rows: frame['group'] = list(rows.group)
-    return Evaluation(frame, spec.task, spec.vocab, spec.multi_label, probs, on)
+def _range(values): return np.percentile(values, [2.5,97.5], axis=0)
 
-# %% ../nbs/11_evaluate.ipynb #78f3fdd6
-def _counts(t, p, group=None):
-    "Sums of each unit that is drawn `(units, 3*classes+2)`, its chance, and the number of draws: right, predicted and true a class, rows right, rows"
-    from scipy import sparse
-    n = len(t)
-    if group is None:
-        both = np.column_stack([t, p])
-        _,first,times = np.unique(both, axis=0, return_index=True, return_counts=True)
-        mix,chance,n_draw = sparse.csr_matrix((np.ones(len(first)), (np.arange(len(first)), first)), (len(first),n)),times/n,n
-    else:
-        codes = pd.factorize(pd.Series(group).where(lambda o: o.notna(), [f'\0{i}' for i in range(n)]))[0]
-        k = codes.max()+1
-        mix,chance,n_draw = sparse.csr_matrix((np.ones(n), (codes,np.arange(n))), (k,n)),np.full(k, 1/k),k
-    return mix,chance,n_draw
+@patch
+def _redrawn(self:Evaluation, draws, seed):
+    "Intervals of a task's own metrics, by drawing rows"
+    rng,units = np.random.default_rng(seed),_units(self.rows)
+    drawn = list(pd.Series(units).groupby(units).indices.values())
+    def once(): return self._score(self.rows.iloc[np.concatenate([drawn[i] for i in rng.integers(len(drawn), size=len(drawn))])])
+    found = pd.DataFrame([once() for _ in progress(range(draws), 'Drawing', unit='draw')])
+    return {k:_range(found[k]) for k in found}
 
+# %% ../nbs/11_evaluate.ipynb #ee716bae
 def _indicators(t, p, n_classes):
     "Sparse `(rows, 3*classes+2)`: right, predicted and true a class, row right, one"
     from scipy import sparse
@@ -247,6 +261,7 @@ def _indicators(t, p, n_classes):
     right = (t==p).all(1) if t.ndim==2 else t==p
     return sparse.hstack([T.multiply(P), P, T, sparse.csr_matrix(right[:,None].astype(float)), np.ones((len(t),1))]).tocsr()
 
+# %% ../nbs/11_evaluate.ipynb #1ec7f062
 def _ratio(a, b): return np.divide(a, b, out=np.zeros_like(a, dtype=float), where=b>0)
 
 def _scores(sums, c):
@@ -256,15 +271,31 @@ def _scores(sums, c):
     seen = (pred+true)>0
     return dict(accuracy=_ratio(right, n), **{k:_ratio((v*seen).sum(1), seen.sum(1)) for k,v in each.items()}),dict(each, support=true)
 
-def _drawn(t, p, n_classes, group, draws, seed):
+# %% ../nbs/11_evaluate.ipynb #ab1d32fc
+def _counts(t, p, units=None):
+    "Which rows each drawn unit sums `(units, rows)`, its chance, and the number of draws"
+    from scipy import sparse
+    n = len(t)
+    if units is None:
+        _,first,times = np.unique(np.column_stack([t, p]), axis=0, return_index=True, return_counts=True)
+        return sparse.csr_matrix((np.ones(len(first)), (np.arange(len(first)), first)), (len(first),n)),times/n,n
+    k = units.max()+1
+    return sparse.csr_matrix((np.ones(n), (units,np.arange(n))), (k,n)),np.full(k, 1/k),k
+
+def _drawn(t, p, n_classes, units, draws, seed):
     "`_scores` of as many draws"
-    (mix,chance,n),rng = _counts(t, p, group),np.random.default_rng(seed)
+    (mix,chance,n),rng = _counts(t, p, units),np.random.default_rng(seed)
     A,step,parts = mix@_indicators(t, p, n_classes),max(1, 4_000_000//len(chance)),[]
     for i in range(0, draws, step): parts.append((A.T@rng.multinomial(n, chance, min(step, draws-i)).T.astype(float)).T)
     return _scores(np.concatenate(parts), n_classes)
 
-# %% ../nbs/11_evaluate.ipynb #ab1d32fc
-def _range(values): return np.percentile(values, [2.5,97.5], axis=0)
+# %% ../nbs/11_evaluate.ipynb #034b25f5
+@patch
+def _by_class(self:Evaluation, t, p, each):
+    c = len(self.vocab)
+    now = {k:v[0] for k,v in _scores(np.asarray(_indicators(t, p, c).sum(0)), c)[1].items()}
+    low,high = _range(each['f1'])
+    return pd.DataFrame({'class':self.vocab, 'support':now['support'].astype(int), **{k:now[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
 @patch
 def report(
@@ -278,27 +309,11 @@ def report(
     if self.task.score: ranges = self._redrawn(draws or 100, seed)
     else:
         t,p = self._pairs(self.rows)
-        group = self.rows.group if 'group' in self.rows else None
-        total,each = _drawn(t, p, len(self.vocab), group, draws or 1000, seed)
+        units = _units(self.rows) if 'group' in self.rows else None
+        total,each = _drawn(t, p, len(self.vocab), units, draws or 1000, seed)
         if by_class: return self._by_class(t, p, each)
         ranges = {k:_range(v) for k,v in total.items()}
     return pd.DataFrame([(k, v, *ranges[k]) for k,v in self.metrics.items()], columns=['metric','value','low','high'])
-
-@patch
-def _redrawn(self:Evaluation, draws, seed):
-    "Intervals of a task's own metrics, by drawing rows"
-    rng,groups = np.random.default_rng(seed),[np.array([i]) for i in range(len(self))]
-    if 'group' in self.rows: groups = [np.array(o) for o in self.rows.groupby('group', dropna=False).indices.values()]
-    def once(): return self._score(self.rows.iloc[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])])
-    found = pd.DataFrame([once() for _ in progress(range(draws), 'Drawing', unit='draw')])
-    return {k:_range(found[k]) for k in found}
-
-@patch
-def _by_class(self:Evaluation, t, p, each):
-    c = len(self.vocab)
-    now = {k:v[0] for k,v in _scores(np.asarray(_indicators(t, p, c).sum(0)), c)[1].items()}
-    low,high = _range(each['f1'])
-    return pd.DataFrame({'class':self.vocab, 'support':now['support'].astype(int), **{k:now[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
 # %% ../nbs/11_evaluate.ipynb #2b8925a5
 @patch
@@ -319,6 +334,7 @@ def confusion(
     if plot: _heat_map(out)
     return out
 
+# %% ../nbs/11_evaluate.ipynb #c40ebec6
 def _plain(text): return str(text).replace('$', r'\$')
 
 def _heat_map(counts):
@@ -348,6 +364,7 @@ def worst(
     by = dict(by='loss', ascending=False) if self.rows.loss.notna().any() else dict(by=['correct','probability'], ascending=[True,False])
     return self.rows.sort_values(**by, kind='stable').head(n)
 
+# %% ../nbs/11_evaluate.ipynb #a6a89a44
 @patch
 def show_worst(
     self:Evaluation,
