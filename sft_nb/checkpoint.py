@@ -66,6 +66,7 @@ def _hash(files):
     hashes = [sha256_file(f) for f in files]
     return hashes[0] if len(hashes)==1 else hashlib.sha256(''.join(hashes).encode()).hexdigest() if hashes else None
 
+# %% ../nbs/02_checkpoint.ipynb #5a8617d5
 def _check_header(files):
     from safetensors import safe_open
     for f in files:
@@ -75,6 +76,7 @@ def _check_header(files):
         except Exception as e: raise CheckpointError(f"{f} is damaged ({e}). Copy or download it again.") from e
         if not n: raise CheckpointError(f"{f} holds no tensors. Copy or download it again.")
 
+# %% ../nbs/02_checkpoint.ipynb #a5395e3a
 def _read_weights(
     file:Path, # .safetensors, .pth or .bin
 )->dict: # name -> tensor, on the CPU
@@ -94,11 +96,12 @@ def _read_weights(
 # %% ../nbs/02_checkpoint.ipynb #2b941326
 def _timm_preprocess(cfg):
     from timm.data import resolve_data_config
-    c = resolve_data_config(pretrained_cfg=cfg)
+    c = resolve_data_config(pretrained_cfg=cfg or dict(input_size=(3,224,224)))
     h,w = c['input_size'][1:]
     return dict(size=h if h==w else [h,w], mean=list(c['mean']), std=list(c['std']), interpolation=c['interpolation'], crop_pct=c['crop_pct'],
                 fixed_size=bool(cfg.get('fixed_input_size', False)))
 
+# %% ../nbs/02_checkpoint.ipynb #dfbef9ef
 def _count(build):
     "Parameters of what `build` returns, built without memory where the architecture allows it"
     import torch
@@ -114,7 +117,7 @@ def _timm_checkpoint(ref, arch, cfg, files=(), folder=None, args=None, pretraine
     return Checkpoint(ref, 'timm', arch, folder, tasks, n,
         sum(f.stat().st_size for f in files) or None, cfg.get('license') or 'unknown', _timm_preprocess(cfg), _hash(files), pretrained, tuple(files))
 
-# %% ../nbs/02_checkpoint.ipynb #dfbef9ef
+# %% ../nbs/02_checkpoint.ipynb #ceec86de
 def _by_order(state, arch):
     "Tensors renamed to those of a timm architecture that has the same ones in the same order"
     import timm, torch
@@ -123,6 +126,7 @@ def _by_order(state, arch):
         raise CheckpointError(f"{len(state)} tensors do not map onto the {len(want)} of {arch}: number or shapes differ. Upgrade sft_nb or timm.")
     return dict(zip(want, state.values()))
 
+# %% ../nbs/02_checkpoint.ipynb #a965cb8c
 @patch
 def timm_model(
     self:Checkpoint,
@@ -140,6 +144,7 @@ def timm_model(
     except CheckpointError: raise
     except Exception as e: raise CheckpointError(f"{self.ref} could not be built by timm ({type(e).__name__}): {str(e)[:300]}") from e
 
+# %% ../nbs/02_checkpoint.ipynb #8620ccee
 def _with_state(self, **kw):
     import timm
     if not self.weights: return _timm_own(self, **kw)
@@ -153,9 +158,9 @@ def _timm_own(self, **kw):
     "Weights that timm alone can place (no safetensors on the hub, or not opened with pretrained=True)"
     import timm
     try: return timm.create_model(self.arch, pretrained=True, **kw)
-    except Exception as e: raise CheckpointError(_no_hub(self.ref, e)) from e
+    except OSError as e: raise CheckpointError(_no_hub(self.ref, e)) from e
 
-# %% ../nbs/02_checkpoint.ipynb #5fd57c65
+# %% ../nbs/02_checkpoint.ipynb #23428c10
 def _no_hub(ref, e):
     "What to do when the hub cannot be reached"
     off = [o for o in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE') if os.environ.get(o, '0').upper() in ('1', 'ON', 'YES', 'TRUE')]
@@ -164,6 +169,7 @@ def _no_hub(ref, e):
             f"try again, or take a packaged checkpoint ({', '.join('pip:'+o for o in _PIP)}), or a local folder, or fresh weights "
             "(--from-scratch, pretrained=False).")
 
+# %% ../nbs/02_checkpoint.ipynb #0210da1f
 _PATTERNS = ['*.json', '*.txt', '*.model', '*.spm', '*.jinja', '*.tiktoken', 'README.md']
 _WEIGHTS = ['model.safetensors', 'model-*-of-*.safetensors']
 
@@ -207,7 +213,8 @@ _TASK_TABLES = dict(image=('IMAGE_CLASSIFICATION',), text=('SEQUENCE_CLASSIFICAT
 
 def _hf_tasks(model_type):
     from transformers.models.auto import modeling_auto as auto
-    return tuple(t for t,names in _TASK_TABLES.items() if any(model_type in getattr(auto, f'MODEL_FOR_{n}_MAPPING_NAMES') for n in names))
+    found = [t for t,names in _TASK_TABLES.items() if any(model_type in getattr(auto, f'MODEL_FOR_{n}_MAPPING_NAMES') for n in names)]
+    return tuple(t for t in found if t!='text' or 'speech' not in found)
 
 def _licence(folder):
     "From the first lines of a model card"
@@ -215,16 +222,20 @@ def _licence(folder):
     found = re.search(r'^license:\s*([\w.\-+]+)', card.read_text(encoding='utf-8', errors='replace')[:5000], re.M) if card.is_file() else None
     return found[1] if found else 'unknown'
 
-# %% ../nbs/02_checkpoint.ipynb #e237a247
+# %% ../nbs/02_checkpoint.ipynb #aa57a0b8
 _RESAMPLE = {0:'nearest', 1:'lanczos', 2:'bilinear', 3:'bicubic'}
 
 def _image_preprocess(pp):
     size,crop = pp.get('size', 224), pp.get('crop_size')
     def side(o): return o if isinstance(o, int) else o.get('height') or o.get('shortest_edge') or 224
     cropped = bool(crop) and pp.get('do_center_crop', True)
+    share = pp.get('crop_pct') or 1.0
+    if cropped: share *= side(crop)/side(size)
+    elif side(size)>=384: share = 1.0
     return dict(size=side(crop if cropped else size), mean=pp.get('image_mean', [.5]*3), std=pp.get('image_std', [.5]*3),
-                interpolation=_RESAMPLE.get(pp.get('resample', 2), 'bicubic'), crop_pct=round(side(crop)/side(size), 4) if cropped else 1.0)
+                interpolation=_RESAMPLE.get(pp.get('resample', 2), 'bicubic'), crop_pct=round(share, 4))
 
+# %% ../nbs/02_checkpoint.ipynb #a470c290
 def _text_preprocess(folder, config):
     "Longest input in tokens, and how token vectors become one (None: the library's own way)"
     pool = _read_json(folder/'1_Pooling'/'config.json')
@@ -266,7 +277,7 @@ def _hf_count(ref, folder):
     try: return _count(lambda: AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)))
     except Exception as e: raise CheckpointError(f"{ref}: transformers cannot build a model from its config.json: {str(e)[:200]}. Copy it again.") from e
 
-# %% ../nbs/02_checkpoint.ipynb #8df2c0b3
+# %% ../nbs/02_checkpoint.ipynb #ae388c9b
 @contextlib.contextmanager
 def _quiet():
     "transformers without its bars and reports; what they say of missing weights is checked instead"
@@ -279,6 +290,7 @@ def _quiet():
         logging.set_verbosity(level)
         if bar: logging.enable_progress_bar()
 
+# %% ../nbs/02_checkpoint.ipynb #8df2c0b3
 def _check_body(ref, model, missing):
     "Every tensor below the output layer must come from the checkpoint; a pooler is often left out of it"
     prefix = model.base_model_prefix+'.' if hasattr(model, model.base_model_prefix) else ''
@@ -288,7 +300,7 @@ def _check_body(ref, model, missing):
 
 def _fresh(cls, config, **kw): return cls.from_config(config, **kw) if hasattr(cls, 'from_config') else cls(config, **kw)
 
-# %% ../nbs/02_checkpoint.ipynb #c49bfdfd
+# %% ../nbs/02_checkpoint.ipynb #2e2a4c68
 @patch
 def hf_model(
     self:Checkpoint,
@@ -312,6 +324,7 @@ def hf_model(
     _check_body(self.ref, model, info['missing_keys'])
     return model
 
+# %% ../nbs/02_checkpoint.ipynb #c4a8402b
 @patch
 def tokenizer(
     self:Checkpoint,
@@ -320,8 +333,12 @@ def tokenizer(
     "The tokenizer that the model was trained with"
     from transformers import AutoTokenizer
     if self.kind!='hf': raise CheckpointError(f"{self.ref} is a timm model; it has no tokenizer. Take a text checkpoint, for instance pip:all-minilm-l6-v2.")
-    try: return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True, **kw)
+    try: tok = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True, **kw)
     except Exception as e: raise CheckpointError(f"{self.ref} has no tokenizer that transformers can open: {str(e).splitlines()[0][:300]}") from e
+    files = sorted(set(getattr(tok, 'vocab_files_names', {}).values()))
+    if files and not any((self.folder/o).is_file() for o in [*files, 'tekken.json']):
+        raise CheckpointError(f"{self.ref} has no tokenizer: {self.folder} holds none of {', '.join(files)}. Copy them from where its weights come from.")
+    return tok
 
 # %% ../nbs/02_checkpoint.ipynb #f8e2d06b
 def _open_folder(ref, folder, pretrained, tasks=None):
@@ -337,6 +354,7 @@ def _open_folder(ref, folder, pretrained, tasks=None):
     raise CheckpointError(f"{folder} holds no config.json with an 'architecture' (timm) or a 'model_type' (Hugging Face); it holds: "
                           f"{', '.join(sorted(o.name for o in folder.iterdir())[:8]) or 'nothing'}. Pass a folder that timm or transformers saved.")
 
+# %% ../nbs/02_checkpoint.ipynb #a65e7394
 def _open_timm_folder(ref, folder, config, pretrained):
     import timm
     if not timm.is_model(config['architecture'].split('.')[0]):
@@ -380,6 +398,7 @@ def _resolve(ref):
     if ref and (Path(ref).expanduser().exists() or ref.startswith(('.', '/', '~', os.sep))): return 'folder', Path(ref)
     return _resolve_plain(ref)
 
+# %% ../nbs/02_checkpoint.ipynb #9a4482e1
 def _resolve_plain(ref):
     import timm
     if timm.is_model(ref.split('.')[0]): return 'timm', ref
@@ -394,6 +413,7 @@ def _similar(name, archs):
     held = [o for o in _PIP if name and name.lower() in o]
     return [full[o] for o in dict.fromkeys(held + get_close_matches(name, full, n=4, cutoff=.7))]
 
+# %% ../nbs/02_checkpoint.ipynb #2ee46fd2
 def open_checkpoint(
     ref:str|Path, # timm:NAME, hf:REPO[@revision], pip:NAME, a folder, or a plain name
     task:str|None=None, # Name of the task it must fit; None: any
