@@ -17,6 +17,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.torch_core import to_device
 from fastcore.basics import patch
+from .cache import _order
 from .core import *
 from .learner import class_scores
 
@@ -43,6 +44,17 @@ def _outputs(model, spec, rows, batch_size, desc):
     if not len(rows): return
     dl = spec.task.item_loader(spec, rows, batch_size)
     with _eval_mode(model): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
+
+# %% ../nbs/11_evaluate.ipynb #dcb8e5c3
+def _together(spec, rows):
+    "Rows of like length together, so that little padding is computed, and the place of each row among them; None where all have one size"
+    order = _order(spec, rows)
+    return (rows,None) if order is None else (rows.iloc[order],np.argsort(order))
+
+def _back(o, place):
+    "A frame or an array, a row an item, in the order that the rows had before `_together`"
+    if o is None or place is None: return o
+    return o[place] if isinstance(o, np.ndarray) else o.iloc[place].reset_index(drop=True)
 
 # %% ../nbs/11_evaluate.ipynb #821f32c2
 def _log_probs(z, multi_label):
@@ -204,11 +216,11 @@ def _fastai_rows(learn, n):
 # %% ../nbs/11_evaluate.ipynb #575ac162
 _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 
-def _evaluation(rows, cols, spec, probs, on):
+def _evaluation(rows, cols, spec, probs, on, place=None):
     shown = rows[[c for c in ('item', *spec.task.inputs) if c in rows]]
     frame = pd.DataFrame({**{c:list(rows[c]) for c in shown}, **{c:list(cols[c]) for c in _COLUMNS}})
     if 'group' in rows: frame['group'] = list(rows.group)
-    return Evaluation(frame, spec.task, spec.vocab, spec.multi_label, probs, on)
+    return Evaluation(_back(frame, place), spec.task, spec.vocab, spec.multi_label, _back(probs, place), on)
 
 # %% ../nbs/11_evaluate.ipynb #af850c6f
 def evaluate(
@@ -230,9 +242,10 @@ def evaluate(
         return _evaluation(_fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     rows = _split_rows(spec, on) if own else _read(on, spec, bad, input=input, target=target)[0]
     if not len(rows): raise DataError("There is no row to evaluate. Pass data with at least one usable row.")
+    rows,place = _together(spec, rows)
     if task.decode: cols,probs = _sequence_columns(model, spec, rows, batch_size),None
     else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
-    return _evaluation(rows, cols, spec, probs, on if own else 'other data')
+    return _evaluation(rows, cols, spec, probs, on if own else 'other data', place)
 
 # %% ../nbs/11_evaluate.ipynb #2a36bfad
 def _units(rows):
