@@ -23,9 +23,9 @@ from .core import *
 from .core import _umask
 from .checkpoint import open_checkpoint
 from .data import DataSpec
-from .evaluate import _decoded, _log_probs, _outputs, _parts, _read, evaluate
+from .evaluate import _back, _decoded, _log_probs, _outputs, _parts, _read, _together, evaluate
 
-# %% ../nbs/16_export.ipynb #1f836be1
+# %% ../nbs/16_export.ipynb #9c51c39d
 FORMAT = 1
 _CARD,_SPEC = 'README.md','sft.json'
 
@@ -46,6 +46,7 @@ def _versions(kind):
     names = ('sft_nb', 'torch', 'fastai', 'timm' if kind=='timm' else 'transformers')
     return dict(python=platform.python_version(), **{n:importlib.metadata.version(n) for n in names})
 
+# %% ../nbs/16_export.ipynb #57cd4108
 def _plain(o):
     "numpy numbers and arrays, tuples and paths as JSON has them; anything else is left out by `_saved_options`"
     if isinstance(o, (np.generic,np.ndarray)): return o.tolist()
@@ -81,6 +82,7 @@ def _licence(name):
     "A licence as the first lines of a card name it; 'other' where it is no plain word"
     return name.lower() if name and re.fullmatch(r'[\w.\-+]+', name) else 'other'
 
+# %% ../nbs/16_export.ipynb #28989846
 def _card(info, summary):
     "A model card"
     ckpt,data = info['checkpoint'],info['data']
@@ -157,7 +159,8 @@ def predict(
 )->pd.DataFrame: # item, prediction, probability (0 to 1); a row an item, in their order
     "Predict items"
     rows = self._rows(items, bad, input)
-    out = _decoded(_outputs(self.model, self.spec, rows, batch_size, 'Predicting'), self.spec)
+    together,place = _together(self.spec, rows)
+    out = _back(_decoded(_outputs(self.model, self.spec, together, batch_size, 'Predicting'), self.spec), place)
     return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float)))
 
 @patch
@@ -171,8 +174,9 @@ def predict_proba(
     "Probabilities of all classes"
     if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
     rows = self._rows(items, bad, input)
-    probs = [_log_probs(z, self.spec.multi_label)[0].exp().numpy() for z in _outputs(self.model, self.spec, rows, batch_size, 'Predicting')]
-    table = np.concatenate(probs) if probs else np.zeros((0, len(self.vocab)))
+    together,place = _together(self.spec, rows)
+    probs = [_log_probs(z, self.spec.multi_label)[0].exp().numpy() for z in _outputs(self.model, self.spec, together, batch_size, 'Predicting')]
+    table = _back(np.concatenate(probs), place) if probs else np.zeros((0, len(self.vocab)))
     return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
 
 # %% ../nbs/16_export.ipynb #f935d325
@@ -186,6 +190,11 @@ def _hashes(folder):
     files = sorted(p for p in folder.rglob('*') if p.is_file() and p.relative_to(folder).as_posix() not in (_CARD,_SPEC))
     return {p.relative_to(folder).as_posix():dict(bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files}
 
+def _metrics_for(learn, spec):
+    if len(spec.rows) and not (spec.rows.split=='valid').any(): return {}
+    return evaluate(learn, keep=False).metrics
+
+# %% ../nbs/16_export.ipynb #8661e896
 def save_predictor(
     learn, # Trained `SFTLearner`, or a `Predictor`; what is frozen is saved too
     path:str|Path, # Folder to make; an existing one is an error unless `overwrite`
@@ -204,10 +213,6 @@ def save_predictor(
         write_atomic(tmp/_CARD, _card(info, spec.task.summary))
         write_atomic(tmp/_SPEC, json.dumps(dict(info, files=_hashes(tmp)), indent=1, default=_plain, ensure_ascii=False, allow_nan=False)+'\n')
     return Path(path)
-
-def _metrics_for(learn, spec):
-    if len(spec.rows) and not (spec.rows.split=='valid').any(): return {}
-    return evaluate(learn, keep=False).metrics
 
 # %% ../nbs/16_export.ipynb #90689094
 def _is_text(o): return isinstance(o, str) and 0<len(o)<1000
@@ -234,7 +239,19 @@ _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object
     metrics=(lambda o: _all(o, _is_number), 'an object of numbers'), versions=(lambda o: _all(o, _is_text), 'an object of texts'),
     seed=(lambda o: isinstance(o, int), 'a whole number'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
 
-# %% ../nbs/16_export.ipynb #05b7c709
+# %% ../nbs/16_export.ipynb #e91fe229
+def _check_info(info, path):
+    form = info.get('format') if isinstance(info, dict) else None
+    if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
+    mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save it again.'
+    if form!=FORMAT: raise FolderError(f"{path} has format {form}, this sft_nb reads {FORMAT}. {mend}")
+    for k,(fits,what) in _SCHEMA.items():
+        if k not in info: raise FolderError(f"{path} lacks {k!r} ({what}). Copy or save the folder again.")
+        try: good = fits(info[k])
+        except (TypeError,OverflowError): good = False
+        if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
+
+# %% ../nbs/16_export.ipynb #0e7cccf7
 _LIMIT = 64*2**20
 
 def _refuse(word): raise ValueError(f'{word} is no JSON')
@@ -250,17 +267,7 @@ def _read_info(folder):
     _check_info(info, path)
     return info
 
-def _check_info(info, path):
-    form = info.get('format') if isinstance(info, dict) else None
-    if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
-    mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save it again.'
-    if form!=FORMAT: raise FolderError(f"{path} has format {form}, this sft_nb reads {FORMAT}. {mend}")
-    for k,(fits,what) in _SCHEMA.items():
-        if k not in info: raise FolderError(f"{path} lacks {k!r} ({what}). Copy or save the folder again.")
-        try: good = fits(info[k])
-        except (TypeError,OverflowError): good = False
-        if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
-
+# %% ../nbs/16_export.ipynb #cb9ee073
 def _check_file(folder, name, want):
     "A plain file inside the folder, with the content that was written"
     parts,path = PurePosixPath(name).parts,folder/name
@@ -299,6 +306,7 @@ def _spec_of(info, folder):
     rows = pd.DataFrame({c:pd.Series(dtype=object) for c in ('item', *task.inputs, task.target, 'split', 'row')})
     return DataSpec(task, rows, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], None, False, info['options'])
 
+# %% ../nbs/16_export.ipynb #bb45f8cf
 def _head_of(info, head, folder):
     saved = info['head']
     if isinstance(saved, dict):
@@ -308,6 +316,7 @@ def _head_of(info, head, folder):
     if head is not None: raise FolderError(f"{folder} was saved with head={saved!r}, which is built from {_SPEC}. Leave head= out.")
     return saved
 
+# %% ../nbs/16_export.ipynb #7850e222
 def _check_model(model, info, folder):
     sizes = _sizes(model)
     if sizes!=info['groups']:
@@ -317,6 +326,16 @@ def _check_model(model, info, folder):
     bad = [n for n,p in model.state_dict().items() if p.is_floating_point() and not p.isfinite().all()]
     if bad: raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Train the model again.")
 
+# %% ../nbs/16_export.ipynb #c5f89761
+def _device(device):
+    if device is None:
+        from fastai.torch_core import default_device
+        return default_device()
+    try: return torch.zeros(1, device=device).device
+    except (RuntimeError,AssertionError,NotImplementedError) as e:
+        raise FolderError(f"device={device!r} cannot be used: {str(e).splitlines()[0]}. Try 'cpu', 'cuda' or 'mps'.") from e
+
+# %% ../nbs/16_export.ipynb #310babad
 def load_predictor(
     path:str|Path, # Folder of `save_predictor`
     head:nn.Module|None=None, # Where the head was a module of yours: one built the same way, its weights are read. None otherwise
@@ -337,11 +356,3 @@ def load_predictor(
                           f"{', '.join(f'{k} {v}' for k,v in info['versions'].items())}.") from e
     _check_model(model, info, folder)
     return Predictor(model.to(_device(device)).eval(), spec, info, folder)
-
-def _device(device):
-    if device is None:
-        from fastai.torch_core import default_device
-        return default_device()
-    try: return torch.zeros(1, device=device).device
-    except (RuntimeError,AssertionError,NotImplementedError) as e:
-        raise FolderError(f"device={device!r} cannot be used: {str(e).splitlines()[0]}. Try 'cpu', 'cuda' or 'mps'.") from e

@@ -51,11 +51,22 @@ def _runs(ys):
 def _scales(values, n, w, h, left, top):
     "Functions from a position and a value to the drawing, and the round numbers of the value axis"
     lo,hi = min(values), max(values)
-    if hi-lo < 1e-12: lo,hi = lo-.5, hi+.5
+    if hi-lo <= 1e-9*max(abs(lo), abs(hi), 1e-3): lo,hi = lo-max(.5, abs(lo)/2), hi+max(.5, abs(hi)/2)
     px = lambda x: left + (w-left-10)*(x/(n-1) if n>1 else .5)
     py = lambda y: top + (h-top-24)*(1-(y-lo)/(hi-lo))
     return px, py, _ticks(lo, hi)
 
+def _ends(n): return [(0, 'start'), (n-1, 'end')] if n>1 else [(0, 'middle')]
+
+# %% ../nbs/18_report.ipynb #a75c407f
+def _series_svg(name, values, colour, px, py, x, top):
+    "Line, points and key of one series"
+    for run in _runs(values):
+        yield f'<path d="M{"L".join(f"{px(a):.1f} {py(b):.1f}" for a,b in run)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        yield from (f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="2.5" fill="{colour}"/>' for a,b in run)
+    yield f'<text x="{x:.0f}" y="{top-8}" fill="{colour}">{html.escape(name)}</text>'
+
+# %% ../nbs/18_report.ipynb #de792125
 def line_chart(
     series:dict, # Name -> values, one a row of the history; None or nan leaves a gap
     labels:list, # What stands below the first and the last row
@@ -68,19 +79,10 @@ def line_chart(
     w,h,left,top = 460,220,46,34
     px,py,ticks = _scales(values, len(labels), w, h, left, top)
     out = [f'<text x="0" y="12" class="t">{html.escape(title)}</text>']
-    for t in ticks: out.append(f'<path d="M{left} {py(t):.1f}H{w-10}" class="g"/><text x="{left-6}" y="{py(t)+4:.1f}" text-anchor="end">{t:.3g}</text>')
+    for t in ticks: out.append(f'<path d="M{left} {py(t):.1f}H{w-10}" class="g"/><text x="{left-6}" y="{py(t)+4:.1f}" text-anchor="end">{t:.6g}</text>')
     out += [f'<text x="{px(i):.1f}" y="{h-6}" text-anchor="{a}">{html.escape(str(labels[i]))}</text>' for i,a in _ends(len(labels))]
-    for i,(k,v) in enumerate(series.items()): out += _series_svg(k, v, _colours[i%len(_colours)], px, py, left+(i%4)*100, top)
+    for i,(k,v) in enumerate(series.items()): out += _series_svg(k, v, _colours[i%len(_colours)], px, py, left+i*(w-left-10)/max(4, len(series)), top)
     return f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="{html.escape(title)}">{"".join(out)}</svg>'
-
-def _ends(n): return [(0, 'start'), (n-1, 'end')] if n>1 else [(0, 'middle')]
-
-def _series_svg(name, values, colour, px, py, x, top):
-    "Line, points and key of one series"
-    for run in _runs(values):
-        yield f'<path d="M{"L".join(f"{px(a):.1f} {py(b):.1f}" for a,b in run)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        yield from (f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="2.5" fill="{colour}"/>' for a,b in run)
-    yield f'<text x="{x}" y="{top-8}" fill="{colour}">{html.escape(name)}</text>'
 
 # %% ../nbs/18_report.ipynb #14997f3a
 def _curves(history):
@@ -106,6 +108,7 @@ def _cell(o): return f'<td{" class=n" if _is_number(o) else ""}>{show_value(o)}<
 
 def _shade(n, of): return f'<td class="n" style="background:rgba(68,119,170,{.75*n/of if of else 0:.2f})">{n or ""}</td>'
 
+# %% ../nbs/18_report.ipynb #3d423442
 def confusion_html(
     table, # DataFrame of counts: a row for each true class, a column for each predicted one
     most:int=30, # More classes than this: only the pairs that are mixed up most
@@ -156,6 +159,7 @@ th,td { padding:.25em .7em; text-align:left; border-bottom:1px solid rgba(128,12
 .confusion th { overflow-wrap:normal; } img { display:block; max-width:96px; }
 '''
 
+# %% ../nbs/18_report.ipynb #6648b30a
 def _section(title, body): return f'<section><h2>{html.escape(title)}</h2>{body}</section>' if body else ''
 
 def report_html(
@@ -172,12 +176,12 @@ def report_html(
     tiles = ''.join(f'<div><b>{show_value(v)}</b><span>{html.escape(k)}</span></div>' for k,v in metrics.items())
     epochs = [[_cell(o.get(k)) for k in _keys(history)] for o in history]
     pairs = [[_cell(k), _cell(v)] for k,v in (settings or {}).items()]
-    sections = {'Curves': _curves(history), 'Epochs': _table(_keys(history), epochs) if epochs else '',
-                **{k:rows_html(v) for k,v in (tables or {}).items()},
-                'Confusion': '' if confusion is None else confusion_html(confusion),
-                'Rows with the highest loss': '' if worst is None else rows_html(worst, pictures),
-                'Settings': _table(['setting', 'value'], pairs) if pairs else ''}
-    body = ''.join(_section(k, v) for k,v in sections.items())
+    sections = [('Curves', _curves(history)), ('Epochs', _table(_keys(history), epochs) if epochs else ''),
+                *((k, rows_html(v)) for k,v in (tables or {}).items()),
+                ('Confusion', '' if confusion is None else confusion_html(confusion)),
+                ('Rows with the highest loss', '' if worst is None else rows_html(worst, pictures)),
+                ('Settings', _table(['setting', 'value'], pairs) if pairs else '')]
+    body = ''.join(_section(k, v) for k,v in sections)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{html.escape(title)}</title><style>{_css}</style></head>'
