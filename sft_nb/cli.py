@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__
 from .core import *
 
-# %% ../nbs/19_cli.ipynb #4d052f75
+# %% ../nbs/19_cli.ipynb #1a8fd78e
 def _count(text, least=0):
     n = int(text)
     if n<least: raise argparse.ArgumentTypeError(f'{n} is below {least}')
@@ -37,6 +37,7 @@ def _valid(text):
     if not 0<x<1: raise argparse.ArgumentTypeError(f'{text} is neither a share between 0 and 1 nor a path')
     return x
 
+# %% ../nbs/19_cli.ipynb #4d052f75
 def _freeze(text):
     "'none' → None, 'layers=15' and 'rule=bias' → a dict, anything else is the body or a group"
     key,sep,value = text.partition('=')
@@ -77,6 +78,7 @@ def _out_file(path, suffixes):
     if up.exists() and not (up.is_dir() and os.access(up, os.W_OK)): raise FolderError(f"--out {path}: {up} is not a folder one may write to.")
     return path
 
+# %% ../nbs/19_cli.ipynb #a496c1de
 def text_table(
     rows:list, # One dict a row
     columns:list|None=None, # Which keys, in which order; None: those of the first row
@@ -142,6 +144,7 @@ def _device(name):
         raise FitError(f"--device {name} cannot be used: {str(e).splitlines()[0]}. Try cpu, cuda or mps, or leave it out.") from e
     return torch.device(name)
 
+# %% ../nbs/19_cli.ipynb #d588def1
 def _fit_args(a, task, fit):
     "Arguments of `fine_tune`: those of the task, of its demo, and on top of them what was asked for"
     fit = {'epochs':3, **task.recipe, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
@@ -153,6 +156,7 @@ def _fit_args(a, task, fit):
     elif what and isinstance(what, str): fit['unfreeze_to'] = what
     return fit
 
+# %% ../nbs/19_cli.ipynb #dcf2a619
 def _train(learn, fit, what):
     "Head first and then all; or with what `--freeze` names frozen to the end"
     importlib.import_module('sft_nb.schedule') # gives the learner its `fine_tune`
@@ -193,6 +197,7 @@ def _history_csv(history):
     w.writerows(history)
     return text.getvalue()
 
+# %% ../nbs/19_cli.ipynb #4ff6d5a7
 def _report(learn, ev, metrics, settings):
     "The page that shows the run"
     from sft_nb.report import report_html
@@ -268,6 +273,7 @@ def _predictions(table, delim, as_json):
     if several.any(): table = table.assign(prediction=table.prediction.map(delim.join))
     return table.to_csv(index=False, lineterminator='\n')
 
+# %% ../nbs/19_cli.ipynb #1238ebf1
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     from sft_nb.export import load_predictor
@@ -304,6 +310,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kw): super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32), **kw)
     def error(self, message): self.exit(2, f'{self.prog}: {message}. See {self.prog} --help\n')
 
+# %% ../nbs/19_cli.ipynb #ec0fc32a
 def _data_options(p, target=True):
     "What every command that reads data has"
     p.add_argument('--input', metavar='COL', help='column of the input')
@@ -330,16 +337,8 @@ def _train_options(p):
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
-# %% ../nbs/19_cli.ipynb #27124f77
-def _parser():
-    "The parser of `sft_nb`"
-    p = _Parser(prog='sft_nb', description='Adapt a pretrained model to your own labelled data.')
-    p.add_argument('--version', action='version', version=f'sft_nb {__version__}')
-    sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    def add(name, run, text):
-        s = sub.add_parser(name, help=text, description=text)
-        s.set_defaults(run=run)
-        return s
+# %% ../nbs/19_cli.ipynb #b7a3cde3
+def _train_commands(add):
     d = add('demo', _demo, 'train on data that the task brings along')
     d.add_argument('task', nargs='?', default='image', metavar='TASK', help='default: image')
     d.add_argument('--out', metavar='DIR', help='folder for the result; default: sft_nb-demo/TASK')
@@ -349,6 +348,8 @@ def _parser():
     f.add_argument('data', metavar='DATA', help='folder with a folder a class, or a CSV, TSV, JSON-lines or Parquet file')
     f.add_argument('--out', required=True, metavar='DIR', help='new folder for the model, metrics.json, history.csv and report.html')
     for o in (d, f): _train_options(o)
+
+def _use_commands(add):
     r = add('predict', _predict, 'predict items with a saved model')
     r.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     r.add_argument('items', nargs='+', metavar='ITEMS', help='items, or one file or folder of them')
@@ -359,6 +360,19 @@ def _parser():
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
     _data_options(e)
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
+
+# %% ../nbs/19_cli.ipynb #a67f8452
+def _parser():
+    "The parser of `sft_nb`"
+    p = _Parser(prog='sft_nb', description='Adapt a pretrained model to your own labelled data.')
+    p.add_argument('--version', action='version', version=f'sft_nb {__version__}')
+    sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    def add(name, run, text):
+        s = sub.add_parser(name, help=text, description=text)
+        s.set_defaults(run=run)
+        return s
+    _train_commands(add)
+    _use_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
     add('checkpoints', _checkpoints, 'pretrained models that are known by name')
     return p
