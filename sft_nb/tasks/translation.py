@@ -338,7 +338,8 @@ def small_marian(
         tok.save_pretrained(tmp)
     return Path(folder)
 
-_TOY = [(f'the {a} {n}', f'{m} {b}') for a,b in (('red','rouge'),('small','petite'),('old','ancienne'),('white','blanche')) for n,m in (('house','la maison'),('table','la table'),('door','la porte'),('car','la voiture'))]
+_TOY = [(f'the {a} {n}', f'{m} {b}') for a,b in (('red','rouge'),('small','petite'),('old','ancienne'),('white','blanche'))
+        for n,m in (('house','la maison'),('table','la table'),('door','la porte'),('car','la voiture'))]
 
 def toy_pairs(
     folder, # Where the table and the network are written
