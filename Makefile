@@ -66,4 +66,4 @@ clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache .ruff_cache
 
 benchmarks:
-	$(BIN)python benchmarks/run.py head whole gradual step scratch table
+	$(BIN)python benchmarks/run.py tune head whole peak gradual step scratch table

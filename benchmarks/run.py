@@ -1,9 +1,10 @@
 """Side-by-side measurements; each peer runs in this process, in turn, on the same data and split.
 
     python benchmarks/run.py head whole step gradual   # measure; one JSON file each in benchmarks/results
+    python benchmarks/run.py head --data digits --seeds 4 5   # more rows; those of the same data and seed are replaced
     python benchmarks/run.py table                     # write the table of benchmarks/README.md from them
 """
-import argparse, contextlib, json, math, os, platform, random, resource, tempfile, time
+import argparse, contextlib, json, math, os, platform, random, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -13,7 +14,8 @@ from torch import nn
 from fastai.learner import Learner
 from fastai.callback.schedule import *
 from sft_nb.all import *
-from sft_nb.core import get_task
+from sft_nb.core import get_task, write_atomic
+from sft_nb.evaluate import _together
 from sft_nb.learner import class_metrics
 
 here = Path(__file__).parent
@@ -75,8 +77,7 @@ def bare_pass(learn):
     learn.model.eval()
     with torch.inference_mode():
         for part in ('train', 'valid'):
-            rows = learn.spec.rows[learn.spec.rows.split==part]
-            if learn.spec.task.lengths: rows = rows.iloc[np.argsort(-np.asarray(learn.spec.task.lengths(learn.spec, rows)), kind='stable')]
+            rows,_ = _together(learn.spec, learn.spec.rows[learn.spec.rows.split==part])
             for b in learn.spec.task.item_loader(learn.spec, rows, max(learn.dls.bs, 32)): learn.model(*b[:learn.dls.n_inp] if isinstance(b, tuple) else (b,))
 
 def bench_head(seeds=(1,2,3), names=DATA):
@@ -125,8 +126,24 @@ def hf_trainer(dls, spec, seed, lr, epochs, out):
     t.train()
     return t.evaluate()['eval_accuracy']
 
-def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), lr=5e-5):
-    "Whole runs: our defaults, fastai's fine_tune(3), Hugging Face Trainer (3 epochs)"
+def bench_tune(seeds=(0,), names=('amazon',)):
+    "The learning rate of the Trainer, chosen among three on a split that is not measured"
+    for name in names:
+        for seed in seeds:
+            dls,row = data(name, seed),dict(data=name, seed=seed)
+            for lr in (2e-5, 5e-5, 1e-4):
+                with tempfile.TemporaryDirectory() as out: row[f'trainer_{lr}'],row[f'trainer_{lr}_accuracy'] = timed(hf_trainer, dls, dls.sft, seed, lr, 3, out)
+            row['lr'] = max((2e-5, 5e-5, 1e-4), key=lambda lr: row[f'trainer_{lr}_accuracy'])
+            yield row
+
+def tuned():
+    "The best rate of `bench_tune`"
+    f = results/'tune.json'
+    return json.loads(f.read_text())['rows'][0]['lr'] if f.exists() else 1e-4
+
+def bench_whole(seeds=(1,2,3,4,5), names=('amazon',)):
+    "Whole runs: our defaults, fastai's fine_tune(3), Hugging Face Trainer (3 epochs, its best rate)"
+    lr = tuned()
     for name in names:
         for seed in seeds:
             dls = data(name, seed)
@@ -149,6 +166,27 @@ def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), lr=5e-5):
                 row['fastai'],learn = timed(fastai)
                 with quiet(learn): row['fastai_accuracy'] = accuracy(learn)
             yield row
+
+def bench_peak(seeds=(1,), names=('amazon',)):
+    "Largest memory of a process that loads the data and trains once"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import run; run.one(*sys.argv[2:4], int(sys.argv[4]))"
+    for name in names:
+        for seed in seeds:
+            row = dict(data=name, seed=seed)
+            for who in ('ours', 'trainer', 'fastai'):
+                r = subprocess.run([sys.executable, '-c', code, here, who, name, str(seed)], capture_output=True, text=True, check=True)
+                row[f'{who}_mb'] = int(r.stdout.strip().splitlines()[-1])
+            yield row
+
+def one(who, name, seed):
+    "One whole run in this process; prints its peak memory in MB"
+    dls = data(name, seed)
+    if who=='trainer':
+        with tempfile.TemporaryDirectory() as out: hf_trainer(dls, dls.sft, seed, tuned(), 3, out)
+    else:
+        learn = sft_learner(dls, seed=seed) if who=='ours' else fastai_learner(dls, seed)
+        with quiet(learn), cold_cache(): learn.fine_tune(**get_task(dls.sft.task.name).recipe) if who=='ours' else learn.fine_tune(3, 1e-3)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
 
 def bench_gradual(seeds=(1,2,3), names=('amazon',)):
     "Gradual unfreezing over all groups, one epoch in each, with and without the cache"
@@ -218,16 +256,17 @@ def said(values, form='{:.2f}'):
     m,h = interval(values)
     return form.format(m) + ('' if math.isnan(h) else ' ± '+form.format(h)) + f' (n={len(values)})'
 
-def measure(name, seeds):
-    rows = []
-    fn = globals()[f'bench_{name}']
-    for row in fn(**({'seeds':seeds} if seeds else {})):
-        rows.append(row)
+def measure(name, seeds=None, names=None):
+    "Run a benchmark; its rows join those that are there, one for each data set and seed"
+    fn,f = globals()[f'bench_{name}'],results/f'{name}.json'
+    given = {k:v for k,v in dict(seeds=seeds, names=names).items() if v}
+    rows = json.loads(f.read_text())['rows'] if f.exists() and given else []
+    for row in fn(**given):
+        rows = [r for r in rows if (r['data'],r['seed'])!=(row['data'],row['seed'])]+[row]
         print(json.dumps(row), flush=True)
-        out = dict(name=name, what=fn.__doc__, rows=rows, threads=torch.get_num_threads(), machine=f'{platform.machine()}, {os.cpu_count()} cores',
-                   torch=torch.__version__, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+        out = dict(name=name, what=fn.__doc__, rows=rows, threads=torch.get_num_threads(), machine=f'{platform.machine()}, {os.cpu_count()} cores', torch=torch.__version__)
         results.mkdir(exist_ok=True)
-        write_atomic(results/f'{name}.json', json.dumps(out, indent=1)+'\n')
+        write_atomic(f, json.dumps(out, indent=1)+'\n')
 
 RATIOS = dict(head=[('fastai_bn_True', 'cold', 'fastai, train_bn=True / fit_head(5), cold cache', 'fastai_bn_True_accuracy', 'ours_accuracy'),
                     ('fastai_bn_False', 'cold', 'fastai, train_bn=False / fit_head(5), cold cache', 'fastai_bn_False_accuracy', 'ours_accuracy'),
@@ -235,12 +274,14 @@ RATIOS = dict(head=[('fastai_bn_True', 'cold', 'fastai, train_bn=True / fit_head
                     ('warm', 'forward', 'fit_head(5), warm cache / one bare forward pass', None, None)],
               whole=[('trainer', 'ours', 'Hugging Face Trainer, 3 epochs / our defaults', 'trainer_accuracy', 'ours_accuracy'),
                      ('fastai', 'ours', 'fastai fine_tune(3) / our defaults', 'fastai_accuracy', 'ours_accuracy')],
+              peak=[('trainer_mb', 'ours_mb', 'peak memory of Hugging Face Trainer / our defaults', None, None),
+                    ('fastai_mb', 'ours_mb', 'peak memory of fastai fine_tune(3) / our defaults', None, None)],
               gradual=[('live', 'cached', 'gradual unfreezing without / with the cache', 'live_accuracy', 'cached_accuracy')],
               step=[('ours', 'bare', 'one training step / a bare PyTorch loop', None, None)],
               scratch=[('pretrained_False', 'pretrained_True', 'time from scratch / fine-tuned, 2 epochs each', 'pretrained_False_accuracy', 'pretrained_True_accuracy')])
 
 def table():
-    lines = ['| measured | data | ratio of times | peer accuracy | our accuracy | difference |', '|---|---|---|---|---|---|']
+    lines = ['| measured | data | ratio | peer accuracy | our accuracy | difference |', '|---|---|---|---|---|---|']
     for name,specs in RATIOS.items():
         f = results/f'{name}.json'
         if not f.exists(): continue
@@ -260,7 +301,8 @@ def table():
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', nargs='+', choices=[*RATIOS, 'table'])
+    p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
+    p.add_argument('--data', nargs='*')
     a = p.parse_args()
-    for o in a.what: table() if o=='table' else measure(o, a.seeds)
+    for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data)
