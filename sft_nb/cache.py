@@ -14,7 +14,7 @@ __all__ = ['cache_folder', 'Activations', 'item_hashes', 'cache_key', 'cache_inf
 
 # %% ../nbs/07_cache.ipynb #7759bae6
 import hashlib, json, os, shutil, sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
@@ -151,13 +151,14 @@ def cache_key(
     rows:pd.DataFrame, # The rows that are computed
     dtype:str='float32', # How it is stored
     view:int|None=None, # Number of an augmented pass; None: not augmented
+    items:str|None=None, # What `item_hashes` says of the rows; None: it is asked
 )->str: # 40 hex digits
     "The name of an entry: a hash over all that the activations depend on"
     model,spec = learn.model,learn.spec
     config = getattr(model.net, 'config', None)
     parts = dict(weights=_hash_tensors(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=list(model.groups)[border],
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
-                 attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=item_hashes(rows, spec.task.inputs), dtype=dtype,
+                 attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=items or item_hashes(rows, spec.task.inputs), dtype=dtype,
                  adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]
@@ -204,25 +205,44 @@ def _make_room():
 # %% ../nbs/07_cache.ipynb #fd252f3b
 class _NoCache(Exception): pass
 
-def _fill(learn, border, rows, loader, out, dtype, order):
-    model,dev = learn.model,next(learn.model.parameters()).device
-    with folder_atomic(out) as tmp, torch.no_grad():
-        w,was = _Writer(tmp, dtype),model.training
+def _afford(writers, n):
+    "Stop where `n` rows would be more than the budget"
+    written = sum(f.tell() for w in writers.values() for f in w.files.values())
+    size = written/next(iter(writers.values())).n*n
+    if size>_budget(): raise _NoCache(f"{n:,} rows would take {size/1e9:.1f} GB, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
+
+def _fill(learn, outs, rows, loader, dtype, order):
+    "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
+    model,dev,names = learn.model,next(learn.model.parameters()).device,list(learn.model.groups)
+    with ExitStack() as made, torch.no_grad():
+        writers,was = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},model.training
         model.eval()
         try:
-            for b in progress(loader, f'features below {list(model.groups)[border]}', total=len(loader), unit='batch'):
+            for b in progress(loader, f'features below {names[max(outs)]}', total=len(loader), unit='batch'):
                 x = b if isinstance(b, tuple) else (b,)
-                w.add(model.prefix(border, *to_device(x[:learn.dls.n_inp], dev)))
-                done = sum(f.tell() for f in w.files.values())
-                if done/w.n*len(rows)>_budget(): raise _NoCache(f"{len(rows):,} rows would take {done/w.n*len(rows)/1e9:.1f} GB, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
+                for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
+                _afford(writers, len(rows))
         finally: model.train(was)
-        w.close(order, task=learn.spec.task.name, border=list(model.groups)[border])
+        for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=names[b])
 
 def _order(spec, rows):
     "Longest rows first, so that little is padded; None where all rows have one size"
     return None if spec.task.lengths is None else np.argsort(-np.asarray(spec.task.lengths(spec, rows)), kind='stable')
 
 # %% ../nbs/07_cache.ipynb #47e1c91e
+def _missing(outs): return {b:o for b,o in outs.items() if not (o/'meta.json').exists()}
+
+def _compute(learn, outs, rows, dtype, loader):
+    "Fill the entries that are missing, in one pass; other processes that want one of them wait"
+    with ExitStack() as locks:
+        for o in sorted(outs.values()): locks.enter_context(FileLock(o.with_suffix('.lock')))
+        if not (outs := _missing(outs)): return
+        _make_room()
+        order = _order(learn.spec, rows) if loader is None else None
+        if loader is None: loader = learn.spec.task.item_loader(learn.spec, rows if order is None else rows.iloc[order], max(learn.dls.bs, 32))
+        _fill(learn, outs, rows, loader, None if dtype=='float32' else getattr(torch, dtype), order)
+        _make_room()
+
 def activations(
     learn:SFTLearner, # The learner
     border:int, # Index of the first group that is not computed
@@ -230,19 +250,20 @@ def activations(
     dtype:str='float32', # 'float32', 'float16' or 'bfloat16': how it is stored
     loader=None, # Gives the inputs of `rows` in order; None: the task's own, without augmentation
     view:int|None=None, # Number of an augmented pass
+    also=(), # Lower borders that will be wanted later: kept on the same pass, where the budget allows it
 )->Activations: # One row an item
     "What enters group `border` for some rows: from the cache, or computed and kept"
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
-    out = cache_folder()/cache_key(learn, border, rows, dtype, view)
+    items = item_hashes(rows, learn.spec.task.inputs)
+    outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
+    out = outs[border]
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not (out/'meta.json').exists(): _sweep()
-    with FileLock(out.with_suffix('.lock')):
-        if not (out/'meta.json').exists():
-            _make_room()
-            order = _order(learn.spec, rows) if loader is None else None
-            if loader is None: loader = learn.spec.task.item_loader(learn.spec, rows if order is None else rows.iloc[order], max(learn.dls.bs, 32))
-            _fill(learn, border, rows, loader, out, None if dtype=='float32' else getattr(torch, dtype), order)
-            _make_room()
+    if _missing(outs):
+        _sweep()
+        try: _compute(learn, outs, rows, dtype, loader)
+        except _NoCache:
+            if not also: raise
+            _compute(learn, {border:out}, rows, dtype, loader)
     if not out.exists(): raise _NoCache(f"one entry is larger than the budget of {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
     os.utime(out/'meta.json')
     return Activations(out)
@@ -319,12 +340,12 @@ def why_not(
 # %% ../nbs/07_cache.ipynb #d6277289
 def _size(n): return f'{n/1e6:.1f} MB' if n<1e9 else f'{n/1e9:.1f} GB'
 
-def _border_dls(learn, border, dtype, views):
+def _border_dls(learn, border, dtype, views, also=()):
     spec,old = learn.spec,learn.dls
     parts = {s:spec.rows[spec.rows.split==s] for s in ('train','valid')}
-    if views: train = [activations(learn, border, parts['train'], dtype, _Augmented(learn, k), k) for k in range(views)]
-    else: train = [activations(learn, border, parts['train'], dtype)]
-    valid = activations(learn, border, parts['valid'], dtype)
+    if views: train = [activations(learn, border, parts['train'], dtype, _Augmented(learn, k), k, also) for k in range(views)]
+    else: train = [activations(learn, border, parts['train'], dtype, also=also)]
+    valid = activations(learn, border, parts['valid'], dtype, also=also)
     names = list(learn.model.groups)
     learn.cached_groups = {**dict.fromkeys(names[:border], 'not run'), names[border-1]:_size(sum(o.nbytes for o in [*train,valid]))}
     make = learn.spec.task.make_targets or targets
@@ -352,12 +373,13 @@ def frozen_cache(
     views:int=0, # Number of augmented passes to keep where augmentation is on; 0: the cache is off then
     quiet:bool=False, # Do not say why the cache is off
     at_most:int|None=None, # Highest group at whose input to cache; None: the first that trains
+    also=(), # Lower borders from which later fits will start: kept on the same pass
 ):  # Fits inside the block start from cached activations
     "Let fits start from what the frozen part computed once"
     def context():
         why = why_not(learn, views)
         if why is None:
-            try: return _in_place(learn, _border_dls(learn, cache_border(learn.model, at_most), dtype, views if learn.augments else 0))
+            try: return _in_place(learn, _border_dls(learn, cache_border(learn.model, at_most), dtype, views if learn.augments else 0, also))
             except (_NoCache, OSError) as e: why = str(e)
         learn.cached_groups = None
         if not quiet: print(f'No cache: {why}.', file=sys.stderr)

@@ -310,14 +310,23 @@ def borders(self:SFTModel)->list:
     return [i for i,_ in self.stages()][1:]
 
 @patch
+def entering(self:SFTModel,
+    borders, # Indices of groups, each one of `borders()`
+    *x, # The inputs of the model, `(batch, …)`
+):  # A generator of (border, tensor `(batch, …)` or dict of them), lowest first
+    "What enters each of some groups, in one pass"
+    for i,f in self.stages():
+        if i in borders: yield i,x[0]
+        if i>=max(borders): return
+        x = (f(*x),)
+
+@patch
 def prefix(self:SFTModel,
     border:int, # Index of a group, one of `borders()`
     *x, # The inputs of the model, `(batch, …)`
 ):  # A tensor `(batch, …)`, or a dict of them
     "What enters group `border`"
-    for i,f in self.stages():
-        if i<border: x = (f(*x),)
-    return x[0]
+    return next(h for _,h in self.entering([border], *x))
 
 # %% ../nbs/04_groups.ipynb #d29b678f
 @contextmanager

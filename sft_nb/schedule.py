@@ -113,6 +113,10 @@ def _share(model, group):
     if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is no share. Valid: 0. to 1., an index, or a name of a group.")
     return round(group*(len(model.groups)-1))
 
+def _lower_borders(model, least):
+    "Borders below the highest, down to group `least`, from which later stages start"
+    return [b for b in model.borders()[:-1] if b>=least]
+
 def _kept_border(learn, dtype):
     "The cache, where something is frozen"
     return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 else nullcontext()
@@ -163,7 +167,7 @@ def gradual_unfreeze(self:SFTLearner,
     if isinstance(last, bool) or not isinstance(last, int) or not 1<=last<=n: raise FitError(f"stages={stages!r}: valid are 1 to {n}, the number of groups.")
     for k in range(1, last+1):
         self.freeze_to(n-k)
-        border = frozen_cache(self, dtype, views, quiet=k>1) if k<n else nullcontext()
+        border = frozen_cache(self, dtype, views, quiet=k>1, also=_lower_borders(self.model, n-last) if k==1 else ()) if k<n else nullcontext()
         with _Phase(self, f'stage {k}: {list(self.model.groups)[n-k]}'), border: self.fit_one_cycle(epochs, lrs, **kwargs)
     return self
 
