@@ -2,19 +2,21 @@
 # make test       all checks and tests, in .venv
 # make check      the same in the current environment
 # make test-slow  the long tests
+# make docs      the site, in _docs/; make preview also serves it
 # make fix        export, clean and README again after an edit of a notebook
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 DEMO_OUT ?=
+PORT ?= 8000
 METADATA = settings.ini setup.py pyproject.toml constraints.txt
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check test-slow check-slow fix readme dist clean benchmarks
+.PHONY: demo test check test-slow check-slow fix readme docs preview dist clean benchmarks
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -44,6 +46,12 @@ fix:
 
 readme:
 	$(BIN)python tools/readme.py
+
+docs: $(VENV)/.installed-dev
+	@tools/stage docs $(VENV)/bin/python -m docs_site.build
+
+preview: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m docs_site.build --preview $(PORT)
 
 dist:
 	rm -rf dist

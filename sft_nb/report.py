@@ -133,10 +133,11 @@ def picture_html(
     from sft_nb.pictures import read_picture
     try: im = read_picture(picture)
     except SftError: return '–'
+    said = f'{im.width} by {im.height} pixels'
     im.thumbnail((side, side))
     buf = io.BytesIO()
     im.save(buf, 'JPEG', quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}">'
+    return f'<img alt="{said}" src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
 def rows_html(
     rows, # DataFrame, shown in its order
