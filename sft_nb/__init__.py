@@ -13,16 +13,19 @@ Modules:
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
-- `sft_nb.evaluate`: `evaluate` looks at every prediction: metrics with intervals, confusion, worst rows
+- `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
+- `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
+- `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
 - `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
 - `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off"""

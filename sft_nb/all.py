@@ -24,7 +24,10 @@ from .cache import *
 from .schedule import *
 from .regularise import *
 from .adapters import *
+from .metrics import *
+from .evaluation import *
 from .evaluate import *
+from .tables import *
 from .cross_validate import *
 from .export import *
 

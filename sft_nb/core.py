@@ -174,6 +174,7 @@ class Task:
     score:Callable|None=None # (rows) -> {metric: number} on plain targets and predictions; None: those of classification
     make_targets:Callable|None=None # (spec, rows) -> targets for training from cached activations: a tensor, or what has `batch(rows)`; None: class numbers
     row_losses:Callable|None=None # (model, spec, rows, batch_size) -> one loss a row where the target is no class; None: not known
+    parts:Callable|None=None # (rows) -> `SumScores` with the metrics of `score`, where they follow from sums over rows; None: intervals compute `score` anew
     score_note:Callable|None=None # (spec) -> how `score` counts, for instance a signature; None: nothing to add
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
     pairs:bool=False # Whether two columns may be its one input; a cell is then a tuple of two
