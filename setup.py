@@ -11,6 +11,7 @@ def requirements(key): return cfg[key].split()
 
 extras = {k.removesuffix('_requirements'): requirements(k) for k in cfg if k.endswith('_requirements')}
 extras['all'] = sorted({r for name,rs in extras.items() if name != 'dev' for r in rs})
+extras['dev'] = sorted({*extras['all'], *extras['dev']})
 
 setup(
     description=cfg['description'],

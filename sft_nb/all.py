@@ -19,6 +19,7 @@ from .texts import *
 from .groups import *
 from .heads import *
 from .encoders import *
+from .sequences import *
 from .learner import *
 from .cache import *
 from .schedule import *

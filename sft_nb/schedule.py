@@ -211,6 +211,7 @@ class KeepBest(Callback):
 # %% ../nbs/08_schedule.ipynb #9b267d58
 @patch
 def after_epoch(self:KeepBest):
+    "Keep a copy where this epoch is the best"
     if hasattr(self.learn, 'lr_finder'): return
     now = self.recorder.log[1:][self.at]
     if self.best is None or (now>self.best if self.up else now<self.best):
@@ -221,5 +222,6 @@ def after_epoch(self:KeepBest):
 
 @patch
 def after_fit(self:KeepBest):
+    "Put the best back"
     if self.kept: self.model.load_state_dict(self.kept, strict=False)
     self.kept = None
