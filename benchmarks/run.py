@@ -2,6 +2,7 @@
 
     python benchmarks/run.py head whole step gradual   # measure; one JSON file each in benchmarks/results
     python benchmarks/run.py head --data digits --seeds 4 5   # more rows; those of the same data and seed are replaced
+    python benchmarks/run.py whole --seeds 3 --peers --untimed   # accuracy alone, without peers, on a machine that does other work: joins the row
     python benchmarks/run.py table                     # write the table of benchmarks/README.md from them
 """
 import argparse, contextlib, json, math, os, platform, random, resource, subprocess, sys, tempfile, time
@@ -141,7 +142,7 @@ def tuned():
     f = results/'tune.json'
     return json.loads(f.read_text())['rows'][0]['lr'] if f.exists() else 1e-4
 
-def bench_whole(seeds=(1,2,3,4,5), names=('amazon',)):
+def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), peers=('trainer','fastai')):
     "Whole runs: our defaults, fastai's fine_tune(3), Hugging Face Trainer (3 epochs, its best rate)"
     lr = tuned()
     for name in names:
@@ -160,9 +161,9 @@ def bench_whole(seeds=(1,2,3,4,5), names=('amazon',)):
                 return learn
             with cold_cache(): row['ours'],learn = timed(ours)
             row['ours_accuracy'] = learn.history[-1]['accuracy']
-            if dls.sft.task.name=='text':
+            if 'trainer' in peers:
                 with tempfile.TemporaryDirectory() as out: row['trainer'],row['trainer_accuracy'] = timed(hf_trainer, dls, dls.sft, seed, lr, 3, out)
-            if seed<=3:
+            if 'fastai' in peers:
                 row['fastai'],learn = timed(fastai)
                 with quiet(learn): row['fastai_accuracy'] = accuracy(learn)
             yield row
@@ -256,13 +257,16 @@ def said(values, form='{:.2f}'):
     m,h = interval(values)
     return form.format(m) + ('' if math.isnan(h) else ' ± '+form.format(h)) + f' (n={len(values)})'
 
-def measure(name, seeds=None, names=None):
+def measure(name, seeds=None, names=None, peers=None, untimed=False):
     "Run a benchmark; its rows join those that are there, one for each data set and seed"
     fn,f = globals()[f'bench_{name}'],results/f'{name}.json'
     given = {k:v for k,v in dict(seeds=seeds, names=names).items() if v}
     rows = json.loads(f.read_text())['rows'] if f.exists() and given else []
-    for row in fn(**given):
-        rows = [r for r in rows if (r['data'],r['seed'])!=(row['data'],row['seed'])]+[row]
+    for row in fn(**given, **({} if peers is None else dict(peers=peers))):
+        old = [r for r in rows if (r['data'],r['seed'])==(row['data'],row['seed'])]
+        rows = [r for r in rows if r not in old]
+        if untimed: row = {k:v for r in (*old, row) for k,v in r.items() if k in ('data','seed') or k.endswith(('_accuracy','_lr'))}
+        rows.append(row)
         print(json.dumps(row), flush=True)
         out = dict(name=name, what=fn.__doc__, rows=rows, threads=torch.get_num_threads(), machine=f'{platform.machine()}, {os.cpu_count()} cores', torch=torch.__version__)
         results.mkdir(exist_ok=True)
@@ -288,11 +292,12 @@ def table():
         rows = json.loads(f.read_text())['rows']
         for a,b,what,peer,ours in specs:
             for d in dict.fromkeys(r['data'] for r in rows):
-                rs = [r for r in rows if r['data']==d and a in r and b in r]
-                if not rs: continue
-                acc = lambda k: said([r[k] for r in rs], '{:.3f}') if k else ''
-                diff = said([r[ours]-r[peer] for r in rs], '{:+.3f}') if peer and ours else ''
-                lines.append(f"| {what} | {d} | {said([r[a]/r[b] for r in rs])} | {acc(peer)} | {acc(ours)} | {diff} |")
+                timed = [r[a]/r[b] for r in rows if r['data']==d and a in r and b in r]
+                if not timed: continue
+                scored = [r for r in rows if r['data']==d and all(k in r for k in (peer, ours) if k)]
+                acc = lambda k: said([r[k] for r in scored], '{:.3f}') if k else ''
+                diff = said([r[ours]-r[peer] for r in scored], '{:+.3f}') if peer and ours else ''
+                lines.append(f"| {what} | {d} | {said(timed)} | {acc(peer)} | {acc(ours)} | {diff} |")
     readme = (here/'README.md').read_text()
     begin,end = '<!-- table -->','<!-- /table -->'
     head,rest = readme.split(begin)
@@ -304,5 +309,7 @@ if __name__=='__main__':
     p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
     p.add_argument('--data', nargs='*')
+    p.add_argument('--peers', nargs='*', choices=['trainer','fastai'], help='whole: whom to run beside ours')
+    p.add_argument('--untimed', action='store_true', help='keep accuracies alone')
     a = p.parse_args()
-    for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data)
+    for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.peers, a.untimed)

@@ -216,6 +216,6 @@ register(Task('text', 'A text, or a pair of texts → its class, or several', ('
     check_rows=check_texts, make_loaders=text_loaders, make_model=text_model, item_loader=text_item_loader,
     save_model=save_text_model, load_model=load_text_model, demo=sentiment_demo, toy=toy_texts, lengths=text_lengths, pairs=True,
     needs=('transformers',),
-    recipe=dict(epochs=2, base_lr=6e-4, decay=.8, unfreeze_to=.5, head_lr=2e-3),
+    recipe=dict(epochs=3, base_lr=6e-4, decay=.8, unfreeze_to=.4, head_lr=2e-3),
     options=dict(max_length="tokens after which a text is cut; default as the checkpoint was trained",
                  pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")))
