@@ -24,6 +24,7 @@ Modules:
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
+- `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes

@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/checkpoint.html.md"""
 __all__ = ['Checkpoint', 'open_checkpoint', 'list_checkpoints']
 
 # %% ../nbs/02_checkpoint.ipynb #4b7613c0
-import contextlib, hashlib, json, os, re
+import contextlib, hashlib, math, os, re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +20,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .core import *
 from .assets import ASSETS, fetch, asset_info
+from .safe import *
 
 # %% ../nbs/02_checkpoint.ipynb #2cbe288a
 @dataclass(repr=False)
@@ -68,13 +69,18 @@ def _hash(files):
 
 # %% ../nbs/02_checkpoint.ipynb #5a8617d5
 def _check_header(files):
-    from safetensors import safe_open
+    "Numbers in the files, as their headers say; None where one of them is no safetensors"
+    n = 0
     for f in files:
-        if f.suffix!='.safetensors': continue
-        try:
-            with safe_open(f, 'pt') as o: n = len(list(o.keys()))
-        except Exception as e: raise CheckpointError(f"{f} is damaged ({e}). Copy or download it again.") from e
-        if not n: raise CheckpointError(f"{f} holds no tensors. Copy or download it again.")
+        safe_path(f.parent, f.name, CheckpointError)
+        if f.suffix=='.safetensors': n += sum(math.prod(shape) for _,shape in tensor_shapes(f, CheckpointError).values())
+        else: check_torch_file(f, CheckpointError)
+    return n if files and all(f.suffix=='.safetensors' for f in files) else None
+
+def _check_params(ref, params, stored):
+    "A network may be larger than its file, where weights are packed or a part is new, but not by orders"
+    if stored is not None and params>20*stored+10**7:
+        raise CheckpointError(f"{ref}: its config.json asks for {params:,} parameters, its files hold {stored:,} numbers. It is not built; copy both again from one place.")
 
 # %% ../nbs/02_checkpoint.ipynb #a5395e3a
 def _read_weights(
@@ -85,7 +91,7 @@ def _read_weights(
     from safetensors.torch import load_file
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise CheckpointError(f"{file} was not opened: {str(e).splitlines()[0][:200]} It must be safetensors, or a .pth that holds tensors alone. "
+        raise CheckpointError(f"{file} was not opened ({str(e).split('.')[0][:200]}). It must be safetensors, or a .pth that holds tensors alone. "
                               "Convert it with the library that wrote it.") from e
     for k in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
@@ -105,15 +111,17 @@ def _timm_preprocess(cfg):
 def _count(build):
     "Parameters of what `build` returns, built without memory where the architecture allows it"
     import torch
-    try:
-        with torch.device('meta'): model = build()
-    except (NotImplementedError, RuntimeError): model = build()
+    with bounded_build(10**13, 'The configuration', CheckpointError):
+        try:
+            with torch.device('meta'): model = build()
+        except (NotImplementedError, RuntimeError): model = build()
     return sum(p.numel() for p in model.parameters())
 
 def _timm_checkpoint(ref, arch, cfg, files=(), folder=None, args=None, pretrained=True, tasks=('image',)):
     import timm
     try: n = _count(lambda: timm.create_model(arch, pretrained=False, **(args or {})))
     except Exception as e: raise CheckpointError(f"{ref}: timm cannot build {arch} with {args}: {str(e)[:200]}. Correct its config.json.") from e
+    _check_params(ref, n, _check_header(files))
     return Checkpoint(ref, 'timm', arch, folder, tasks, n,
         sum(f.stat().st_size for f in files) or None, cfg.get('license') or 'unknown', _timm_preprocess(cfg), _hash(files), pretrained, tuple(files))
 
@@ -137,20 +145,24 @@ def timm_model(
     import timm
     if self.kind!='timm': raise CheckpointError(f"{self.ref} is a Hugging Face model ({self.arch}), not a timm one. Use hf_model, or a timm: reference.")
     pretrained = self.pretrained if pretrained is None else pretrained
-    try:
-        if self.folder and (self.folder/'config.json').is_file(): return timm.create_model(f'local-dir:{self.folder}', pretrained=pretrained, **kw)
-        if not pretrained: return timm.create_model(self.arch, pretrained=False, **kw)
-        return _with_state(self, **kw)
+    check_memory(4*self.params, self.ref, CheckpointError)
+    name = f'local-dir:{self.folder}' if self.folder and (self.folder/'config.json').is_file() else self.arch
+    try: return _finite(self.ref, _with_state(self, name, **kw)) if pretrained else timm.create_model(name, pretrained=False, **kw)
     except CheckpointError: raise
     except Exception as e: raise CheckpointError(f"{self.ref} could not be built by timm ({type(e).__name__}): {str(e)[:300]}") from e
 
 # %% ../nbs/02_checkpoint.ipynb #8620ccee
-def _with_state(self, **kw):
+def _finite(ref, model):
+    if odd := odd_weights(model):
+        raise CheckpointError(f"{ref}: {len(odd)} tensors hold NaN or infinite numbers, the first is {odd[0]!r}. Take other weights.")
+    return model
+
+def _with_state(self, name, **kw):
     import timm
     if not self.weights: return _timm_own(self, **kw)
     state = _read_weights(self.weights[0])
     if self.ref.startswith('pip:'): state = _by_order(state, self.arch)
-    model = timm.create_model(self.arch, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state), **kw)
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state, source='', file=None), **kw)
     model.pretrained_cfg.pop('state_dict', None)
     return model
 
@@ -199,14 +211,14 @@ def _open_timm(name, pretrained):
                                                       f"{', '.join(timm.list_pretrained(base.split('_')[0]+'*')[:5])}.")
         if cfg.hf_hub_id and not cfg.custom_load and not cfg.hf_hub_filename:
             files = _weight_files(_snapshot(ref, cfg.hf_hub_id))
-            _check_header(files)
     return _timm_checkpoint(ref, name, cfg.to_dict(), files, None, None, pretrained)
 
 # %% ../nbs/02_checkpoint.ipynb #a8ed606e
 def _read_json(path):
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: return {}
-    except (ValueError, OSError) as e: raise CheckpointError(f"{path} cannot be read as JSON: {e}. Copy or download it again.") from e
+    if not os.path.lexists(path): return {}
+    value = safe_json(safe_path(path.parent, path.name, CheckpointError), CheckpointError)
+    check_config(value, path, CheckpointError)
+    return value
 
 _TASK_TABLES = dict(image=('IMAGE_CLASSIFICATION',), text=('SEQUENCE_CLASSIFICATION', 'CAUSAL_LM'), translation=('SEQ_TO_SEQ_CAUSAL_LM',),
                     speech=('SPEECH_SEQ_2_SEQ', 'CTC'), image_text=('ZERO_SHOT_IMAGE_CLASSIFICATION',))
@@ -263,9 +275,10 @@ def _open_hf(ref, folder, config, pretrained=True, tasks=None):
     if pretrained and not files:
         raise CheckpointError(f"{ref} holds no model.safetensors{_pickles(folder)}. Save the model again with save_pretrained, or pass "
                               "pretrained=False (--from-scratch) for fresh weights.")
-    _check_header(files)
-    tasks = tasks or _hf_tasks(kind)
-    return Checkpoint(ref, 'hf', kind, folder, tasks, _hf_count(ref, folder), sum(f.stat().st_size for f in files) or None, _licence(folder),
+    check_index(folder, CheckpointError)
+    stored,tasks,params = _check_header(files),tasks or _hf_tasks(kind),_hf_count(ref, folder)
+    _check_params(ref, params, stored)
+    return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(f.stat().st_size for f in files) or None, _licence(folder),
                       _hf_preprocess(folder, config, tasks), _hash(files), pretrained, files)
 
 def _pickles(folder):
@@ -313,6 +326,7 @@ def hf_model(
     if self.kind!='hf': raise CheckpointError(f"{self.ref} is a timm model ({self.arch}), not a Hugging Face one. Use timm_model, or an hf: reference.")
     cls = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
     dtype,only = kw.pop('dtype', torch.float32), dict(trust_remote_code=False, local_files_only=True)
+    check_memory(4*self.params, self.ref, CheckpointError)
     try:
         with _quiet():
             if self.pretrained if pretrained is None else pretrained:
@@ -322,7 +336,7 @@ def hf_model(
                 return _fresh(cls, config, **{k:v for k,v in rest.items() if k not in only}).to(dtype)
     except Exception as e: raise CheckpointError(f"{self.ref} could not be built as {cls.__name__} ({type(e).__name__}): {str(e)[:300]}") from e
     _check_body(self.ref, model, info['missing_keys'])
-    return model
+    return _finite(self.ref, model)
 
 # %% ../nbs/02_checkpoint.ipynb #c4a8402b
 @patch
@@ -348,13 +362,21 @@ def _open_folder(ref, folder, pretrained, tasks=None):
                               "an 'architecture' (timm) or a 'model_type' (Hugging Face), and pass the folder.")
     if not folder.is_dir(): raise CheckpointError(f"There is no folder {str(folder)!r}. Valid: a folder with config.json and model.safetensors.")
     config = _read_json(folder/'config.json')
-    if not isinstance(config, dict): raise CheckpointError(f"{folder/'config.json'} holds a {type(config).__name__}, not an object. Copy it again.")
-    if 'architecture' in config: return _open_timm_folder(ref, folder, config, pretrained)
-    if 'model_type' in config: return _open_hf(ref, folder, config, pretrained, tasks)
+    try:
+        if isinstance(config.get('architecture'), str): return _open_timm_folder(ref, folder, config, pretrained)
+        if isinstance(config.get('model_type'), str): return _checked(_open_hf(ref, folder, config, pretrained, tasks))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
+        raise CheckpointError(f"{folder} describes its model in a way that is not understood ({type(e).__name__}: {str(e)[:200]}). Copy it again.") from e
     raise CheckpointError(f"{folder} holds no config.json with an 'architecture' (timm) or a 'model_type' (Hugging Face); it holds: "
                           f"{', '.join(sorted(o.name for o in folder.iterdir())[:8]) or 'nothing'}. Pass a folder that timm or transformers saved.")
 
 # %% ../nbs/02_checkpoint.ipynb #a65e7394
+def _checked(ckpt):
+    "A checkpoint of a folder whose settings a machine can follow"
+    for name in ('tokenizer_config.json', 'generation_config.json'): _read_json(ckpt.folder/name)
+    check_preprocess(ckpt.preprocess, ckpt.folder, CheckpointError)
+    return ckpt
+
 def _open_timm_folder(ref, folder, config, pretrained):
     import timm
     if not timm.is_model(config['architecture'].split('.')[0]):
@@ -362,11 +384,10 @@ def _open_timm_folder(ref, folder, config, pretrained):
     files = _weight_files(folder, pickled=True) if pretrained else ()
     if pretrained and not files:
         raise CheckpointError(f"{folder} holds no model.safetensors. Copy it there, or pass pretrained=False (--from-scratch) for fresh weights.")
-    _check_header(files)
     cfg = dict(config.get('pretrained_cfg', config))
     if (said := _licence(folder))!='unknown': cfg['license'] = said
     args = {'num_classes':config.get('num_classes', cfg.get('num_classes', 1000)), **config.get('model_args', {})}
-    return _timm_checkpoint(ref, config['architecture'], cfg, files, folder, args, pretrained)
+    return _checked(_timm_checkpoint(ref, config['architecture'], cfg, files, folder, args, pretrained))
 
 # %% ../nbs/02_checkpoint.ipynb #4a63806a
 def _open_pip(name, pretrained):

@@ -15,18 +15,19 @@ __all__ = ['FORMAT', 'Predictor', 'save_predictor', 'load_predictor']
 import hashlib, importlib.metadata, json, math, platform, re, sys
 from dataclasses import replace
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
 from .core import *
 from .core import _umask
+from .safe import *
 from .checkpoint import open_checkpoint
 from .data import DataSpec
 from .evaluate import _back, _decoded, _log_probs, _outputs, _parts, _read, _together, evaluate
 
 # %% ../nbs/16_export.ipynb #9c51c39d
-FORMAT = 1
+FORMAT = 2
 _CARD,_SPEC = 'README.md','sft.json'
 
 def _head_json(head):
@@ -43,7 +44,7 @@ def _data_json(spec):
     return dict(counts, sha256=h.hexdigest())
 
 def _versions(kind):
-    names = ('sft_nb', 'torch', 'fastai', 'timm' if kind=='timm' else 'transformers')
+    names = ('sft_nb', 'torch', 'fastai', 'safetensors', *(('timm',) if kind=='timm' else ('transformers', 'tokenizers')))
     return dict(python=platform.python_version(), **{n:importlib.metadata.version(n) for n in names})
 
 # %% ../nbs/16_export.ipynb #57cd4108
@@ -119,6 +120,13 @@ load_predictor('this/folder').predict(['an item', 'another item'])
 """
 
 # %% ../nbs/16_export.ipynb #79789935
+def _read_card(folder):
+    "The text of the card; one that leads elsewhere, or is no text of a sensible size, is passed over"
+    try:
+        path = safe_path(folder, _CARD)
+        return path.read_text(encoding='utf-8', errors='replace') if path.is_file() and path.stat().st_size<JSON_BYTES else None
+    except (FolderError,OSError): return None
+
 class Predictor:
     "A saved model, opened"
     def __init__(self,
@@ -128,8 +136,7 @@ class Predictor:
         folder:Path, # Where it lies
     ):
         self.model,self.spec,self.info,self.folder = model,spec,info,folder
-        card = folder/_CARD
-        self.card = card.read_text(encoding='utf-8', errors='replace') if card.is_file() else _card(info, spec.task.summary)
+        self.card = _read_card(folder) or _card(info, spec.task.summary)
 
     @property
     def task(self): return self.spec.task
@@ -190,6 +197,12 @@ def _hashes(folder):
     files = sorted(p for p in folder.rglob('*') if p.is_file() and p.relative_to(folder).as_posix() not in (_CARD,_SPEC))
     return {p.relative_to(folder).as_posix():dict(bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files}
 
+def _stored(folder):
+    "name -> kind of number of every tensor, and how many numbers there are, from the headers alone"
+    found = {p.name:tensor_shapes(p) for p in sorted(Path(folder).glob('*.safetensors'))}
+    kinds = {f'{file}:{n}':kind for file,ts in found.items() for n,(kind,_) in ts.items()}
+    return kinds,sum(math.prod(shape) for ts in found.values() for _,shape in ts.values())
+
 def _metrics_for(learn, spec):
     if len(spec.rows) and not (spec.rows.split=='valid').any(): return {}
     return evaluate(learn, keep=False).metrics
@@ -211,7 +224,7 @@ def save_predictor(
         spec.task.save_model(model, spec, tmp)
         for f in tmp.rglob('*.safetensors'): f.chmod(0o666 & ~_umask())
         write_atomic(tmp/_CARD, _card(info, spec.task.summary))
-        write_atomic(tmp/_SPEC, json.dumps(dict(info, files=_hashes(tmp)), indent=1, default=_plain, ensure_ascii=False, allow_nan=False)+'\n')
+        write_atomic(tmp/_SPEC, json.dumps(dict(info, format=FORMAT, numbers=_stored(tmp)[1], files=_hashes(tmp)), indent=1, default=_plain, ensure_ascii=False, allow_nan=False)+'\n')
     return Path(path)
 
 # %% ../nbs/16_export.ipynb #90689094
@@ -237,14 +250,23 @@ _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object
     groups=(lambda o: _all(o, _is_count), 'an object of counts'), options=(lambda o: isinstance(o, dict), 'an object'),
     data=(lambda o: _has(o, n_train=_is_count, n_valid=_is_count, n_test=_is_count, sha256=_is_hash), 'an object of counts and a hash'),
     metrics=(lambda o: _all(o, _is_number), 'an object of numbers'), versions=(lambda o: _all(o, _is_text), 'an object of texts'),
-    seed=(lambda o: isinstance(o, int), 'a whole number'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
+    seed=(lambda o: isinstance(o, int), 'a whole number'), numbers=(lambda o: o is None or _is_count(o), 'null or a count'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
 
 # %% ../nbs/16_export.ipynb #e91fe229
+_OLDER = {1: lambda info: {**info, 'numbers':None}}
+
+def _upgraded(info):
+    "The content of an older `sft.json` as today's, one format after the other"
+    while isinstance(info, dict) and info.get('format') in _OLDER and _is_count(info['format']):
+        info = {**_OLDER[info['format']](info), 'format':info['format']+1}
+    return info
+
 def _check_info(info, path):
     form = info.get('format') if isinstance(info, dict) else None
     if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
-    mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save it again.'
-    if form!=FORMAT: raise FolderError(f"{path} has format {form}, this sft_nb reads {FORMAT}. {mend}")
+    if form!=FORMAT:
+        mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save the model again with the version that made it, or a later one.'
+        raise FolderError(f"{path} has format {form}, this sft_nb reads {', '.join(map(str, [*_OLDER, FORMAT]))}. {mend}")
     for k,(fits,what) in _SCHEMA.items():
         if k not in info: raise FolderError(f"{path} lacks {k!r} ({what}). Copy or save the folder again.")
         try: good = fits(info[k])
@@ -252,43 +274,48 @@ def _check_info(info, path):
         if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
 
 # %% ../nbs/16_export.ipynb #0e7cccf7
-_LIMIT = 64*2**20
-
-def _refuse(word): raise ValueError(f'{word} is no JSON')
-
 def _read_info(folder):
     "The content of `sft.json`, its shape checked"
     path = folder/_SPEC
     if not folder.is_dir(): raise FolderError(f"There is no folder {folder}. Pass one that save_predictor (sft_nb finetune) has written.")
     if not path.is_file(): raise FolderError(f"{folder} holds no {_SPEC}: save_predictor (sft_nb finetune) has not written it, or it was copied in part.")
-    if path.stat().st_size>_LIMIT: raise FolderError(f"{path} has {path.stat().st_size:,} bytes; a saved model needs less than {_LIMIT:,}. Save it again.")
-    try: info = json.loads(path.read_bytes().decode('utf-8'), parse_constant=_refuse)
-    except (ValueError,RecursionError,OSError) as e: raise FolderError(f"{path} is damaged ({str(e)[:200]}). Copy or save the folder again.") from e
+    info = _upgraded(safe_json(safe_path(folder, _SPEC)))
     _check_info(info, path)
+    for given in (info['preprocess'], info['checkpoint']['preprocess']): check_preprocess(given, path)
     return info
 
+
 # %% ../nbs/16_export.ipynb #cb9ee073
-def _check_file(folder, name, want):
-    "A plain file inside the folder, with the content that was written"
-    parts,path = PurePosixPath(name).parts,folder/name
-    if '\\' in name or '\0' in name or ':' in name or not parts or '..' in parts or PurePosixPath(name).is_absolute():
-        raise FolderError(f"{folder/_SPEC} names the file {name!r}, which is no path inside the folder. It is not opened.")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise FolderError(f"{path} is a link that leaves the folder. It is not opened; copy the folder with its content instead (cp -L).")
+def _check_size(folder, name, want):
+    "A plain file inside the folder, as long as the one that was written"
+    path = safe_path(folder, name)
     if not path.is_file(): raise FolderError(f"{path} is missing. Copy or save the folder again.")
     n = path.stat().st_size
     if n!=want['bytes']: raise FolderError(f"{path} has {n:,} bytes, {want['bytes']:,} were written. Copy or save the folder again.")
+
+def _check_hash(folder, name, want):
+    path = folder/name
     if sha256_file(path)!=want['sha256']: raise FolderError(f"{path} was changed after it was saved (SHA-256 differs). Copy or save the folder again.")
 
+def _check_total(folder, info):
+    "Files no larger than such a network needs, before any is read"
+    weights = sum(f['bytes'] for n,f in info['files'].items() if n.endswith('.safetensors'))
+    rest,params = sum(f['bytes'] for f in info['files'].values())-weights,sum(info['groups'].values())
+    if weights>16*params+10**8: raise FolderError(f"{folder} holds {weights:,} bytes of weights for {params:,} parameters. It is not opened; save it again.")
+    if rest>2**29: raise FolderError(f"{folder} holds {rest:,} bytes beside its weights, a saved model has less than {2**29:,}. It is not opened; save it again.")
+    check_memory(weights, folder)
+
+
 # %% ../nbs/16_export.ipynb #b1b81a9a
-_READ = ('*.safetensors', '*.index.json', '*config*.json', 'tokenizer*', 'vocab*', 'merges*', '*.model', '*.spm', '*.jinja', 'added_tokens.json',
-         'special_tokens_map.json', 'preprocessor*', 'processor*')
+_READ = ('*.safetensors', '*.json', '*.jinja', '*.model', '*.spm', '*.tiktoken', '*.vocab', '*.codes', 'tokenizer*', 'vocab*', 'merges*', 'dict*.txt')
+_BESIDE = ('metrics.json', 'history.csv', 'report.html')
 
 def _check_added(folder, files):
     for p in folder.rglob('*'):
-        name = p.relative_to(folder).as_posix()
-        if name not in (_SPEC,*files) and any(fnmatch(p.name, o) for o in _READ):
-            raise FolderError(f"{p} was added after the folder was saved, and would be read. Remove it.")
+        rel = p.relative_to(folder)
+        if rel.as_posix() in (_SPEC,*_BESIDE,*files) or rel.parts[0].startswith('.'): continue
+        if any(fnmatch(p.name.lower(), o) for o in _READ): raise FolderError(f"{p} was added after the folder was saved, and would be read. Remove it.")
+
 
 # %% ../nbs/16_export.ipynb #510bd6e0
 def _spec_of(info, folder):
@@ -299,9 +326,6 @@ def _spec_of(info, folder):
     if ckpt.kind!=was['kind'] or ckpt.arch.split('.')[0]!=was['arch'].split('.')[0]:
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
-    stored = sum(f['bytes'] for n,f in info['files'].items() if n.endswith('.safetensors'))
-    if ckpt.params>20*stored+10**7:
-        raise FolderError(f"{folder/'config.json'} asks for {ckpt.params:,} parameters, {stored:,} bytes of weights are there. It is not built.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
     rows = pd.DataFrame({c:pd.Series(dtype=object) for c in ('item', *task.inputs, task.target, 'split', 'row')})
     return DataSpec(task, rows, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], None, False, info['options'])
@@ -316,6 +340,21 @@ def _head_of(info, head, folder):
     if head is not None: raise FolderError(f"{folder} was saved with head={saved!r}, which is built from {_SPEC}. Leave head= out.")
     return saved
 
+# %% ../nbs/16_export.ipynb #ab2b224a
+def _check_tensors(folder, info):
+    "name -> kind of number, of all tensors; they hold as many numbers as the groups say"
+    kinds,n = _stored(folder)
+    params,said = sum(info['groups'].values()),info['numbers']
+    if said not in (None,n): raise FolderError(f"{folder}: its weights hold {n:,} numbers, {said:,} were saved. Copy or save the folder again.")
+    if not params/2<=n<=4*params+10**7: raise FolderError(f"{folder}: its weights hold {n:,} numbers, its groups {params:,} parameters. Copy or save the folder again.")
+    return kinds
+
+def _check_kinds(model, kinds, folder):
+    "No parameter comes from whole numbers"
+    whole = {k.partition(':')[2] for k,kind in kinds.items() if kind[0] not in 'FB' or kind=='BOOL'}
+    bad = [n for n,_ in model.named_parameters() if n.partition('.')[2] in whole]
+    if bad: raise FolderError(f"{folder}: {bad[0]!r} is stored in whole numbers, a weight is not. Copy or save the folder again.")
+
 # %% ../nbs/16_export.ipynb #7850e222
 def _check_model(model, info, folder):
     sizes = _sizes(model)
@@ -323,8 +362,16 @@ def _check_model(model, info, folder):
         other = next((g for g in {**sizes, **info['groups']} if sizes.get(g)!=info['groups'].get(g)))
         raise FolderError(f"{folder}: layer group {other!r} has {sizes.get(other, 0):,} parameters, {info['groups'].get(other, 0):,} were saved. "
                           f"It was made with {', '.join(f'{k} {v}' for k,v in info['versions'].items())}.")
-    bad = [n for n,p in model.state_dict().items() if p.is_floating_point() and not p.isfinite().all()]
-    if bad: raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Train the model again.")
+    if bad := odd_weights(model): raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Train the model again.")
+
+def _check_tokenizer(spec, info, folder):
+    "With the libraries that made it, a tokenizer must be the one that training used"
+    mark,now = spec.preprocess.get('tokenizer'),_versions(info['checkpoint']['kind'])
+    if mark is None or any(info['versions'].get(k)!=now.get(k) for k in ('transformers','tokenizers')): return
+    from sft_nb.texts import _fingerprint
+    if _fingerprint(spec.checkpoint.tokenizer())!=mark:
+        raise FolderError(f"{folder}: its tokenizer is not the one that the model was trained with. Copy or save the folder again.")
+
 
 # %% ../nbs/16_export.ipynb #c5f89761
 def _device(device):
@@ -336,6 +383,15 @@ def _device(device):
         raise FolderError(f"device={device!r} cannot be used: {str(e).splitlines()[0]}. Try 'cpu', 'cuda' or 'mps'.") from e
 
 # %% ../nbs/16_export.ipynb #310babad
+def _check_folder(folder, info):
+    "Everything that can be known without reading a weight; returns the kinds of number of all tensors"
+    for name,want in info['files'].items(): _check_size(folder, name, want)
+    _check_total(folder, info)
+    for name,want in info['files'].items(): _check_hash(folder, name, want)
+    _check_added(folder, info['files'])
+    check_index(folder)
+    return _check_tensors(folder, info)
+
 def load_predictor(
     path:str|Path, # Folder of `save_predictor`
     head:nn.Module|None=None, # Where the head was a module of yours: one built the same way, its weights are read. None otherwise
@@ -344,15 +400,17 @@ def load_predictor(
     "Open a saved folder; every file is checked first, and nothing in it is run"
     folder = Path(path).expanduser()
     info = _read_info(folder)
-    for name,want in info['files'].items(): _check_file(folder, name, want)
-    _check_added(folder, info['files'])
+    kinds = _check_folder(folder, info)
     head = _head_of(info, head, folder)
     try:
-        spec = _spec_of(info, folder)
-        model = spec.task.load_model(spec, folder, head)
+        with bounded_build(4*len(kinds)+6*_stored(folder)[1]+2*10**7, folder, modules=2000+20*len(kinds)):
+            spec = _spec_of(info, folder)
+            model = spec.task.load_model(spec, folder, head)
+        _check_tokenizer(spec, info, folder)
     except (MissingExtra,FolderError): raise
     except Exception as e:
         raise FolderError(f"{folder} could not be opened ({type(e).__name__}: {' '.join(str(e).split())[:300]}). It was made with "
                           f"{', '.join(f'{k} {v}' for k,v in info['versions'].items())}.") from e
     _check_model(model, info, folder)
+    _check_kinds(model, kinds, folder)
     return Predictor(model.to(_device(device)).eval(), spec, info, folder)

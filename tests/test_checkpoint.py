@@ -163,7 +163,7 @@ def test_a_pickle_is_not_opened(timm_folder, copy, tmp_path):
     folder = copy(timm_folder)
     (folder/'model.safetensors').unlink()
     torch.save({'fc.weight': Canary(tmp_path/'ran')}, folder/'model.pth')
-    with pytest.raises(CheckpointError, match='could not be built by timm'): open_checkpoint(folder).timm_model()
+    with pytest.raises(CheckpointError, match='model.pth was not opened'): open_checkpoint(folder).timm_model()
     assert not (tmp_path/'ran').exists()
 
 

@@ -72,11 +72,12 @@ def test_timm_opens_it(tmp_path, name, size):
 def test_what_is_written(saved):
     learn,path = saved
     info = json.loads((path/'sft.json').read_text())
-    assert info['format']==1 and info['task']=='image' and info['vocab']==['round','square'] and info['head'] is None and info['seed']==42
+    assert info['format']==2 and info['task']=='image' and info['vocab']==['round','square'] and info['head'] is None and info['seed']==42
     assert info['checkpoint']['ref']=='timm:test_resnet' and info['checkpoint']['arch']=='test_resnet'
     assert sum(info['groups'].values())==sum(p.numel() for p in learn.model.parameters()) and list(info['groups'])[-1]=='head'
     assert {k:info['data'][k] for k in ('n_train','n_valid','n_test')}==dict(n_train=12, n_valid=4, n_test=0)
-    assert set(info['versions'])=={'python','sft_nb','torch','fastai','timm'}
+    assert set(info['versions'])=={'python','sft_nb','torch','fastai','timm','safetensors'}
+    assert info['numbers']==sum(v.numel() for v in load_file(path/'model.safetensors').values())
     assert set(info['files'])=={o.name for o in path.iterdir()}-{'sft.json','README.md'}
     assert all(sha256_file(path/k)==v['sha256'] for k,v in info['files'].items())
     card = (path/'README.md').read_text()
@@ -200,17 +201,20 @@ def test_not_saved_here(tmp_path):
         refused(tmp_path, 'sft.json')
 
 def test_other_formats(copy):
-    rewrite(copy, lambda info: info.update(format=2))
-    refused(copy, 'has format 2, this sft_nb reads 1. Upgrade it')
-    rewrite(copy, lambda info: info.update(format=1, task='imagee'))
+    rewrite(copy, lambda info: info.update(format=3))
+    refused(copy, 'has format 3, this sft_nb reads 1, 2. Upgrade it')
+    rewrite(copy, lambda info: info.update(format=0))
+    refused(copy, 'has format 0.*Save the model again')
+    rewrite(copy, lambda info: info.update(format=2, task='imagee'))
     refused(copy, "Did you mean 'image'")
 
 def test_weights_that_do_not_fit(copy):
     "Other shapes, missing and further tensors, NaN"
     state = load_file(copy/'model.safetensors')
     key = next(k for k,v in state.items() if v.is_floating_point())
-    for other,words in (({**state, key:torch.zeros(3)}, key), ({k:v for k,v in state.items() if k!=key}, 'could not be opened'),
-                        ({**state, 'more':torch.zeros(3)}, 'could not be opened'), ({**state, key:torch.full_like(state[key], float('nan'))}, 'hold NaN')):
+    rest = {k:v for k,v in state.items() if k!=key}
+    for other,words in (({**state, key:state[key][:,None]}, key), ({**state, key:torch.zeros(3)}, 'were saved'), (rest, 'were saved'),
+                        ({**state, 'more':torch.zeros(3)}, 'were saved'), ({**rest, 'other':state[key]}, 'could not be opened'), ({**state, key:torch.full_like(state[key], float('nan'))}, 'hold NaN')):
         save_file(other, copy/'model.safetensors')
         rewrite(copy)
         refused(copy, words)
@@ -250,7 +254,7 @@ def test_no_pickle_is_opened(copy, tmp_path):
         kept = (copy/name).read_bytes()
         (copy/name).write_bytes(bad)
         if name!='sft.json': rewrite(copy)
-        refused(copy, 'could not be opened|sft.json is damaged')
+        refused(copy, 'could not be opened|is damaged|cannot be read')
         (copy/name).write_bytes(kept)
         if name!='sft.json': rewrite(copy)
     assert not (tmp_path/'ran').exists()
