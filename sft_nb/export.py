@@ -250,7 +250,8 @@ _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object
     groups=(lambda o: _all(o, _is_count), 'an object of counts'), options=(lambda o: isinstance(o, dict), 'an object'),
     data=(lambda o: _has(o, n_train=_is_count, n_valid=_is_count, n_test=_is_count, sha256=_is_hash), 'an object of counts and a hash'),
     metrics=(lambda o: _all(o, _is_number), 'an object of numbers'), versions=(lambda o: _all(o, _is_text), 'an object of texts'),
-    seed=(lambda o: isinstance(o, int), 'a whole number'), numbers=(lambda o: o is None or _is_count(o), 'null or a count'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
+    seed=(lambda o: isinstance(o, int), 'a whole number'),
+    numbers=(lambda o: o is None or _is_count(o), 'null or a count'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
 
 # %% ../nbs/16_export.ipynb #e91fe229
 _OLDER = {1: lambda info: {**info, 'numbers':None}}
