@@ -214,7 +214,7 @@ def test_weights_that_do_not_fit(copy):
     key = next(k for k,v in state.items() if v.is_floating_point())
     rest = {k:v for k,v in state.items() if k!=key}
     for other,words in (({**state, key:state[key][:,None]}, key), ({**state, key:torch.zeros(3)}, 'were saved'), (rest, 'were saved'),
-                        ({**state, 'more':torch.zeros(3)}, 'were saved'), ({**rest, 'other':state[key]}, 'could not be opened'), 
+                        ({**state, 'more':torch.zeros(3)}, 'were saved'), ({**rest, 'other':state[key]}, 'could not be opened'),
                         ({**state, key:torch.full_like(state[key], float('nan'))}, 'hold NaN')):
         save_file(other, copy/'model.safetensors')
         rewrite(copy)
