@@ -32,8 +32,8 @@ test-slow: $(VENV)/.installed-dev
 check:
 	@tools/stage ruff $(BIN)ruff check .
 	@tools/stage agree $(BIN)python tools/agree.py
-	@tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
-	@tools/stage pytest $(BIN)python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
+	@OMP_NUM_THREADS=1 tools/stage pytest $(BIN)python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 check-slow:
 	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
