@@ -9,6 +9,7 @@ Modules:
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
+- `sft_nb.compare`: Is one model better than another, and better than a simple one? Paired, with intervals
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
@@ -16,9 +17,11 @@ Modules:
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
+- `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
@@ -26,6 +29,7 @@ Modules:
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
+- `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
 - `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
