@@ -7,6 +7,7 @@ Modules:
 - `sft_nb.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
+- `sft_nb.calibrate`: Whether probabilities mean what they say, and one number that mends them
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.compare`: Is one model better than another, and better than a simple one? Paired, with intervals

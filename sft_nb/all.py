@@ -29,6 +29,11 @@ from .metrics import *
 from .evaluation import *
 from .evaluate import *
 from .tables import *
+from .measures import *
+from .slices import *
+from .features import *
+from .compare import *
+from .calibrate import *
 from .cross_validate import *
 from .export import *
 

@@ -39,7 +39,12 @@ def _scored(model, dl):
     for b in dl:
         b = to_device(b, dev)
         with torch.no_grad(): z = model(*b) if isinstance(b, (tuple,list)) else model(b)
-        yield z
+        yield _scaled(model, z)
+
+def _scaled(model, z):
+    "Scores divided by the temperature of the model; what a sequence model writes is left alone"
+    t = getattr(model, 'temperature', 1.)
+    return z/t if t!=1 and isinstance(z, torch.Tensor) else z
 
 def _outputs(model, spec, rows, batch_size, desc):
     "Yields what the model says of each batch of `rows`, in their order"
@@ -169,7 +174,7 @@ def _fastai_pairs(learn):
         for b in learn.dls.valid.new(shuffle=False, drop_last=False):
             b = to_device(b, dev)
             with torch.no_grad(): z = learn.model(*b[:n_inp])
-            yield z,b[n_inp].cpu().numpy()
+            yield _scaled(learn.model, z),b[n_inp].cpu().numpy()
 
 def _fastai_rows(learn, n):
     items = [o for o in getattr(learn.dls.valid, 'items', [])]

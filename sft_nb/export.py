@@ -72,7 +72,7 @@ def _describe(learn, model, spec, metrics):
     return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
         multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics={k:float(v) for k,v in metrics.items()},
-        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)))
+        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature))
 
 # %% ../nbs/16_export.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
@@ -84,6 +84,10 @@ def _licence(name):
     return name.lower() if name and re.fullmatch(r'[\w.\-+]+', name) else 'other'
 
 # %% ../nbs/16_export.ipynb #28989846
+def _calibrated(info):
+    t = info.get('temperature', 1.)
+    return '' if t==1 else f'\n- Calibrated: scores are divided by the temperature {t:.3f}'
+
 def _card(info, summary):
     "A model card"
     ckpt,data = info['checkpoint'],info['data']
@@ -101,7 +105,7 @@ tags: [sft_nb]
 Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, licence {_cell(ckpt['licence'])}).
 
 - Task: {_cell(info['task'])}{', several labels an item' if info['multi_label'] else ''}
-- Classes: {_list(info['vocab']) or 'none'}
+- Classes: {_list(info['vocab']) or 'none'}{_calibrated(info)}
 - Rows: {counts or 'not known'}
 - Made with: {', '.join(f'{k} {v}' for k,v in info['versions'].items())}; seed {info['seed']}
 
@@ -218,7 +222,7 @@ def save_predictor(
     model,spec = _parts(learn)
     model = model.plain()
     _replaceable(path, overwrite)
-    if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if metrics is None else metrics)
+    if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if metrics is None else metrics, temperature=float(model.temperature))
     else: info = _describe(learn, model, spec, _metrics_for(learn, spec) if metrics is None else metrics)
     with folder_atomic(path, overwrite) as tmp:
         spec.task.save_model(model, spec, tmp)
@@ -273,6 +277,7 @@ def _check_info(info, path):
         try: good = fits(info[k])
         except (TypeError,OverflowError): good = False
         if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
+    if not _is_number(t := info.get('temperature', 1.)) or t<=0: raise FolderError(f"{path}: 'temperature' should be a number above 0, it is {json.dumps(t)[:100]}. Save the folder again.")
 
 # %% ../nbs/16_export.ipynb #0e7cccf7
 def _read_info(folder):
@@ -413,5 +418,6 @@ def load_predictor(
         raise FolderError(f"{folder} could not be opened ({type(e).__name__}: {' '.join(str(e).split())[:300]}). It was made with "
                           f"{', '.join(f'{k} {v}' for k,v in info['versions'].items())}.") from e
     _check_model(model, info, folder)
+    model.temperature = float(info.get('temperature', 1.))
     _check_kinds(model, kinds, folder)
     return Predictor(model.to(_device(device)).eval(), spec, info, folder)

@@ -11,9 +11,9 @@ Docs: https://sft-nb.github.io/sft_nb/features.html.md"""
 __all__ = ['item_features']
 
 # %% ../nbs/11e_features.ipynb #7a878350
-import numpy as np, torch
+import numpy as np
 from .core import *
-from .cache import Activations, activations
+from .cache import activations
 from .groups import find_group
 from .learner import SFTLearner, sft_learner
 

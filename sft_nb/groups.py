@@ -95,7 +95,7 @@ class SFTModel(nn.Module):
     ):
         super().__init__()
         self.net,self.head,self.example = net,head,example
-        self.only,self.adapter,self.checkpointing = None,None,False
+        self.only,self.adapter,self.checkpointing,self.temperature = None,None,False,1.
         self.groups = self._settle(groups)
         self._place = self._place_modules()
 

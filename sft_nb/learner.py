@@ -185,7 +185,7 @@ def fit(self:SFTLearner,
     if not any(p.requires_grad for p in self.model.parameters()):
         raise FitError("Nothing trains: every group is frozen. Call learn.freeze() to train the head, or learn.unfreeze().")
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
-    self._fits,self.cached_groups = self._fits+1,None
+    self._fits,self.cached_groups,self.model.temperature = self._fits+1,None,1.
     seed = self.seed*1009+self._fits
     self.dls.train.rng = random.Random(seed)
     with self.added_cbs(cbs), self.fit_context(), seeded(seed):
@@ -198,7 +198,7 @@ def _unchanged(learn):
     weights = {k:v.clone() for k,v in learn.model.state_dict().items()}
     opt,rng,dl_rng = learn.opt,_random_state(),learn.dls.train.rng.getstate()
     opt_state = None if opt is None else copy.deepcopy(opt.state_dict())
-    kept = learn.path,learn._fits,learn.peak_lrs,list(learn.history)
+    kept = learn.path,learn._fits,learn.peak_lrs,list(learn.history),learn.model.temperature
     with tempfile.TemporaryDirectory() as d:
         learn.path = Path(d)
         try: yield
@@ -209,7 +209,7 @@ def _unchanged(learn):
             if opt is not None: _load_opt(opt, opt_state)
             _set_random_state(rng)
             learn.dls.train.rng.setstate(dl_rng)
-            learn.path,learn._fits,learn.peak_lrs,learn.history = kept
+            learn.path,learn._fits,learn.peak_lrs,learn.history,learn.model.temperature = kept
 
 def _load_opt(opt, sd):
     opt.hypers = sd['hypers']
