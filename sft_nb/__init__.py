@@ -20,6 +20,7 @@ Modules:
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
+- `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
@@ -27,6 +28,7 @@ Modules:
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
+- `sft_nb.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best

@@ -19,11 +19,13 @@ from .texts import *
 from .groups import *
 from .heads import *
 from .encoders import *
+from .guards import *
 from .sequences import *
 from .learner import *
 from .cache import *
 from .schedule import *
 from .regularise import *
+from .resume import *
 from .adapters import *
 from .metrics import *
 from .evaluation import *

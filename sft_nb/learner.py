@@ -10,15 +10,16 @@ Docs: https://sft-nb.github.io/sft_nb/learner.html.md"""
 
 # %% auto #0
 __all__ = ['class_scores', 'class_metrics', 'seeded', 'group_params', 'SFTLearner', 'EpochRows', 'random_transforms',
-           'discriminative_lrs', 'freeze_to', 'trainable_line', 'layer_table', 'class_counts', 'sft_learner']
+           'inner_loader', 'discriminative_lrs', 'freeze_to', 'trainable_line', 'layer_table', 'class_counts',
+           'sft_learner']
 
 # %% ../nbs/06_learner.ipynb #d4c654de
-import copy, random, tempfile, time
-from contextlib import contextmanager, nullcontext
-from functools import partial
+import copy, inspect, random, tempfile, time
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, wraps
 from pathlib import Path
 import numpy as np, torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder
 from fastai.metrics import AccumMetric
@@ -27,6 +28,7 @@ from fastai.vision.augment import RandTransform
 from fastcore.basics import patch
 from .core import *
 from .groups import *
+from .guards import *
 from .heads import make_loss
 from .pictures import set_augment
 
@@ -98,7 +100,8 @@ class SFTLearner(Learner):
         super().__init__(dls, model, splitter=group_params, train_bn=False, **kwargs)
         self.spec,self.seed,self.phase,self.history,self.peak_lrs,self._fits = spec,seed,'fit',[],None,0
         self.seconds,self.cached_groups = {},None
-        self.add_cb(EpochRows())
+        self.call,self.runs,self.stopped,self.first_epoch,self.rest,self.phase_begun = None,{},None,0,None,None
+        self.add_cbs([EpochRows(), StopAtNaN()])
         self.fit_context = nullcontext
 
 # %% ../nbs/06_learner.ipynb #e41b60a3
@@ -171,8 +174,61 @@ def no_augment(self:SFTLearner):
     finally:
         if was_on: set_augment(self.dls, True)
 
+# %% ../nbs/06_learner.ipynb #432d2a68
+def _one_call(f):
+    "Marks a method as one call of the user, with all fits that it runs"
+    sig = inspect.signature(f)
+    @wraps(f)
+    def inner(self, *args, **kwargs):
+        if self.call is not None: return f(self, *args, **kwargs)
+        given = sig.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        self.call,ok = (f.__name__, dict(list(given.arguments.items())[1:])),False
+        try:
+            out = f(self, *args, **kwargs)
+            ok = True
+            return out
+        finally:
+            self.call = None
+            for run in self.runs.values(): run.close(ok)
+    return inner
+
+# %% ../nbs/06_learner.ipynb #eea513b5
+def inner_loader(
+    dl, # A loader, or one that takes its order from another
+):  # The loader whose `rng` makes the order
+    "The loader that makes the order of the items"
+    while 'source' in vars(dl): dl = dl.source
+    return dl
+
+# %% ../nbs/06_learner.ipynb #ee46ceb1
+@patch
+def _arounds(self:SFTLearner): return [c.around_fit for c in self.cbs.sorted('order') if hasattr(type(c), 'around_fit')]
+
+@patch
+def _do_fit(self:SFTLearner):
+    for epoch in range(self.first_epoch, self.n_epoch):
+        self.epoch = epoch
+        self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+@patch
+def all_batches(self:SFTLearner):
+    "fastai's loop over the batches; of an epoch that was begun before, over those that are left"
+    self.n_iter,rest,self.rest = len(self.dl),self.rest,None
+    for o in enumerate(self.dl) if rest is None else rest(self.dl): self.one_batch(*o)
+
+# %% ../nbs/06_learner.ipynb #888e12fd
+@contextmanager
+def _memory_explained(learn):
+    "Say what to lower where memory runs out"
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        raise FitError(memory_message(learn)) from e
+
 # %% ../nbs/06_learner.ipynb #1966f213
 @patch
+@_one_call
 def fit(self:SFTLearner,
     n_epoch:int, # Passes over the training data
     lr=None, # A rate, a slice over the groups, or one rate a group; None: the learner's
@@ -187,9 +243,13 @@ def fit(self:SFTLearner,
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
     self._fits,self.cached_groups,self.model.temperature = self._fits+1,None,1.
     seed = self.seed*1009+self._fits
-    self.dls.train.rng = random.Random(seed)
-    with self.added_cbs(cbs), self.fit_context(), seeded(seed):
-        Learner.fit(self, n_epoch, lr=lr, wd=wd, reset_opt=reset_opt, start_epoch=start_epoch)
+    inner_loader(self.dls.train).rng = random.Random(seed)
+    self.stopped,self.first_epoch,self.rest = None,0,None
+    if reset_opt or self.opt is None: self.create_opt()
+    with self.added_cbs(cbs), ExitStack() as around:
+        if any([around.enter_context(o(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)) for o in self._arounds()]): return
+        with self.fit_context(), seeded(seed), _memory_explained(self): Learner.fit(self, n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)
+        if self.stopped: raise self.stopped
 
 # %% ../nbs/06_learner.ipynb #5dc2e365
 @contextmanager
@@ -329,7 +389,6 @@ def sft_learner(
     return learn
 
 def _model_args(task):
-    import inspect
     return [k for k,p in inspect.signature(task.make_model).parameters.items() if k not in ('spec','head','dropout') and p.kind!=p.VAR_KEYWORD]
 
 # %% ../nbs/06_learner.ipynb #2f1429d8

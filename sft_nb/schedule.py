@@ -25,17 +25,21 @@ from .cache import *
 from .cache import _border_dls, _in_place
 from .groups import find_group
 from .learner import *
+from .learner import _one_call
 
 # %% ../nbs/08_schedule.ipynb #7eb57d58
 class _Phase:
     "Names the rows of `learn.history` and adds up the seconds"
     def __init__(self, learn, name): self.learn,self.name = learn,name
-    def __enter__(self): self.was,self.learn.phase,self.begun = self.learn.phase,self.name,time.perf_counter()
+    def __enter__(self):
+        self.was,self.begun = self.learn.phase,time.perf_counter()
+        self.learn.phase,self.learn.phase_begun = self.name,self.begun
     def __exit__(self, *_):
-        self.learn.phase = self.was
+        self.learn.phase,self.learn.phase_begun = self.was,None
         self.learn.seconds[self.name] = self.learn.seconds.get(self.name, 0)+time.perf_counter()-self.begun
 
 @patch
+@_one_call
 def fit_head(self:SFTLearner,
     epochs:int|None=None, # Passes over the cached features; None: until the training loss settles, weight decay chosen on a split of the training data
     lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
@@ -76,7 +80,9 @@ def _halves(dls, seed):
     k = max(1, len(order)//5)
     def part(rows, shuffle):
         source = DataLoader(range(len(rows)), bs=train.bs, shuffle=shuffle, device=train.device)
-        return BorderLoader(source, [_Rows(v, rows) for v in train.views], train.targets[rows], train.border)
+        dl = BorderLoader(source, [_Rows(v, rows) for v in train.views], train.targets[rows], train.border)
+        dl.rows = rows
+        return dl
     return DataLoaders(part(order[k:], True), part(order[:k], False), device=dls.device)
 
 # %% ../nbs/08_schedule.ipynb #4f3d5471
@@ -123,6 +129,7 @@ def _kept_border(learn, dtype):
 
 # %% ../nbs/08_schedule.ipynb #4f306fc4
 @patch
+@_one_call
 def fine_tune(self:SFTLearner,
     epochs:int, # Passes over the data after the head phase
     base_lr:float=2e-3, # Highest rate of the head phase; the second phase starts from half of it, as in fastai
@@ -152,6 +159,7 @@ def fine_tune(self:SFTLearner,
 
 # %% ../nbs/08_schedule.ipynb #4e47f59d
 @patch
+@_one_call
 def gradual_unfreeze(self:SFTLearner,
     epochs:int=1, # Passes in each stage
     lr:float=2e-3, # Highest rate of the head in each stage

@@ -1,0 +1,110 @@
+"""Trains the toys of tasks in processes that are killed again and again: python killed.py TASK,TASK FOLDER KILLS SEED
+
+Everything is imported once; each process is a fork, which dies by a real SIGKILL: at a random moment, sent from outside, or at a random one of the places that matter,
+sent to itself: in the writing of a state, between the stages, after a step. Prints as JSON how often it was killed where, and whether the weights are those of a run that was left alone."""
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from fastai.optimizer import Optimizer
+from safetensors.torch import load_file, save_file
+from sft_nb import cache, resume
+from sft_nb.core import get_task
+from sft_nb.data import load_data
+from sft_nb.learner import SFTLearner, sft_learner
+from sft_nb.regularise import Accumulate
+from sft_nb.resume import Resume
+from sft_nb.schedule import KeepBest
+
+PLACES = dict(save=[(resume, 'save_file'), (os, 'fsync'), (os, 'replace'), (os, 'chmod'), (resume, '_prune_states')],
+              stage=[(SFTLearner, 'freeze_to'), (SFTLearner, 'create_opt'), (cache, '_fill')], step=[(Optimizer, 'step')])
+
+def arm(place, n):
+    "SIGKILL for this process at the n-th call of one of the functions, before or after it"
+    left = [n]
+    def wrap(f):
+        def inner(*args, **kwargs):
+            left[0] -= 1
+            if left[0]==0: os.kill(os.getpid(), signal.SIGKILL)
+            out = f(*args, **kwargs)
+            left[0] -= 1
+            if left[0]==0: os.kill(os.getpid(), signal.SIGKILL)
+            return out
+        return inner
+    for owner,name in PLACES[place]: setattr(owner, name, wrap(getattr(owner, name)))
+
+def learner(toy, cbs):
+    augment = dict(augment=True) if 'augment' in toy['load'] else {}
+    dls = load_data(toy['task'], toy['source'], checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True), batch_size=4, **{**toy['load'], **augment})
+    learn = sft_learner(dls, cbs=cbs)
+    for c in [o for o in learn.cbs if type(o).__name__=='ProgressCallback']: learn.remove_cb(c)
+    learn.logger = lambda *_: None
+    return learn
+
+def train(toy, folder=None, every=1):
+    "Two calls, three or more fits: the head from the cache, then more and more"
+    learn = learner(toy, [KeepBest('valid_loss')]+([Resume(folder, every=every)] if folder else []))
+    learn.fit_head(2)
+    if toy['task'].name=='image': learn.fine_tune(2, 5e-3, cbs=Accumulate(8))
+    else: learn.gradual_unfreeze(1, stages=3)
+    return learn
+
+def process(f, kill_after=None):
+    "Run `f` in a fork; True: it ended well, False: it was killed"
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2) if not os.environ.get('SHOW') else None
+            f()
+            code = 0
+        except BaseException:
+            import traceback
+            Path(os.environ['SFT_NB_HOME'], 'error.txt').write_text(traceback.format_exc())
+        finally: os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status)==signal.SIGKILL: return False
+    if status: sys.exit(Path(os.environ['SFT_NB_HOME'], 'error.txt').read_text())
+    return True
+
+def plan(rng, seconds):
+    "Where the next process dies"
+    place = rng.choice(['save', 'save', 'stage', 'step', 'moment'])
+    if place=='moment': return place, rng.uniform(0, seconds)
+    return place, rng.randint(1, dict(save=60, stage=12, step=8)[place])
+
+def main(tasks, folder, kills, seed):
+    torch.set_num_threads(1)
+    for t in tasks.split(','): print(json.dumps(kill(t, Path(folder)/t, int(kills), int(seed))), flush=True)
+
+def kill(task, folder, kills, seed):
+    "Runs of one task until so many processes were killed"
+    rng = random.Random(seed)
+    os.environ['SFT_NB_HOME'] = str(folder/'home')
+    (folder/'home').mkdir(parents=True)
+    toy = dict(get_task(task).toy(folder/'toy'), task=get_task(task))
+    begun = time.monotonic()
+    process(lambda: save_file(dict(train(toy).model.state_dict()), folder/'whole.safetensors'))
+    seconds,counts,runs,equal = time.monotonic()-begun,{},0,[]
+    whole = load_file(folder/'whole.safetensors')
+    while sum(counts.values())<kills:
+        runs,every = runs+1,rng.choice([1, 2, 3])
+        final,home = folder/f'{runs}.safetensors',folder/f'home{runs}'
+        home.mkdir()
+        os.environ['SFT_NB_HOME'] = str(home)
+        while not final.exists():
+            place,n = plan(rng, seconds)
+            if sum(counts.values())>=kills: place,n = 'none',None
+            def run():
+                if place in PLACES: arm(place, n)
+                learn = train(toy, folder/f'run{runs}', every)
+                save_file(dict(learn.model.state_dict()), folder/'part.safetensors')
+                os.replace(folder/'part.safetensors', final)
+            if not process(run, n if place=='moment' else None): counts[place] = counts.get(place, 0)+1
+        got = load_file(final)
+        equal.append(got.keys()==whole.keys() and all(torch.equal(got[k], v) for k,v in whole.items()))
+    return dict(task=task, kills=sum(counts.values()), places=counts, runs=runs, equal=sum(equal), seconds=round(time.monotonic()-begun, 1))
+
+if __name__=='__main__': main(*sys.argv[1:])
