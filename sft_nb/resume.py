@@ -539,9 +539,10 @@ def _set_opt(opt, sd):
     for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({k:v.to(p.device) for k,v in s.items() if isinstance(v, torch.Tensor)})
     _load_opt(opt, sd)
 
-# %% ../nbs/10_resume.ipynb #c54955d5
+# %% ../nbs/10_resume.ipynb #2f124455
 @patch
 def before_train(self:Resume):
+    "Put back what was begun; else note where the epoch begins"
     if not self.on: return
     state,self.pending = self.pending,None
     if state: self._put_back(state)
@@ -569,14 +570,20 @@ def _break(self:Resume, error):
     self.learn.stopped = error
     raise CancelFitException()
 
-# %% ../nbs/10_resume.ipynb #e2a1ee94
+# %% ../nbs/10_resume.ipynb #893022fa
 @patch
-def before_fit(self:Resume): self.start = None
+def before_fit(self:Resume):
+    "No epoch has begun"
+    self.start = None
+
 @patch
-def after_step(self:Resume): self.stepped = True
+def after_step(self:Resume):
+    "The batch ends in a step, so that no gradients are pending"
+    self.stepped = True
 
 @patch
 def after_batch(self:Resume):
+    "Write a state where one is due; leave where that was asked for"
     if not self.on or not self.stepped: return
     self.stepped,self.steps = False,self.steps+1
     due = self.steps>=self.every_steps if self.every_steps else time.monotonic()-self.clock>=self.every_seconds
@@ -585,11 +592,13 @@ def after_batch(self:Resume):
 
 @patch
 def after_train(self:Resume):
+    "Leave where that was asked for since the last batch"
     self.busy = False
     if self.stop is not None: _leave(self.stop)
 
 @patch
 def after_fit(self:Resume):
+    "Write the state at the end"
     if not self.on or self.learn.stopped: return
     self._run().journal[self.at]['log'] = list(vars(self.recorder).get('log', []))
     self.save(0, done=True)
