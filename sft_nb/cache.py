@@ -13,7 +13,7 @@ __all__ = ['cache_folder', 'Activations', 'item_hashes', 'cache_key', 'cache_inf
            'targets', 'first_trainable', 'cache_border', 'why_not', 'frozen_cache']
 
 # %% ../nbs/07_cache.ipynb #7759bae6
-import hashlib, json, os, shutil, sys
+import hashlib, json, math, os, shutil, sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -23,6 +23,7 @@ from fastai.torch_core import TensorCategory, TensorMultiCategory, to_device
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from .core import *
+from .safe import *
 from .groups import SFTModel
 from .learner import SFTLearner, seeded
 
@@ -58,6 +59,36 @@ class _Writer:
         if self.lengths: np.save(self.folder/'lengths.npy', np.array(self.lengths, dtype=np.int64), allow_pickle=False)
         (self.folder/'meta.json').write_text(json.dumps(dict(n=self.n, tensors=self.meta, ragged=bool(self.lengths), **more)))
 
+# %% ../nbs/07_cache.ipynb #6823cff7
+_KINDS = ('float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+
+def _whole(o): return isinstance(o, int) and not isinstance(o, bool) and o>=0
+def _is_tensor(o): return isinstance(o, dict) and set(o)=={'dtype','shape'} and o['dtype'] in _KINDS and isinstance(o['shape'], list) and all(map(_whole, o['shape']))
+def _is_meta(o):
+    return isinstance(o, dict) and _whole(o.get('n')) and isinstance(o.get('ragged'), bool) and isinstance(o.get('tensors'), dict) and all(map(_is_tensor, o['tensors'].values()))
+
+def _whole_numbers(folder, name, n):
+    "`n` whole numbers from 0 up, of a .npy file"
+    a = np.load(safe_path(folder, name), mmap_mode='r' if n else None, allow_pickle=False)
+    if a.shape!=(n,) or a.dtype.kind!='i' or n and a.min()<0: raise ValueError(f'{name} holds no {n:,} whole numbers')
+    return np.array(a)
+
+def _read_entry(folder):
+    "(description, length of each row, place of each row) of an entry, checked against its files"
+    try:
+        meta = safe_json(safe_path(folder, 'meta.json'), limit=2**20)
+        if not _is_meta(meta): raise ValueError('meta.json describes no entry')
+        n = meta['n']
+        lengths = _whole_numbers(folder, 'lengths.npy', n) if meta['ragged'] else np.ones(n, dtype=np.int64)
+        place = _whole_numbers(folder, 'place.npy', n) if (folder/'place.npy').exists() else np.arange(n)
+        if not np.array_equal(np.sort(place), np.arange(n)): raise ValueError('place.npy is no order of the rows')
+        for k,t in meta['tensors'].items():
+            want,have = int(lengths.sum())*math.prod(t['shape'])*getattr(torch, t['dtype']).itemsize,safe_path(folder, f'{k}.bin').stat().st_size
+            if want!=have: raise ValueError(f'{k}.bin has {have:,} bytes, {want:,} are described')
+    except (FolderError,ValueError,OSError,EOFError) as e:
+        raise FolderError(f"Entry {folder} of the cache is damaged: {str(e)[:300]}. Remove it by clear_cache({folder.name!r}); it is made anew.") from e
+    return meta,lengths,place
+
 # %% ../nbs/07_cache.ipynb #60555635
 class Activations:
     "An entry of the cache, opened: rows are read from disk when they are asked for"
@@ -65,12 +96,9 @@ class Activations:
         folder, # The folder of the entry
     ):
         self.folder = Path(folder)
-        self.meta = json.loads((self.folder/'meta.json').read_text())
-        self.n,self.ragged = self.meta['n'],self.meta['ragged']
-        ends = np.load(self.folder/'lengths.npy', allow_pickle=False).cumsum() if self.ragged else np.arange(1, self.n+1)
+        self.meta,lengths,self.place = _read_entry(self.folder)
+        self.n,self.ragged,ends = self.meta['n'],self.meta['ragged'],lengths.cumsum()
         self.starts,self.ends = np.concatenate([[0], ends[:-1]]),ends
-        place = self.folder/'place.npy'
-        self.place = np.load(place, allow_pickle=False) if place.exists() else np.arange(self.n)
         self.files = {k:self._map(k, **m) for k,m in self.meta['tensors'].items()}
 
     def _map(self, k, dtype, shape):
@@ -173,7 +201,9 @@ def _entries():
 def cache_info()->pd.DataFrame: # One row an entry: key, task, border, rows, mb, used; the one used longest ago first
     "What is in the cache"
     def row(d):
-        m = json.loads((d/'meta.json').read_text())
+        try: m = safe_json(d/'meta.json', limit=2**20)
+        except FolderError: m = None
+        if not _is_meta(m): m = dict(n=None, border='damaged')
         size = sum(f.stat().st_size for f in d.iterdir())
         return dict(key=d.name, task=m.get('task'), border=m.get('border'), rows=m['n'], mb=round(size/1e6, 2), used=pd.Timestamp((d/'meta.json').stat().st_mtime, unit='s'))
     return pd.DataFrame([row(d) for d in _entries()], columns=['key','task','border','rows','mb','used'])
@@ -232,6 +262,15 @@ def _order(spec, rows):
 # %% ../nbs/07_cache.ipynb #47e1c91e
 def _missing(outs): return {b:o for b,o in outs.items() if not (o/'meta.json').exists()}
 
+def _drop_damaged(outs):
+    "Remove entries that do not fit their own description, and say so"
+    for o in outs.values():
+        if not (o/'meta.json').exists(): continue
+        try: _read_entry(o)
+        except FolderError as e:
+            print(f'{e} It is removed.', file=sys.stderr)
+            shutil.rmtree(o, ignore_errors=True)
+
 def _compute(learn, outs, rows, dtype, loader):
     "Fill the entries that are missing, in one pass; other processes that want one of them wait"
     with ExitStack() as locks:
@@ -258,6 +297,7 @@ def activations(
     outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
     out = outs[border]
     out.parent.mkdir(parents=True, exist_ok=True)
+    _drop_damaged(outs)
     if _missing(outs):
         _sweep()
         try: _compute(learn, outs, rows, dtype, loader)

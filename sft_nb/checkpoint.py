@@ -69,18 +69,20 @@ def _hash(files):
 
 # %% ../nbs/02_checkpoint.ipynb #5a8617d5
 def _check_header(files):
-    "Numbers in the files, as their headers say; None where one of them is no safetensors"
-    n = 0
+    "Size of each tensor of the files, as their headers say; None where one of them is no safetensors"
+    sizes = []
     for f in files:
         safe_path(f.parent, f.name, CheckpointError)
-        if f.suffix=='.safetensors': n += sum(math.prod(shape) for _,shape in tensor_shapes(f, CheckpointError).values())
+        if f.suffix=='.safetensors': sizes += [math.prod(shape) for _,shape in tensor_shapes(f, CheckpointError).values()]
         else: check_torch_file(f, CheckpointError)
-    return n if files and all(f.suffix=='.safetensors' for f in files) else None
+    return sizes if files and all(f.suffix=='.safetensors' for f in files) else None
+
+def _bound(sizes): return 50_000 if sizes is None else 2000+20*len(sizes)
 
 def _check_params(ref, params, stored):
     "A network may be larger than its file, where weights are packed or a part is new, but not by orders"
-    if stored is not None and params>20*stored+10**7:
-        raise CheckpointError(f"{ref}: its config.json asks for {params:,} parameters, its files hold {stored:,} numbers. It is not built; copy both again from one place.")
+    if stored is not None and params>20*sum(stored)+10**7:
+        raise CheckpointError(f"{ref}: its config.json asks for {params:,} parameters, its files hold {sum(stored):,} numbers. It is not built; copy both again from one place.")
 
 # %% ../nbs/02_checkpoint.ipynb #a5395e3a
 def _read_weights(
@@ -108,10 +110,10 @@ def _timm_preprocess(cfg):
                 fixed_size=bool(cfg.get('fixed_input_size', False)))
 
 # %% ../nbs/02_checkpoint.ipynb #dfbef9ef
-def _count(build):
+def _count(build, modules=50_000):
     "Parameters of what `build` returns, built without memory where the architecture allows it"
     import torch
-    with bounded_build(10**13, 'The configuration', CheckpointError):
+    with bounded_build(10**13, 'The configuration', CheckpointError, modules):
         try:
             with torch.device('meta'): model = build()
         except (NotImplementedError, RuntimeError): model = build()
@@ -119,9 +121,10 @@ def _count(build):
 
 def _timm_checkpoint(ref, arch, cfg, files=(), folder=None, args=None, pretrained=True, tasks=('image',)):
     import timm
-    try: n = _count(lambda: timm.create_model(arch, pretrained=False, **(args or {})))
+    stored = _check_header(files)
+    try: n = _count(lambda: timm.create_model(arch, pretrained=False, **(args or {})), _bound(stored))
     except Exception as e: raise CheckpointError(f"{ref}: timm cannot build {arch} with {args}: {str(e)[:200]}. Correct its config.json.") from e
-    _check_params(ref, n, _check_header(files))
+    _check_params(ref, n, stored)
     return Checkpoint(ref, 'timm', arch, folder, tasks, n,
         sum(f.stat().st_size for f in files) or None, cfg.get('license') or 'unknown', _timm_preprocess(cfg), _hash(files), pretrained, tuple(files))
 
@@ -275,8 +278,8 @@ def _open_hf(ref, folder, config, pretrained=True, tasks=None):
     if pretrained and not files:
         raise CheckpointError(f"{ref} holds no model.safetensors{_pickles(folder)}. Save the model again with save_pretrained, or pass "
                               "pretrained=False (--from-scratch) for fresh weights.")
-    check_index(folder, CheckpointError)
-    stored,tasks,params = _check_header(files),tasks or _hf_tasks(kind),_hf_count(ref, folder)
+    stored,tasks = _check_header(files),tasks or _hf_tasks(kind)
+    params = _hf_count(ref, folder, _bound(stored))
     _check_params(ref, params, stored)
     return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(f.stat().st_size for f in files) or None, _licence(folder),
                       _hf_preprocess(folder, config, tasks), _hash(files), pretrained, files)
@@ -285,9 +288,9 @@ def _pickles(folder):
     found = [o.name for o in folder.glob('*.bin')] + [o.name for o in folder.glob('*.pt')]
     return f" ({found[0]} is a pickle, which is not opened)" if found else ''
 
-def _hf_count(ref, folder):
+def _hf_count(ref, folder, modules):
     from transformers import AutoConfig, AutoModel
-    try: return _count(lambda: AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)))
+    try: return _count(lambda: AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)), modules)
     except Exception as e: raise CheckpointError(f"{ref}: transformers cannot build a model from its config.json: {str(e)[:200]}. Copy it again.") from e
 
 # %% ../nbs/02_checkpoint.ipynb #ae388c9b
@@ -361,6 +364,7 @@ def _open_folder(ref, folder, pretrained, tasks=None):
         raise CheckpointError(f"{folder} is a file; weights alone do not say their architecture. Put it into a folder beside a config.json that has "
                               "an 'architecture' (timm) or a 'model_type' (Hugging Face), and pass the folder.")
     if not folder.is_dir(): raise CheckpointError(f"There is no folder {str(folder)!r}. Valid: a folder with config.json and model.safetensors.")
+    check_files(folder, CheckpointError)
     config = _read_json(folder/'config.json')
     try:
         if isinstance(config.get('architecture'), str): return _open_timm_folder(ref, folder, config, pretrained)

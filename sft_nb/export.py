@@ -395,7 +395,7 @@ def _check_folder(folder, info):
     _check_total(folder, info)
     for name,want in info['files'].items(): _check_hash(folder, name, want)
     _check_added(folder, info['files'])
-    check_index(folder)
+    check_files(folder)
     return _check_tensors(folder, info)
 
 def load_predictor(
