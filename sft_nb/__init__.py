@@ -6,6 +6,7 @@ Modules:
 
 - `sft_nb.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
+- `sft_nb.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.calibrate`: Whether probabilities mean what they say, and one number that mends them
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
@@ -14,6 +15,7 @@ Modules:
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows

@@ -36,6 +36,8 @@ from .slices import *
 from .features import *
 from .compare import *
 from .calibrate import *
+from .duplicates import *
+from .audit import *
 from .cross_validate import *
 from .export import *
 

@@ -253,11 +253,13 @@ def _trim(share, counts, total, least):
     return share
 
 # %% ../nbs/03_data.ipynb #ed42835f
+def _is_mask(exclude): return exclude is not None and len(exclude)>0 and all(isinstance(o, (bool,np.bool_)) for o in exclude)
+
 def _exclude(rows, exclude):
     "Leave out items by a mask or by name"
     if exclude is None: return rows
     values = list(exclude)
-    if values and all(isinstance(o, (bool,np.bool_)) for o in values):
+    if _is_mask(values):
         if len(values)!=len(rows): raise DataError(f"exclude has {len(values):,} values, the data have {len(rows):,} rows.")
         return rows[~np.array(values)].reset_index(drop=True)
     unknown = set(map(str, values))-set(rows.item)
@@ -269,7 +271,8 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude):
     "(rows, several labels?, what was read), with the rows of `valid` where it is data"
     frame,base,what = _read_source(source, task)
     rows,multi = _normalise(frame, base, _columns(frame, task, input, target, group, True, what), task, label_delim)
-    rows = _exclude(rows, exclude)
+    late = not isinstance(valid, (int,float)) and not _is_mask(exclude)
+    if not late: rows = _exclude(rows, exclude)
     if 'split' in rows: rows['split'] = [_SPLIT_NAMES.get(str(s).lower(), s) if s else s for s in rows.split]
     if isinstance(valid, (int,float)): return rows,multi,what
     if 'split' in rows and (rows.split=='valid').any():
@@ -279,6 +282,7 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude):
     held,vmulti = _normalise(vframe, vbase, _columns(vframe, task, input, target, group, True, vwhat), task, label_delim, prefix)
     if 'split' not in rows: rows['split'] = 'train'
     both = pd.concat([rows, held.assign(split='valid')], ignore_index=True)
+    if late: both = _exclude(both, exclude)
     if multi or vmulti: both[task.target] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[task.target]], dtype=object)
     return both,multi or vmulti,f'{what} and {vwhat}'
 
