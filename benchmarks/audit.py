@@ -32,7 +32,7 @@ def plant_copies(task, rows, seed, folder, n=50):
     "Copies of `n` training items on the validation side; returns the rows and the contents that were copied"
     picked,kind = rows[rows.split=='train'].sample(n, random_state=seed),task.inputs[0]
     copies = picked.assign(split='valid')
-    if kind=='image': copies[kind] = [shutil.copy(o, folder/f'copy-{i:03}.png') for i,o in enumerate(picked[kind])]
+    if kind=='image': copies[kind] = [str(shutil.copy(o, folder/f'copy-{i:03}.png')) for i,o in enumerate(picked[kind])]
     return pd.concat([rows, copies], ignore_index=True),list(zip(range(len(rows), len(rows)+n), picked.index))
 
 def plant_flips(rows, seed, share=.05):

