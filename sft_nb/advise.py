@@ -132,7 +132,7 @@ def _freezing(f):
     if few: return "freeze='body', learn.fit_head(None), then learn.fine_tune with unfreeze_to= the upper third", \
         f"{f['rows']:,} rows for {f['classes']} classes: few rows do not move many weights to a good place", \
         "Yosinski et al. 2014, arXiv:1411.1792 §4"
-    if f['skill']<.3: return "learn.fine_tune, all layers, and compare_scratch",f"features explain little here (skill {f['skill']:.2f}): the data are far from what the checkpoint has seen", \
+    if f['skill']<.3: return "learn.fine_tune, all layers, and compare_scratch",f"features explain little here (skill {f['skill']:.2f}): the data are far from what it was trained on", \
         "Raghu et al. 2019, arXiv:1902.07208"
     return "learn.fine_tune: the head first, then all layers","a head that is fitted first keeps the features from being distorted in the first steps","Kumar et al. 2022, arXiv:2202.10054"
 
