@@ -70,7 +70,8 @@ def measure(name, seed, n=None):
     clean = audit(loaded(task, rows))
     seconds = time.perf_counter()-start
     counts = clean.findings.severity.value_counts()
-    out = dict(data=name, seed=seed, rows=len(rows), copies_found=found_copies(task, rows, seed), flips_in_top_tenth=found_flips(task, rows, seed), errors_on_clean=int(counts.get('error', 0)),
+    out = dict(data=name, seed=seed, rows=len(rows), copies_found=found_copies(task, rows, seed),
+               flips_in_top_tenth=found_flips(task, rows, seed), errors_on_clean=int(counts.get('error', 0)),
                warnings_on_clean=int(counts.get('warning', 0)), pairs_on_clean=len(clean.duplicates), seconds_audit=round(seconds, 1))
     print(out, flush=True)
     return out
