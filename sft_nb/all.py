@@ -11,6 +11,7 @@ __all__ = []
 from .core import (Task, register, all_tasks, get_task, cache_home, SftError, TaskError, DataError, CheckpointError, AssetError, GroupError,
                          HeadError, FitError, FolderError, MissingExtra)
 from .assets import *
+from .ctranslate import *
 from .checkpoint import *
 from .rows import *
 from .data import *
