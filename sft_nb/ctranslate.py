@@ -9,13 +9,12 @@ __all__ = ['read_ctranslate', 'whisper_tensors', 'whisper_folder']
 
 # %% ../nbs/01a_ctranslate.ipynb #1e2d9a66
 """
-Some speech models are published for the CTranslate2 runtime alone. Its `model.bin` is a list of named arrays: they are read here, without that runtime, and written as the folder of a
-`WhisperForConditionalGeneration` with its tokenizer, feature extractor and generation settings. Nothing in the file is run.
+Some speech models are published for the CTranslate2 runtime alone. Its `model.bin` is a list of named arrays: they are read here, without that runtime, and written
+as the folder of a `WhisperForConditionalGeneration` with its tokenizer, feature extractor and generation settings. Nothing in the file is run.
 """
 
-# %% ../nbs/01a_ctranslate.ipynb #86762670
+# %% ../nbs/01a_ctranslate.ipynb #43c22867
 import json, struct
-from collections import defaultdict
 from pathlib import Path
 import torch
 from .core import *

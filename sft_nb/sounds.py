@@ -10,8 +10,8 @@ __all__ = ['read_sound', 'sound_seconds', 'sound_problem', 'check_sounds', 'leng
 
 # %% ../nbs/03c_sounds.ipynb #25e6dac5
 """
-Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the model. Sounds that cannot be used are
-named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
+Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the
+model. Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
 """
 
 # %% ../nbs/03c_sounds.ipynb #bafece2b
