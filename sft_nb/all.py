@@ -21,12 +21,9 @@ from .sounds import *
 from .groups import *
 from .heads import *
 from .encoders import *
-<<<<<<< HEAD
 from .guards import *
-=======
 from .ctc import *
 from .whisper import *
->>>>>>> 44c1b01 (Speech: Whisper and CTC models hear clips, learn on cached encoder output, and are judged by word error rate)
 from .sequences import *
 from .learner import *
 from .cache import *
