@@ -89,13 +89,11 @@ def _layer(names, side, i):
 
 def _count(tensors, side): return len({k.split('/')[1] for k in tensors if k.startswith(f'{side}/layer_') and not k.startswith(f'{side}/layer_norm')})
 
-# %% ../nbs/01a_ctranslate.ipynb #b6da98be
-_SETTINGS = 'activation alibi alignment_heads alignment_layer num_heads pre_norm scale_embeddings start_from_zero_embedding'.split()
-
+# %% ../nbs/01a_ctranslate.ipynb #ecf861ec
 def whisper_tensors(
     tensors, # From `read_ctranslate`
 )->dict: # name in `WhisperForConditionalGeneration` -> tensor
-    "The weights of a Whisper under the names of transformers; every variable is used"
+    "The weights of a Whisper under the names of transformers; every array is used, single numbers are settings"
     names = _Names(tensors)
     for side in ('encoder','decoder'):
         names.out[f'model.{side}.embed_positions.weight'] = names.take(f'{side}/position_encodings/encodings')
@@ -105,7 +103,7 @@ def whisper_tensors(
     names.out['model.decoder.embed_tokens.weight'] = names.take('decoder/embeddings/weight')
     if not torch.equal(names.take('decoder/projection/weight'), names.out['model.decoder.embed_tokens.weight']):
         raise CheckpointError("decoder/projection/weight is not the embedding of the decoder. It is not converted.")
-    over = [k for k in names.left if k.rpartition('/')[2] not in _SETTINGS]
+    over = [k for k,v in names.left.items() if v.dim()]
     if over: raise CheckpointError(f"{len(over)} variables have no place in a Whisper, for instance {over[0]!r}.")
     return names.out
 
