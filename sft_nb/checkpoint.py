@@ -50,9 +50,11 @@ class _Packaged:
     tasks:tuple
     params:int
     arch:str|None=None # timm architecture onto which the tensors map by order; None: a Hugging Face folder
+    convert:bool=False # In CTranslate2 layout, from which a Hugging Face folder is made
 
 _PIP = {'efficientnet-lite0': _Packaged(('image',), 4_652_008, 'tf_efficientnet_lite0'),
-        'all-minilm-l6-v2': _Packaged(('text',), 22_713_216)}
+        'all-minilm-l6-v2': _Packaged(('text',), 22_713_216),
+        'whisper-tiny.en': _Packaged(('speech',), 37_760_256, convert=True)}
 
 # %% ../nbs/02_checkpoint.ipynb #0651b162
 def _weight_files(folder, pickled=False):
@@ -393,18 +395,37 @@ def _open_timm_folder(ref, folder, config, pretrained):
     args = {'num_classes':config.get('num_classes', cfg.get('num_classes', 1000)), **config.get('model_args', {})}
     return _checked(_timm_checkpoint(ref, config['architecture'], cfg, files, folder, args, pretrained))
 
+# %% ../nbs/02_checkpoint.ipynb #4e57dc22
+def _record(folder): return _read_json(folder/'converted.json') if folder.is_dir() else {}
+def _converted_hash(folder): return _record(folder).get('sha256')
+
+def _converted(a, folder):
+    "The Hugging Face folder that is made of an asset in CTranslate2 layout"
+    from filelock import FileLock
+    out = cache_home()/'converted'/a.folder.name
+    if _record(out).get('source')==a.sha256: return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f'.{out.name}.lock')):
+        if _record(out).get('source')==a.sha256: return out
+        from sft_nb.ctranslate import whisper_folder
+        with folder_atomic(out, overwrite=True) as tmp:
+            whisper_folder(folder, tmp)
+            write_atomic(tmp/'converted.json', json.dumps(dict(source=a.sha256, sha256=_hash(_weight_files(tmp)))))
+    return out
+
 # %% ../nbs/02_checkpoint.ipynb #4a63806a
 def _open_pip(name, pretrained):
     if name not in _PIP: raise CheckpointError(f"There is no packaged checkpoint 'pip:{name}'.{near(name, _PIP)}")
     import timm
     p,a,ref = _PIP[name], ASSETS[name], f'pip:{name}'
     folder = None if p.arch and not pretrained else fetch(name)
+    if p.convert: folder = _converted(a, folder)
     if not p.arch: ckpt = _open_folder(ref, folder, pretrained, p.tasks)
     else:
         files = (folder/'efficientnet-lite0-57934424.pth',) if folder else ()
         ckpt = _timm_checkpoint(ref, p.arch, timm.get_pretrained_cfg(p.arch).to_dict(), files, folder, None, pretrained, p.tasks)
     ckpt.licence = a.licence
-    if ckpt.sha256 not in (None, *a.members.values()):
+    if ckpt.sha256 not in (None, *((_converted_hash(folder),) if p.convert else a.members.values())):
         raise CheckpointError(f"{ckpt.weights[0]} was changed after it was fetched (SHA-256 {ckpt.sha256}). Delete {folder} and try again.")
     return ckpt
 

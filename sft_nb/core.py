@@ -176,6 +176,7 @@ class Task:
     row_losses:Callable|None=None # (model, spec, rows, batch_size) -> one loss a row where the target is no class; None: not known
     parts:Callable|None=None # (rows) -> `SumScores` with the metrics of `score`, where they follow from sums over rows; None: intervals compute `score` anew
     score_note:Callable|None=None # (spec) -> how `score` counts, for instance a signature; None: nothing to add
+    train_loader:Callable|None=None # As `item_loader`, where training sees an input otherwise than prediction does: what is cached; None: `item_loader`
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
     pairs:bool=False # Whether two columns may be its one input; a cell is then a tuple of two
     recipe:dict=field(default_factory=dict) # Arguments of `fine_tune` that suit this task, where the command line names none

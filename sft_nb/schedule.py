@@ -151,7 +151,8 @@ def fine_tune(self:SFTLearner,
     start = find_group(self.model, _share(self.model, unfreeze_to))
     once = start if freeze_epochs==1 and start else None
     if freeze_epochs:
-        with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once): self.fit_one_cycle(freeze_epochs, head_lr or base_lr, pct_start=.99, **kwargs)
+        with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once):
+            self.fit_one_cycle(freeze_epochs, head_lr or base_lr, pct_start=.99 if epochs else pct_start, **kwargs)
     if not epochs: return self
     self.freeze_to(start)
     with _Phase(self, 'finetune'), _kept_border(self, dtype): self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, **kwargs)

@@ -221,7 +221,7 @@ class _Written:
     def add(self, learn):
         x = learn.xb[0]
         h = x['h'] if 'border' in x else x
-        said = self.spec.task.decode(self.spec, learn.model.generate(h))
+        said = self.spec.task.decode(self.spec, learn.model.generate(h) if hasattr(learn.model, 'generate') else learn.pred)
         self.rows += list(zip(self.say(learn.yb[0]), said.prediction))
     def value(self, name):
         if self.scores is None: self.scores = self.score(pd.DataFrame(self.rows, columns=['target','prediction']))
