@@ -441,7 +441,7 @@ def _similar(name, archs):
 # %% ../nbs/02_checkpoint.ipynb #2ee46fd2
 def open_checkpoint(
     ref:str|Path, # timm:NAME, hf:REPO[@revision], pip:NAME, a folder, or a plain name
-    task:str|None=None, # Name of the task it must fit; None: any
+    task:str|None=None, # Name of the task it must fit; None: any. A task of yours says itself what it can use
     pretrained:bool=True, # False: the same architecture with fresh weights; those of the checkpoint are neither fetched nor read
 )->Checkpoint: # Verified; models are built by its methods
     "Find a pretrained model, verify it, and read what is known about it"
@@ -453,7 +453,7 @@ def open_checkpoint(
         elif where=='folder': ckpt = _open_folder(str(name), name, pretrained)
         else: ckpt = _open_hub(name, pretrained)
     task = getattr(task, 'name', task)
-    if task and task not in ckpt.tasks:
+    if task in _TASK_TABLES and task not in ckpt.tasks:
         raise CheckpointError(f"{ckpt.ref} ({ckpt.arch}) does not fit task {task!r}. It fits: {', '.join(ckpt.tasks) or 'no task that is known here'}. "
                               f"Packaged for {task!r}: {', '.join('pip:'+o for o,p in _PIP.items() if task in p.tasks) or 'none'}.")
     return ckpt

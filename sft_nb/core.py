@@ -197,10 +197,17 @@ def register(
     _tasks[task.name] = task
     return task
 
+def _modules_named():
+    "Import the modules that `SFT_NB_TASKS` names, each of which registers tasks of its own"
+    for m in filter(None, map(str.strip, os.environ.get('SFT_NB_TASKS', '').split(','))):
+        try: importlib.import_module(m)
+        except ImportError as e: raise TaskError(f"SFT_NB_TASKS names the module {m!r}, which cannot be imported: {e}. Put its folder on PYTHONPATH, or unset SFT_NB_TASKS.") from e
+
 def all_tasks()->dict: # name -> `Task`, in alphabetical order
-    "Every registered task; those of `sft_nb.tasks` are imported on the first call"
+    "Every registered task; those of `sft_nb.tasks` and of the modules in `SFT_NB_TASKS` are imported on the first call"
     from sft_nb import tasks
     for m in pkgutil.iter_modules(tasks.__path__): importlib.import_module(f'{tasks.__name__}.{m.name}')
+    _modules_named()
     return dict(sorted(_tasks.items()))
 
 def get_task(

@@ -67,12 +67,16 @@ def _sizes(model):
     params = dict(model.named_parameters())
     return {g:sum(params[n].numel() for n in ns) for g,ns in model.groups.items()}
 
+def _scores(spec):
+    "How the metrics are counted, where the task says so"
+    return {'scores':spec.task.score_note(spec)} if spec.task.score_note else {}
+
 def _describe(learn, model, spec, metrics):
     "The content of `sft.json`, but for the hashes"
     return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
         multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics={k:float(v) for k,v in metrics.items()},
-        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature))
+        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_scores(spec))
 
 # %% ../nbs/16_export.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
@@ -87,6 +91,8 @@ def _licence(name):
 def _calibrated(info):
     t = info.get('temperature', 1.)
     return '' if t==1 else f'\n- Calibrated: scores are divided by the temperature {t:.3f}'
+
+def _scored(info): return f"\n\nScores: {_cell(info['scores'])}" if isinstance(info.get('scores'), str) else ''
 
 def _card(info, summary):
     "A model card"
@@ -113,7 +119,7 @@ Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, licence {_cell(ckpt
 
 {f'''| metric | value |
 |---|---|
-{rows}''' if rows else 'None were taken.'}
+{rows}''' if rows else 'None were taken.'}{_scored(info)}
 
 ## Use
 

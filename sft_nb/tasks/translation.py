@@ -265,6 +265,7 @@ def _writes(net, coder, p):
     config = net.generation_config
     config.max_length,config.max_new_tokens,config.num_beams = None,p['max_target_length'],p['num_beams']
     config.min_length,config.min_new_tokens,config.do_sample = 0,None,False
+    if p['num_beams']==1: config.early_stopping,config.length_penalty = False,1.
     for k,v in coder.start().items(): setattr(config, k, v)
     if config.forced_bos_token_id is None and config.decoder_start_token_id is not None: net.config.decoder_start_token_id = config.decoder_start_token_id
 
@@ -421,7 +422,7 @@ def _parts(lang, seed):
     special = rows.source.str.match(_PARTICULAR)
     part = rows[special].reset_index(drop=True)
     place = np.random.default_rng(seed).permutation(len(part))/len(part)
-    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.25, place<.4], ['test','valid'], 'train'))
+    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.55, place<.7], ['test','valid'], 'train'))
 
 # %% ../../nbs/tasks/22_translation.ipynb #2c5ea3ec
 class _EpochLine(Callback):
@@ -457,7 +458,7 @@ def translation_demo(
                 general.to_csv(tmp/'general.csv', index=False)
                 particular.to_csv(tmp/'particular.csv', index=False)
                 _pretrain(general, tmp, epochs, seed)
-    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=12, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=2))
+    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=24, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
 
 # %% ../../nbs/tasks/22_translation.ipynb #fc56e520
 register(Task('translation', 'A sentence → the same in another language', ('source',), 'target', 'hf:Helsinki-NLP/opus-mt-en-fr', 'chrf',
