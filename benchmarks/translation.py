@@ -46,7 +46,7 @@ def measure(seed, demo):
                                  test_type='bs', n_samples=1000)()
         p[base] = {m:float(found[m][1].p_value) for m in ('chrF2','BLEU')}
         notes = {m:str(s) for m,s in names.items()}
-    return dict(seed=seed, **{f'n_{s}':int((rows.split==s).sum()) for s in ('train','valid','test')}, alone=ALONE[best], p=p, signature=notes,
+    return dict(seed=seed, **{f'n_{s}':int((rows.split==s).sum()) for s in ('train','valid','test')}, alone_fit=ALONE[best], p=p, signature=notes,
                 **{k:{m:v.metrics[m] for m in ('chrf','bleu','exact','length_ratio')} for k,v in evs.items()})
 
 def spread(values):
