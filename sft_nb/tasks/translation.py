@@ -458,7 +458,7 @@ def translation_demo(
                 general.to_csv(tmp/'general.csv', index=False)
                 particular.to_csv(tmp/'particular.csv', index=False)
                 _pretrain(general, tmp, epochs, seed)
-    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=24, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
+    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=40, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
 
 # %% ../../nbs/tasks/22_translation.ipynb #fc56e520
 register(Task('translation', 'A sentence → the same in another language', ('source',), 'target', 'hf:Helsinki-NLP/opus-mt-en-fr', 'chrf',
