@@ -12,7 +12,7 @@ __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'text_coder', 'TextDL', 'truncatio
            'text_lengths', 'check_texts']
 
 # %% ../nbs/03b_texts.ipynb #cd4ae78b
-import hashlib, sys
+import hashlib, json, sys
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.text.data import SortedDL
@@ -129,10 +129,17 @@ def _pooling(ckpt, asked=None):
     return pooling
 
 # %% ../nbs/03b_texts.ipynb #e93c94e1
+def _lasting(tokenizer, backend):
+    "What a tokenizer of the `tokenizers` library is, without what the last call or the choice of a language has left in it"
+    backend.no_truncation()
+    backend.no_padding()
+    text = backend.to_str()
+    return json.dumps({**json.loads(text), 'post_processor':None}) if hasattr(tokenizer, 'src_lang') else text
+
 def _fingerprint(tokenizer):
     "A hash of what a tokenizer does"
     backend = getattr(tokenizer, 'backend_tokenizer', None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    text = _lasting(tokenizer, backend) if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def text_coder(

@@ -21,15 +21,16 @@ import re, sys
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, Datasets
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 from ..core import *
 from ..data import _ReadTarget, _batch_size
 from ..sequences import *
-from ..texts import TextCoder, _ReadTokens, _config, _fingerprint, _length, _text_problem
+from ..texts import TextCoder, _ReadTokens, _config, _fingerprint, _length, _limit, _text_problem
 
-# %% ../../nbs/tasks/22_translation.ipynb #701a2e7e
+# %% ../../nbs/tasks/22_translation.ipynb #760de201
 def _codes(tokenizer):
     "Codes of the languages that a tokenizer tells apart; empty where it is for one pair"
     if (own := getattr(tokenizer, 'lang_code_to_id', None)): return list(own)
@@ -38,13 +39,22 @@ def _codes(tokenizer):
     return [o for o in tokenizer.get_vocab() if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]{1,3}', o)]
 
 def _language(code, codes, side, ref):
-    if not codes: return code
+    "A code that the checkpoint knows, or None where it needs none"
+    if not codes:
+        if code is None: return None
+        raise DataError(f"{side}_lang={code!r}: {ref} takes no code for its {side} language. Leave it out; a model that is told in words, as T5 is, takes prefix=TEXT.")
     if code is None:
         raise DataError(f"{ref} is for {len(codes)} languages: say which by {side}_lang=CODE (in a shell --option {side}_lang=CODE). Codes: "
                         f"{', '.join(codes[:12])}{', …' if len(codes)>12 else ''}.")
     if code not in codes: raise DataError(f"{side}_lang={code!r} is no language of {ref}.{near(code, codes)}")
     return code
 
+def _languages(tokenizer, source, target, ref):
+    "Codes of both sides; Marian is told its target alone"
+    codes = _codes(tokenizer)
+    return _language(source, codes if hasattr(tokenizer, 'src_lang') else [], 'source', ref),_language(target, codes, 'target', ref)
+
+# %% ../../nbs/tasks/22_translation.ipynb #d89d954a
 class PairCoder(TextCoder):
     "Sources and targets to tokens, tokens to batches, and back"
     columns = ('source','target')
@@ -59,9 +69,11 @@ class PairCoder(TextCoder):
         super().__init__(tokenizer, max_length)
         self.max_target_length,self.prefix,self.target_lang = max_target_length,prefix,target_lang
         if getattr(tokenizer, 'supported_language_codes', None): self.prefix = f'>>{target_lang}<< {prefix}'
-        elif _codes(tokenizer): tokenizer.src_lang,tokenizer.tgt_lang = source_lang,target_lang
+        elif target_lang is not None:
+            tokenizer.src_lang,tokenizer.tgt_lang = source_lang,target_lang
+            tokenizer.init_kwargs.update(src_lang=source_lang, tgt_lang=target_lang)
 
-# %% ../../nbs/tasks/22_translation.ipynb #c4c2b6ce
+# %% ../../nbs/tasks/22_translation.ipynb #1f203e40
 @patch
 def encode(
     self:PairCoder,
@@ -79,37 +91,51 @@ def labels(
     if not len(texts): return []
     return self.tokenizer(text_target=list(map(str, texts)), return_attention_mask=False, truncation=True, max_length=self.max_target_length)['input_ids']
 
+# %% ../../nbs/tasks/22_translation.ipynb #ebada058
+@patch
+def language_token(self:PairCoder)->int|None: # None: the targets have no such token
+    "The token that says the target's language"
+    tok = self.tokenizer
+    if self.target_lang is None or not hasattr(tok, 'tgt_lang'): return None
+    return tok.get_lang_id(self.target_lang) if hasattr(tok, 'get_lang_id') else tok.convert_tokens_to_ids(self.target_lang)
+
+@patch
+def start(self:PairCoder)->dict: # Arguments of generation: `forced_bos_token_id`, `decoder_start_token_id`, or none
+    "How a text in the target's language begins"
+    token = self.language_token()
+    if token is None: return {}
+    return dict(forced_bos_token_id=token) if self.labels(['a'])[0][0]==token else dict(decoder_start_token_id=token, forced_bos_token_id=None)
+
 @patch
 def say(
     self:PairCoder,
     labels, # `(batch, token)`, -100 for padding
 )->list: # Texts
     "From target tokens back to texts"
-    rows = torch.as_tensor(labels).masked_fill(torch.as_tensor(labels)==-100, self.pad_id)
+    rows = torch.as_tensor(labels)
+    rows = rows.masked_fill((rows==-100) | (rows==self.language_token()), self.pad_id)
     return [o.strip() for o in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
-@patch
-def forced_bos(self:PairCoder)->int|None: # None: the network starts as it does by itself
-    "The token that generation must begin with, where the target's language is said by one"
-    tok = self.tokenizer
-    if self.target_lang is None or not hasattr(tok, 'tgt_lang') or not _codes(tok): return None
-    return tok.get_lang_id(self.target_lang) if hasattr(tok, 'get_lang_id') else tok.convert_tokens_to_ids(self.target_lang)
 
 @patch
 def shown(self:PairCoder, x, n):
     "Sources of a batch"
     texts = [self.decode([t for t,on in zip(*o) if on]) for o in zip(x['input_ids'][:n].tolist(), x['attention_mask'][:n].tolist())]
-    return [o.removeprefix(self.prefix) for o in texts]
+    return [o.removeprefix(self.prefix).strip() for o in texts]
 
+# %% ../../nbs/tasks/22_translation.ipynb #dfa899d4
 def pair_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
 )->PairCoder: # The one that training used
     "The tokenizer of a checkpoint with the languages and lengths that `spec.preprocess` names"
-    p,tokenizer = spec.preprocess,spec.checkpoint.tokenizer()
+    p,kept = spec.preprocess,getattr(spec, '_coder', None)
+    if kept and kept[0] is spec.checkpoint and kept[1]==p: return kept[2]
+    tokenizer = spec.checkpoint.tokenizer()
     if p['tokenizer']!=_fingerprint(tokenizer) and len(spec.rows):
         raise CheckpointError(f"{spec.checkpoint.ref} has another tokenizer than the checkpoint that the data were loaded for. "
                               f"Load them for it: load_data(…, checkpoint={spec.checkpoint.ref!r}).")
-    return PairCoder(tokenizer, p['max_length'], p['max_target_length'], p['source_lang'], p['target_lang'], p['prefix'])
+    coder = PairCoder(tokenizer, p['max_length'], p['max_target_length'], p['source_lang'], p['target_lang'], p['prefix'])
+    spec._coder = spec.checkpoint,dict(p),coder
+    return coder
 
 # %% ../../nbs/tasks/22_translation.ipynb #65749b1d
 def check_pairs(
@@ -139,15 +165,23 @@ def _report_odd(rows):
     print(f"Odd pairs: {same:,} with a target equal to the source, {len(odd)-same:,} with lengths that do not fit, of {len(rows):,} (odd_pairs(dls.sft.rows) lists them)",
           file=sys.stderr)
 
-# %% ../../nbs/tasks/22_translation.ipynb #625352b7
-def _target_length(spec, coder, config, asked):
+# %% ../../nbs/tasks/22_translation.ipynb #1764f65a
+def _target_length(lengths, most, limit, asked):
     "Tokens after which a target is cut and writing stops: half as much again as the longest target, within what the model can hold"
-    limit = coder.max_length
-    if asked is None: return min(limit, int(1.5*max(map(len, coder.labels(list(spec.rows.target))), default=8))+8)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 2<=asked<=limit:
-        raise DataError(f"max_target_length={asked!r}: expected a whole number of tokens from 2 to {limit}.")
+    if asked is None: return min(limit, int(1.5*max(lengths, default=8))+8)
+    if isinstance(asked, bool) or not isinstance(asked, int) or not 2<=asked<=most:
+        raise DataError(f"max_target_length={asked!r}: expected a whole number of tokens from 2 to {most:,}.")
     return asked
 
+def _report_cut(what, lengths, limit):
+    n = sum(o>limit for o in lengths)
+    if n: print(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens", file=sys.stderr)
+
+def _beams(n):
+    if isinstance(n, bool) or not isinstance(n, int) or n<1: raise DataError(f"num_beams={n!r}: expected a whole number from 1 up.")
+    return n
+
+# %% ../../nbs/tasks/22_translation.ipynb #798365ed
 def translation_loaders(
     spec, # Rows (with `split`) and checkpoint; `spec.preprocess` is filled
     batch_size:int|None=None, # None: 32; less where there are few
@@ -161,20 +195,25 @@ def translation_loaders(
     num_beams:int=1, # Beams of the search that writes; 1: greedy
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of sources with their targets"
-    ckpt,tokenizer,config = spec.checkpoint,spec.checkpoint.tokenizer(),_config(spec.checkpoint)
-    codes = _codes(tokenizer)
-    source_lang = source_lang if not hasattr(tokenizer, 'src_lang') else _language(source_lang, codes, 'source', ckpt.ref)
-    target_lang = _language(target_lang, codes, 'target', ckpt.ref)
-    if isinstance(num_beams, bool) or not isinstance(num_beams, int) or num_beams<1: raise DataError(f"num_beams={num_beams!r}: expected a whole number from 1 up.")
-    coder = PairCoder(tokenizer, _length(ckpt, config, tokenizer, max_length), 10**6, source_lang, target_lang, prefix)
-    coder.max_target_length = _target_length(spec, coder, config, max_target_length)
-    if not spec.preprocess: _report_odd(spec.rows)
-    spec.preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=source_lang, target_lang=target_lang, prefix=prefix,
-                           num_beams=num_beams, tokenizer=_fingerprint(tokenizer))
-    return _pair_loaders(spec, coder, batch_size)
+    ckpt,tokenizer,config,first = spec.checkpoint,spec.checkpoint.tokenizer(),_config(spec.checkpoint),not spec.preprocess
+    mark,langs = _fingerprint(tokenizer),_languages(tokenizer, source_lang, target_lang, ckpt.ref)
+    coder = PairCoder(tokenizer, _length(ckpt, config, tokenizer, max_length), 10**6, *langs, prefix)
+    sources,targets = coder.encode(list(spec.rows.source)),coder.labels(list(spec.rows.target))
+    coder.max_target_length = _target_length([len(t) for t,s in zip(targets, spec.rows.split) if s=='train'], _limit(config) or 10**5,
+                                             _length(ckpt, config, tokenizer), max_target_length)
+    if first: _report(spec.rows, sources, targets, coder)
+    spec.preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=langs[0], target_lang=langs[1], prefix=prefix,
+                           num_beams=_beams(num_beams), tokenizer=mark)
+    return _pair_loaders(spec, coder, sources, coder.labels(list(spec.rows.target)), batch_size)
 
-def _pair_loaders(spec, coder, batch_size):
-    tokens,labels = coder.encode(list(spec.rows.source)),coder.labels(list(spec.rows.target))
+# %% ../../nbs/tasks/22_translation.ipynb #94f9d881
+def _report(rows, sources, targets, coder):
+    "Say what is odd in the pairs and what is cut off them"
+    _report_odd(rows)
+    _report_cut('source', [o.n for o in sources], coder.max_length)
+    _report_cut('target', list(map(len, targets)), coder.max_target_length)
+
+def _pair_loaders(spec, coder, tokens, labels, batch_size):
     sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], [_ReadTarget(labels)]], splits=sides)
@@ -210,7 +249,7 @@ def pair_targets(
     "Targets for training from cached activations"
     return SequenceTargets(pair_coder(spec).labels(list(rows['target'])))
 
-# %% ../../nbs/tasks/22_translation.ipynb #b41ad048
+# %% ../../nbs/tasks/22_translation.ipynb #c96005d1
 def _check_head(head):
     if head is not None: raise HeadError(f"head={head!r}: an encoder–decoder keeps its own output layer. Leave head= out; freeze= says what trains.")
 
@@ -220,19 +259,27 @@ def _dropouts(config, rate):
     if name is None: raise HeadError(f"dropout={rate!r}: a {config.model_type} model has no rate to set. Leave it out.")
     return {name:rate}
 
-def _around(spec, net):
-    "The model around a network, with the way in which it writes"
-    coder,p = pair_coder(spec),spec.preprocess
-    if len(coder.tokenizer)>net.get_input_embeddings().num_embeddings:
-        raise CheckpointError(f"{spec.checkpoint.ref}: its tokenizer knows {len(coder.tokenizer):,} tokens, its network {net.get_input_embeddings().num_embeddings:,}. "
-                              "They belong to different models: copy both from one place.")
-    first = coder.forced_bos()
+# %% ../../nbs/tasks/22_translation.ipynb #82a71670
+def _writes(net, coder, p):
+    "Set how a network writes"
     config = net.generation_config
     config.max_length,config.max_new_tokens,config.num_beams = None,p['max_target_length'],p['num_beams']
-    if first is not None: config.forced_bos_token_id = first
+    config.min_length,config.min_new_tokens,config.do_sample = 0,None,False
+    if p['num_beams']==1: config.early_stopping,config.length_penalty = False,1.
+    for k,v in coder.start().items(): setattr(config, k, v)
+    if config.forced_bos_token_id is None and config.decoder_start_token_id is not None: net.config.decoder_start_token_id = config.decoder_start_token_id
+
+def _around(spec, net):
+    "The model around a network, with the way in which it writes"
+    coder,n = pair_coder(spec),net.get_input_embeddings().num_embeddings
+    if len(coder.tokenizer)>n:
+        raise CheckpointError(f"{spec.checkpoint.ref}: its tokenizer knows {len(coder.tokenizer):,} tokens, its network {n:,}. "
+                              "They belong to different models: copy both from one place.")
+    _writes(net, coder, spec.preprocess)
     y = pad_labels(coder.labels(['one two three','one']))
     return SequenceModel(net, {**coder.batch(coder.encode(['one two three','one'])), 'labels':y})
 
+# %% ../../nbs/tasks/22_translation.ipynb #f527ec60
 def translation_model(
     spec, # What `load_data` knows: checkpoint, preprocessing
     head=None, # None: the decoder is the head
@@ -262,7 +309,7 @@ def load_translation_model(
     return _around(spec, opened(folder, 'AutoModelForSeq2SeqLM')).eval()
 
 # %% ../../nbs/tasks/22_translation.ipynb #70c6eab7
-_MARK = re.compile(r'%(?:\([^)]*\))?[-+#0]*\d*(?:\.\d+)?[sdfrixXeg]|\{[^{}]*\}|\$\w+')
+_MARK = re.compile(r'%(?:\([^)]*\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?[sdfrixXeg]|\{[^{}]*\}|\$[A-Za-z_]\w*')
 
 def _metrics():
     sacrebleu = need('sacrebleu', 'translation')
@@ -296,18 +343,18 @@ def _decode(spec, out): return pd.DataFrame(dict(prediction=pair_coder(spec).say
 
 def _training_metrics(spec): return written_metrics(spec, ('chrf','bleu'), translation_scores, lambda y: pair_coder(spec).say(y.cpu()))
 
-# %% ../../nbs/tasks/22_translation.ipynb #1420520e
+# %% ../../nbs/tasks/22_translation.ipynb #8a2649f5
 def sentence_pieces(
     texts, # What the tokenizer is trained on
     folder:Path, # Gets source.spm, target.spm and vocab.json
     size:int, # Number of pieces; less where the texts have fewer
 ):  # A `MarianTokenizer`
-    "A joint SentencePiece tokenizer (unigram, arXiv:1804.10959) in Marian's layout: the end token first, padding last"
+    "A joint SentencePiece tokenizer (unigram, arXiv:1804.10959) in Marian's layout: the end token first, padding last; characters stay as they are"
     import io, json
     from transformers import MarianTokenizer
     spm,out = need('sentencepiece', 'translation'),io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, vocab_size=size, character_coverage=1., hard_vocab_limit=False, bos_id=-1, pad_id=-1,
-                                   eos_id=0, unk_id=1, minloglevel=2, num_threads=1)
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, vocab_size=size, character_coverage=1., hard_vocab_limit=False,
+                                   normalization_rule_name='identity', bos_id=-1, pad_id=-1, eos_id=0, unk_id=1, minloglevel=2, num_threads=1)
     model = spm.SentencePieceProcessor(model_proto=out.getvalue())
     folder.mkdir(parents=True, exist_ok=True)
     for n in ('source.spm','target.spm'): write_atomic(folder/n, out.getvalue())
@@ -315,6 +362,7 @@ def sentence_pieces(
     write_atomic(folder/'vocab.json', json.dumps({**vocab, '<pad>':len(vocab)}, ensure_ascii=False))
     return MarianTokenizer(*(str(folder/n) for n in ('source.spm','target.spm','vocab.json')), model_max_length=512)
 
+# %% ../../nbs/tasks/22_translation.ipynb #543863d7
 def small_marian(
     texts, # What the tokenizer is trained on
     folder, # Folder to make
@@ -338,6 +386,7 @@ def small_marian(
         tok.save_pretrained(tmp)
     return Path(folder)
 
+# %% ../../nbs/tasks/22_translation.ipynb #a486eeea
 _TOY = [(f'the {a} {n}', f'{m} {b}') for a,b in (('red','rouge'),('small','petite'),('old','ancienne'),('white','blanche'))
         for n,m in (('house','la maison'),('table','la table'),('door','la porte'),('car','la voiture'))]
 
@@ -356,7 +405,7 @@ def toy_pairs(
         return 'pairs.csv line 4'
     return dict(source=folder/'pairs.csv', load=dict(valid=.25), checkpoint=str(folder/'marian'), pretrained=True, bad=bad)
 
-# %% ../../nbs/tasks/22_translation.ipynb #df9c6502
+# %% ../../nbs/tasks/22_translation.ipynb #578694f9
 _PARTICULAR = re.compile(r'(Matches|Whether)\b')
 
 def _interface(lang):
@@ -367,35 +416,49 @@ def _interface(lang):
     rows = ((k.rpartition('\4')[2].replace('_', ''), v.replace('_', '')) for k,v in catalog.items() if isinstance(k, str) and k)
     return list(dict.fromkeys((s,t) for s,t in rows if t and 2<len(s)<300 and not re.search(r'[<>{}\n]|%', s+t)))
 
+def _parts(lang, seed):
+    "The general part, and the particular one with its split"
+    rows = pd.DataFrame(_interface(lang), columns=['source','target'])
+    special = rows.source.str.match(_PARTICULAR)
+    part = rows[special].reset_index(drop=True)
+    place = np.random.default_rng(seed).permutation(len(part))/len(part)
+    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.55, place<.7], ['test','valid'], 'train'))
+
+# %% ../../nbs/tasks/22_translation.ipynb #2c5ea3ec
+class _EpochLine(Callback):
+    def after_epoch(self): print(f'general model: epoch {self.epoch+1} of {self.n_epoch}, validation loss {self.recorder.log[2]:.2f}', file=sys.stderr, flush=True)
+
 def _pretrain(general, folder, epochs, seed):
     "Train a small Transformer on the general part"
     from sft_nb.data import load_data
     from sft_nb.export import save_predictor
     from sft_nb.learner import sft_learner
-    texts = [t for c in ('source','target') for t in general[c]]
-    fresh = small_marian(texts, folder/'fresh')
+    fresh = small_marian([t for c in ('source','target') for t in general[c]], folder/'fresh', size=2000, width=128)
     dls = load_data('translation', general, valid=.02, checkpoint=str(fresh), batch_size=64)
     learn = sft_learner(dls, freeze=None, metrics=[], label_smoothing=.1, seed=seed)
-    print(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs; it is kept for the next time', file=sys.stderr)
-    with learn.no_bar(): learn.fit_one_cycle(epochs, 2e-3)
+    print(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs, some minutes; it is kept for the next time', file=sys.stderr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1.5e-3, cbs=_EpochLine())
     save_predictor(learn, folder/'general', metrics={})
 
+# %% ../../nbs/tasks/22_translation.ipynb #1deb433b
 def translation_demo(
     folder, # Where the tables and the general model go; those that are there already stay
     lang:str='fr', # Language of the targets
-    epochs:int=16, # Of the general model
-    seed:int=42, # Of the general model
+    epochs:int=18, # Of the general model
+    seed:int=42, # Of the general model and of the split
 )->dict: # source, load, fine_tune: what `sft_nb demo` passes on
     "Sentences of a user interface, and a small Transformer trained on the general part of them"
+    from filelock import FileLock
     out = Path(folder)/f'interface-en-{lang}'
-    if not out.exists():
-        rows = pd.DataFrame(_interface(lang), columns=['source','target'])
-        special = rows.source.str.match(_PARTICULAR)
-        with folder_atomic(out) as tmp:
-            rows[~special].to_csv(tmp/'general.csv', index=False)
-            rows[special].to_csv(tmp/'particular.csv', index=False)
-            _pretrain(rows[~special].reset_index(drop=True), tmp, epochs, seed)
-    return dict(source=out/'particular.csv', load=dict(valid=.3, checkpoint=str(out/'general')), fine_tune=dict(epochs=8, base_lr=2e-3, head_lr=1e-3, freeze_epochs=2))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_suffix('.lock')):
+        if not out.exists():
+            general,particular = _parts(lang, seed)
+            with folder_atomic(out) as tmp:
+                general.to_csv(tmp/'general.csv', index=False)
+                particular.to_csv(tmp/'particular.csv', index=False)
+                _pretrain(general, tmp, epochs, seed)
+    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=40, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
 
 # %% ../../nbs/tasks/22_translation.ipynb #fc56e520
 register(Task('translation', 'A sentence → the same in another language', ('source',), 'target', 'hf:Helsinki-NLP/opus-mt-en-fr', 'chrf',
