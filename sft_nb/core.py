@@ -177,6 +177,7 @@ class Task:
     parts:Callable|None=None # (rows) -> `SumScores` with the metrics of `score`, where they follow from sums over rows; None: intervals compute `score` anew
     score_note:Callable|None=None # (spec) -> how `score` counts, for instance a signature; None: nothing to add
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
+    any_input:bool=False # Whether a row may lack inputs, as long as it has one of them
     pairs:bool=False # Whether two columns may be its one input; a cell is then a tuple of two
     recipe:dict=field(default_factory=dict) # Arguments of `fine_tune` that suit this task, where the command line names none
     extra:str|None=None # The extra that brings the libraries of this task; None: nothing beyond the base
