@@ -221,7 +221,7 @@ def _measure(self:FusionModel):
     self.train(mode)
     return out
 
-# %% ../nbs/05f_fusion.ipynb #3498d626
+# %% ../nbs/05f_fusion.ipynb #c11616c9
 def _done(tower, below):
     "How many pieces of a tower are made of groups in `below` alone"
     names = list(tower.groups)
@@ -240,6 +240,7 @@ def _top(self:FusionModel, h): return self.head(h['image'], h['text'], h['has'])
 
 @patch
 def stages(self:FusionModel):
+    "(index of a group, function) pairs that run one after another are `forward`; each takes both towers to one height"
     at = {0:(0,0)}
     for i in range(1, len(self.groups)):
         if (c := self.cut_at(i))!=list(at.values())[-1]: at[i] = c
@@ -270,6 +271,7 @@ def _ends(self:FusionModel): return tuple(len(t.pieces) for t in self.towers.val
 
 @patch
 def forward(self:FusionModel, *x):
+    "Pictures and a dict of tokens, or what entered at a border -> scores"
     if isinstance(x[0], dict): return self.suffix(x[0]['border'], x[0]['h'])
     return self.suffix((0,0), self._begin(*x))
 
