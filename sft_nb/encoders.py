@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/encoders.html.md"""
 __all__ = ['FAMILIES', 'pool_tokens', 'text_groups', 'TextModel']
 
 # %% ../nbs/05a_encoders.ipynb #99686a02
-import itertools, math
+import inspect, itertools, json, math
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
@@ -20,6 +20,7 @@ from torch import nn
 import torch.nn.functional as F
 from .core import *
 from .groups import *
+from .texts import _causal, _config, text_coder
 
 # %% ../nbs/05a_encoders.ipynb #e78f6d7a
 def pool_tokens(
@@ -241,3 +242,31 @@ class TextModel(SFTModel):
         if 'border' in x[0]: return self.suffix(x[0]['border'], x[0]['h'])
         if self.cut and self.checkpointing and torch.is_grad_enabled(): return self.suffix(0, *x)
         return self.net(**x[0], **self.more).logits if self.head is None else self.top(self.features(*x))
+
+# %% ../nbs/05a_encoders.ipynb #8a42e298
+def _no_pooler(spec):
+    "Leave out the pooler, where the class of the model knows how"
+    import transformers
+    cls = transformers.AutoModel._model_mapping[type(_config(spec.checkpoint))]
+    cls = cls[0] if isinstance(cls, tuple) else cls
+    return dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters else {}
+
+# %% ../nbs/05a_encoders.ipynb #e7a51675
+def _set_padding(spec, net, head):
+    config = net.config.get_text_config()
+    if config.pad_token_id is None or head=='hf' and _causal(spec.checkpoint.arch): config.pad_token_id = text_coder(spec).pad_id
+
+def _check_size(ref, tokens, known):
+    if tokens>known:
+        raise CheckpointError(f"{ref}: its tokenizer knows {tokens:,} tokens, its network {known:,}. They belong to different models: copy both from one place.")
+
+# %% ../nbs/05a_encoders.ipynb #c212a8b8
+def _write_sentence_layout(folder, width, preprocess):
+    "The files by which sentence-transformers knows how token vectors become one"
+    names = dict(cls='cls_token', mean='mean_tokens', max='max_tokens', last='lasttoken')
+    modes = {f'pooling_mode_{n}':how==preprocess['pooling'] for how,n in names.items()}
+    at = 'sentence_transformers.models'
+    parts = [dict(idx=0, name='0', path='', type=f'{at}.Transformer'), dict(idx=1, name='1', path='1_Pooling', type=f'{at}.Pooling')]
+    for name,data in (('modules.json', parts), ('1_Pooling/config.json', dict(word_embedding_dimension=width, **modes)),
+                      ('sentence_bert_config.json', dict(max_seq_length=preprocess['max_length'], do_lower_case=False))):
+        write_atomic(folder/name, json.dumps(data, indent=1)+'\n')

@@ -161,13 +161,15 @@ def worst(
 
 # %% ../nbs/10b_evaluation.ipynb #a6a89a44
 def _picture_grid(rows, cols):
+    from textwrap import shorten
     import matplotlib.pyplot as plt
     from sft_nb.pictures import read_picture
     fig,axs = plt.subplots(-(-len(rows)//cols), cols, figsize=(2.6*cols,3*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,(_,r) in zip(axs.flat, rows.iterrows()):
-        ax.imshow(read_picture(r.image))
-        ax.set_title(_plain(f'{r.target} → {r.prediction}\n{r.probability:.2f}, loss {r.loss:.2f}'), fontsize=9)
+        if r.image is not None and not isinstance(r.image, float): ax.imshow(read_picture(r.image))
+        more = f'\n{shorten(r.text, 30)}' if isinstance(r.get('text'), str) else ''
+        ax.set_title(_plain(f'{r.target} → {r.prediction}\n{r.probability:.2f}, loss {r.loss:.2f}{more}'), fontsize=9)
     plt.close(fig)
     return fig
 

@@ -207,6 +207,34 @@ def find_group(
 
 _ALL = "learn.unfreeze() trains all of them; to freeze everything there is nothing to fit."
 
+# %% ../nbs/04_groups.ipynb #a0e580d0
+@patch
+def above(self:SFTModel,
+    group:int|str, # As `find_group` takes it
+)->list: # Names of groups
+    "A group and what is computed from it: what trains under `freeze_to`"
+    return list(self.groups)[find_group(self, group):]
+
+@patch
+def below(self:SFTModel,
+    border, # One of `borders()`, or what `highest_border` gave
+)->list: # Names of groups, lowest first
+    "The groups that are computed before a border"
+    return list(self.groups)[:border]
+
+@patch
+def highest_border(self:SFTModel,
+    on, # Names of parameters that train
+):  # A border; None: there is none
+    "The highest border with nothing that trains below it"
+    top = next((i for i,ns in enumerate(self.groups.values()) if not on.isdisjoint(ns)), len(self.groups))
+    return max((b for b in self.borders() if b<=top), default=None)
+
+@patch
+def depths(self:SFTModel)->list: # One number a group, lowest group first
+    "How many steps below the head each group stands"
+    return list(range(len(self.groups)-1, -1, -1))
+
 # %% ../nbs/04_groups.ipynb #9ae830cf
 _LAYER = re.compile(r'Conv\d?D?$|Linear|Norm(Act)?\d?d?$|Embedding$|Pool\w*$', re.I)
 _NORM = re.compile(r'Norm(Act)?\d?d?$|^Affine$', re.I)
@@ -289,7 +317,7 @@ def trainable_names(
     if 'head' not in model.groups or len(model.groups)<2: raise GroupError(f"This model has one group ({', '.join(model.groups)}): nothing can be frozen.")
     if layers is not None: on = _by_layers(model, layers)
     elif rule is not None: on = _by_rule(model, rule)
-    else: on = {n for ns in list(model.groups.values())[find_group(model, group):] for n in ns}
+    else: on = {n for g in model.above(group) for n in model.groups[g]}
     if len(on)==sum(map(len, model.groups.values())) and group!=0:
         raise GroupError(f"{group or rule or layers!r} freezes nothing. To train everything say so: learn.unfreeze().")
     if model.only is None: return on

@@ -307,7 +307,7 @@ def discriminative_lrs(
     if decay is not None:
         if isinstance(lr, slice): raise FitError(f"lr={lr!r} and decay={decay!r} both spread the rates over the groups: give one of them.")
         if not 0<decay<=1: raise FitError(f"decay={decay!r} is no factor. Valid: above 0, at most 1.")
-        return lr*decay**np.arange(n-1, -1, -1.)
+        return lr*decay**np.array(model.depths(), dtype=float)
     if not isinstance(lr, slice): return np.full(n, lr, dtype=float)
     if lr.start: return np.geomspace(lr.start, lr.stop, n)
     return np.array([lr.stop/10]*(n-1)+[lr.stop])

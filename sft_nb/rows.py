@@ -301,6 +301,7 @@ def _columns(frame, task, input, target, group, labelled, what):
     if labelled or target: want[task.target] = (target or task.target, 'target=')
     elif task.target in has: want[task.target] = (task.target, '')
     if group: want['group'] = (group, 'group=')
+    if not labelled and task.any_input and any(want[k][0] in has for k in task.inputs): has = [*has, *(k for k in task.inputs if k not in names)]
     for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
         if c not in has and len(frame.columns)>2:
             raise DataError(f"{what} has no column {c!r} for the {k}. Columns: {', '.join(has)}.{_near_column(c, has)} Name it by {arg.split('=')[0]}=COLUMN.")

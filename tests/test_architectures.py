@@ -7,7 +7,7 @@ from sft_nb.cache import cache_border, why_not
 from sft_nb.checkpoint import open_checkpoint
 from sft_nb.core import GroupError
 from sft_nb.groups import SFTModel, find_group, group_table, matched_groups, sequential_groups, set_trainable, trainable_names
-from sft_nb.tasks import image
+from sft_nb import timm_nets as image
 from sft_nb.tasks.image import image_model
 
 INNER = dict(test_resnet=64, resnet26d=64, seresnet18=64, test_efficientnet=64, mobilenetv3_small_050=64, test_convnext=64, test_vit=80, test_vit3=80,

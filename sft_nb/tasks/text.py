@@ -11,30 +11,17 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/text.html.md"""
 __all__ = ['toy_texts', 'text_model', 'save_text_model', 'load_text_model', 'sentiment_demo']
 
 # %% ../../nbs/tasks/21_text.ipynb #d41e3a5e
-import inspect, json
 from functools import partial
 from pathlib import Path
 import pandas as pd, torch
 from ..core import *
-from ..encoders import TextModel, text_groups
+from ..encoders import TextModel, _check_size, _no_pooler, _set_padding, _write_sentence_layout, text_groups
 from ..heads import make_head, parse_head
-from ..texts import _causal, _config, check_texts, text_coder, text_item_loader, text_lengths, text_loaders
+from ..texts import _config, check_texts, text_coder, text_item_loader, text_lengths, text_loaders, word_pieces
 
 # %% ../../nbs/tasks/21_text.ipynb #d1697a7d
 _MOODS = dict(good=('fine warm','bright happy','kind calm','sweet merry'), bad=('cold grim','dull sad','harsh bitter','sour weary'))
 _TOY = [(f'{words} {what}', mood) for mood,pairs in _MOODS.items() for words in pairs for what in ('day', 'evening by the old river bank')]
-
-def _toy_tokenizer(texts):
-    "A WordPiece tokenizer of the words and letters of the texts"
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-    special,letters = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]'],[chr(o) for o in range(97, 123)]
-    vocab = dict.fromkeys([*special, *letters, *('##'+o for o in letters), *sorted({w for t in texts for w in t.split()})])
-    tok = Tokenizer(models.WordPiece({w:i for i,w in enumerate(vocab)}, unk_token='[UNK]'))
-    tok.normalizer,tok.pre_tokenizer,tok.decoder = normalizers.BertNormalizer(),pre_tokenizers.BertPreTokenizer(),decoders.WordPiece()
-    tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', '[CLS] $A [SEP] $B:1 [SEP]:1', [('[CLS]',2),('[SEP]',3)])
-    names = dict(zip(('pad_token','unk_token','cls_token','sep_token','mask_token'), special))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, model_max_length=64, model_input_names=['input_ids','token_type_ids','attention_mask'], **names)
 
 # %% ../../nbs/tasks/21_text.ipynb #c21c9b1d
 def toy_texts(
@@ -46,7 +33,7 @@ def toy_texts(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(_TOY, columns=['text','label']).to_csv(folder/'moods.csv', index=False)
-    tok = _toy_tokenizer([t for t,_ in _TOY])
+    tok = word_pieces([t for t,_ in _TOY])
     config = BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                         max_position_embeddings=64, pad_token_id=0)
     with torch.random.fork_rng(devices=[]):
@@ -67,13 +54,6 @@ def _example(spec):
     if spec.preprocess.get('pair'): texts = [(o,o) for o in texts]
     return coder.batch(coder.encode(texts))
 
-def _no_pooler(spec):
-    "Leave out the pooler, where the class of the model knows how"
-    import transformers
-    cls = transformers.AutoModel._model_mapping[type(_config(spec.checkpoint))]
-    cls = cls[0] if isinstance(cls, tuple) else cls
-    return dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters else {}
-
 def _labels(spec):
     kind = 'multi_label_classification' if spec.multi_label else 'single_label_classification'
     return dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)}, problem_type=kind)
@@ -89,15 +69,6 @@ def _library_args(spec, dropout):
             raise HeadError(f"dropout={dropout!r}: the classifier of a {config.model_type} model has no rate to set. Leave out one of dropout and head='hf'.")
         kw[name] = dropout
     return kw
-
-# %% ../../nbs/tasks/21_text.ipynb #4831f7e8
-def _set_padding(spec, net, head):
-    config = net.config.get_text_config()
-    if config.pad_token_id is None or head=='hf' and _causal(spec.checkpoint.arch): config.pad_token_id = text_coder(spec).pad_id
-
-def _check_size(ref, tokens, known):
-    if tokens>known:
-        raise CheckpointError(f"{ref}: its tokenizer knows {tokens:,} tokens, its network {known:,}. They belong to different models: copy both from one place.")
 
 # %% ../../nbs/tasks/21_text.ipynb #99344a43
 def _assemble(spec, net, head, dropout):
@@ -132,16 +103,6 @@ def text_model(
     return _assemble(spec, _net(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
 
 # %% ../../nbs/tasks/21_text.ipynb #0a63cadf
-def _write_sentence_layout(folder, width, preprocess):
-    "The files by which sentence-transformers knows how token vectors become one"
-    names = dict(cls='cls_token', mean='mean_tokens', max='max_tokens', last='lasttoken')
-    modes = {f'pooling_mode_{n}':how==preprocess['pooling'] for how,n in names.items()}
-    at = 'sentence_transformers.models'
-    parts = [dict(idx=0, name='0', path='', type=f'{at}.Transformer'), dict(idx=1, name='1', path='1_Pooling', type=f'{at}.Pooling')]
-    for name,data in (('modules.json', parts), ('1_Pooling/config.json', dict(word_embedding_dimension=width, **modes)),
-                      ('sentence_bert_config.json', dict(max_seq_length=preprocess['max_length'], do_lower_case=False))):
-        write_atomic(folder/name, json.dumps(data, indent=1)+'\n')
-
 def save_text_model(
     model:TextModel, # What was trained
     spec, # What `load_data` knows
