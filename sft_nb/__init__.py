@@ -20,12 +20,14 @@ Modules:
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
+- `sft_nb.explain`: `explain` says which pixels and which tokens a prediction rests on; `deletion_test` checks that they do
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
@@ -39,6 +41,7 @@ Modules:
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
 - `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
-- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off"""
+- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
+- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw"""
 
 __version__ = "0.1.0"
