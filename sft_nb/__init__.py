@@ -26,10 +26,12 @@ Modules:
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
+- `sft_nb.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
+- `sft_nb.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
@@ -37,6 +39,7 @@ Modules:
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
+- `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes

@@ -41,6 +41,10 @@ from .audit import *
 from .advise import *
 from .cross_validate import *
 from .export import *
+from .explain import *
+from .marks import *
+from .inspector import *
+from .page import *
 
 # %% ../nbs/90_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]

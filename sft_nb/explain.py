@@ -41,7 +41,7 @@ class Attribution:
     tokens:list|None=None # Of a text, special ones left out
     picture:Image.Image|None=None # As the network sees it
 
-# %% ../nbs/13_explain.ipynb #13073e55
+# %% ../nbs/13_explain.ipynb #d5033816
 def _captum(): return need('captum.attr', 'inspect')
 
 def _empty(x):
@@ -51,7 +51,7 @@ def _empty(x):
 def _pixels_ig(score, x, args, model, steps):
     return _captum().IntegratedGradients(score).attribute(x, _empty(x), additional_forward_args=args, n_steps=steps, internal_batch_size=64).sum(1)
 
-def _pixels_gradient(score, x, args, model, steps): return _captum().Saliency(score).attribute(x, additional_forward_args=args).amax(1)
+def _pixels_gradient(score, x, args, model, steps): return _captum().Saliency(score).attribute(x.requires_grad_(), additional_forward_args=args).amax(1)
 
 # %% ../nbs/13_explain.ipynb #43e2cfe9
 def _map_layer(model, run, least=7):
