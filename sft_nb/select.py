@@ -10,18 +10,21 @@ Docs: https://sft-nb.github.io/sft_nb/select.html.md"""
 # %% auto #0
 __all__ = ['ORDERS', 'Selection']
 
-# %% ../nbs/14b_select.ipynb #7f497d7a
+# %% ../nbs/14b_select.ipynb #9c2df2b8
 import numpy as np, pandas as pd
 from functools import cached_property
 from fastcore.basics import patch
 from .core import *
-from .views import _OWN, _said, row_text
+from .views import _OWN, _said
 
-# %% ../nbs/14b_select.ipynb #6b67001c
+# %% ../nbs/14b_select.ipynb #77dde5e9
 def _codes_of(cells):
     "(number of each cell's name, the names in alphabetical or numerical order)"
-    names = np.array([_said(o) for o in cells], dtype=object)
-    codes,found = pd.factorize(names, sort=True)
+    cells = pd.Series(cells, dtype=object)
+    try: at,values = pd.factorize(cells, use_na_sentinel=False)
+    except TypeError: at,values = np.arange(len(cells)),cells
+    codes,found = pd.factorize(np.array([_said(o) for o in values], dtype=object), sort=True)
+    codes = codes[at]
     if len(found) and all(o.lstrip('-').isdecimal() for o in found):
         order = sorted(range(len(found)), key=lambda i: int(found[i]))
         place = np.empty(len(order), int)
@@ -31,7 +34,7 @@ def _codes_of(cells):
 
 ORDERS = dict(loss='highest loss first', confidence='most certain first', uncertainty='least certain first', disagreement='largest disagreement first', item='as in the data')
 
-# %% ../nbs/14b_select.ipynb #3406ae72
+# %% ../nbs/14b_select.ipynb #25af94e5
 class Selection:
     "Which rows, in which order"
     def __init__(self,
@@ -50,7 +53,9 @@ class Selection:
     @cached_property
     def _prediction(self): return _codes_of(self.rows['prediction'])
     @cached_property
-    def _texts(self): return [row_text(r).casefold() for r in self.rows[[c for c in ('item','text','source','target','prediction') if c in self.rows]].to_dict('records')]
+    def _texts(self):
+        parts = [map(_said, self.rows[c]) for c in ('item','text','source','target','prediction') if c in self.rows]
+        return ['\n'.join(o).casefold() for o in zip(*parts)]
     def numbers(self, k): return self.rows[k].to_numpy(dtype=float) if k in self.rows else np.full(len(self.rows), np.nan)
 
 # %% ../nbs/14b_select.ipynb #eab235eb
@@ -80,12 +85,12 @@ def _key(self:Selection, order):
         return np.where(right, 2., 0.)-np.nan_to_num(self.numbers('probability'))
     return {'loss':-self.numbers('loss'), 'confidence':-self.numbers('probability'), 'uncertainty':self.numbers('probability')}[order]
 
-# %% ../nbs/14b_select.ipynb #a45c472e
+# %% ../nbs/14b_select.ipynb #c4e6eb1f
 def _slice(cells, most):
-    "A column as a few names, or None where it has too many"
-    plain = cells.map(_said)
-    if plain.nunique()<=most: return plain if plain.nunique()>1 else None
-    if pd.api.types.is_numeric_dtype(cells): return pd.qcut(cells, 4, duplicates='drop').map(lambda o: f'{o.left:.4g} to {o.right:.4g}').astype(object).map(_said)
+    "(number of the name of each row, names) of a column, or None where it has too many"
+    codes,names = _codes_of(cells)
+    if len(names)<=most: return (codes,names) if len(names)>1 else None
+    if pd.api.types.is_numeric_dtype(cells): return _codes_of(pd.qcut(cells, 4, duplicates='drop').map(lambda o: f'{o.left:.4g} to {o.right:.4g}').astype(object))
 
 @patch
 def slices(
@@ -96,7 +101,7 @@ def slices(
     if not hasattr(self, '_slices'):
         more = [c for c in self.rows if c=='group' or c not in (*_OWN, 'split', 'row')]
         cut = {c:_slice(self.rows[c], most) for c in more if not isinstance(self.rows[c].iloc[0] if len(self.rows) else None, (bytes,np.ndarray,dict))}
-        self._slices = {c:_codes_of(o) for c,o in cut.items() if o is not None}
+        self._slices = {c:o for c,o in cut.items() if o is not None}
     return self._slices
 
 # %% ../nbs/14b_select.ipynb #005acac1

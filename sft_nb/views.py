@@ -20,7 +20,7 @@ from PIL import Image
 from .core import *
 from .report import show_value
 
-# %% ../nbs/14a_views.ipynb #c8fa7cd9
+# %% ../nbs/14a_views.ipynb #eee81611
 def _uri(data, kind): return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 def _encoded(im, kind='JPEG', **kw):
@@ -28,13 +28,23 @@ def _encoded(im, kind='JPEG', **kw):
     im.save(buf, kind, **kw)
     return _uri(buf.getvalue(), f'image/{kind.lower()}')
 
+def _read_small(picture, side):
+    "A picture; of a large JPEG file no more than is shown is decoded"
+    from sft_nb.pictures import read_picture
+    if isinstance(picture, str) and picture.lower().endswith(('.jpg','.jpeg')):
+        try:
+            with Image.open(picture) as im:
+                im.draft('RGB', (side, side))
+                return read_picture(im)
+        except OSError: pass
+    return read_picture(picture)
+
 def picture_uri(
     picture, # What `read_picture` takes
     side:int=112, # Longest side, pixels; small pictures are enlarged by whole numbers
 )->str|None: # Data address; None: it cannot be read
     "A picture as an address that holds it"
-    from sft_nb.pictures import read_picture
-    try: im = read_picture(picture)
+    try: im = _read_small(picture, side)
     except SftError: return None
     times = side//max(im.size)
     if times>1: im = im.resize([o*times for o in im.size], Image.Resampling.NEAREST)

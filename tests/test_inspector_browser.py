@@ -108,7 +108,8 @@ class Notebook:
         self.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
         self.page.wait_for_timeout(1000)
 
-    def select(self, name, value): self.page.locator('.widget-dropdown', has=self.page.get_by_text(name, exact=True)).locator('select').select_option(label=value)
+    def dropdown(self, name): return self.page.locator('.widget-dropdown', has=self.page.get_by_text(name, exact=True)).locator('select')
+    def select(self, name, value): self.dropdown(name).select_option(label=value)
     def button(self, name): self.page.get_by_role('button', name=name, exact=True).click()
     def tab(self, name): self.page.locator('.lm-TabBar-tab, .p-TabBar-tab', has_text=name).filter(visible=True).last.click()
     def shoot(self, path):
@@ -158,6 +159,7 @@ def test_pages_and_filters(clean, shots):
 def test_orders_and_table(clean, shots):
     nb = clean
     nb.select('order', 'least certain first')
+    expect(nb.cards.first).to_contain_text('p 0.41')
     p = [float(o.split('p ')[1].split(' ')[0]) for o in nb.page.locator('.sft-nums').all_text_contents()]
     assert p==sorted(p)
     nb.button('table')
@@ -215,7 +217,8 @@ def test_marks_outlive_the_kernel(clean, shots):
     nb = clean
     nb.cards.nth(2).click()
     item = nb.page.locator('.sft h3').inner_text()
-    nb.select('label', 'owl' if 'owl →' not in nb.cards.nth(2).inner_text() else 'cat')
+    now = nb.dropdown('label').evaluate('o => o.selectedOptions[0].label')
+    nb.select('label', 'owl' if now!='owl' else 'cat')
     nb.button('Relabel')
     expect(nb.said).to_contain_text('relabel')
     nb.select('target', 'dog'); nb.button('Clear filters')
@@ -241,3 +244,73 @@ def test_text_out_of_data_never_runs(clean):
     nb.button('table'); nb.button('gallery')
     assert nb.page.evaluate('window.hacked') is None
     assert nb.page.locator('.sft script, .sft img[src=x]').count()==0
+
+sounds = """
+import numpy as np, pandas as pd, soundfile
+from sft_nb.core import all_tasks, get_task
+from sft_nb.evaluate import Evaluation
+from sft_nb.inspector import Inspector
+said = [('the call is on hold','the call is hold'), ('please enter your number','please enter a number now'), ('goodbye','goodbye')]
+for i in range(3): soundfile.write(f'{i}.wav', .4*np.sin(np.arange(24000)/16000*2*np.pi*(300+200*i)), 16000)
+rows = pd.DataFrame(dict(item=[f'{i}.wav' for i in range(3)], audio=[f'{i}.wav' for i in range(3)], target=[t for t,_ in said], prediction=[p for _,p in said],
+                         probability=[.5,.6,.9], loss=np.nan, correct=[t==p for t,p in said]))
+ev = Evaluation(rows, get_task('speech' if 'speech' in all_tasks() else 'translation'))
+look = Inspector(ev, marks='sounds.jsonl')
+look
+"""
+
+def test_a_sound_is_played_and_aligned(lab, browser, shots):
+    nb = Notebook(lab, browser, 'sounds', sounds)
+    nb.cards.first.click()
+    player = nb.page.locator('.sft audio')
+    player.wait_for()
+    player.evaluate('o => o.play()')
+    nb.page.wait_for_function("() => document.querySelector('.sft audio').currentTime > .2")
+    assert abs(player.evaluate('o => o.duration')-1.5)<.05
+    assert nb.page.locator('.sft ins, .sft del').count()>0
+    expect(nb.page.get_by_role('img', name='spectrogram')).to_be_visible()
+    nb.shoot(shots/'sound.png')
+    assert nb.errors==[]
+    nb.page.close()
+
+@pytest.fixture(scope='module')
+def report(nb):
+    "The address of a static page of the same rows"
+    from sft_nb.core import get_task
+    space = dict(EVIL=evil)
+    here = os.getcwd()
+    os.chdir(nb.folder)
+    try:
+        exec(pictures, space)
+        import sft_nb.page
+        return space['ev'].to_html('report.html', title=f'Pictures {evil}').resolve().as_uri()
+    finally: os.chdir(here)
+
+def test_the_static_page(report, browser, shots):
+    "Filters, orders, pages, cells, keys; no word of the data runs; every control has a name"
+    page,said = new_page(browser)
+    page.goto(report)
+    count,cards = page.locator('#count'),page.locator('.sft-card')
+    expect(count).to_have_text('1–24 of 60')
+    page.get_by_label('Next page').click()
+    expect(count).to_have_text('25–48 of 60')
+    page.get_by_label('result').select_option('wrong')
+    expect(count).to_have_text('1–8 of 8')
+    page.get_by_label('order').select_option('uncertainty')
+    p = [float(o.split('p ')[1].split(' ')[0]) for o in page.locator('.sft-nums').all_text_contents()]
+    assert p==sorted(p)
+    page.get_by_role('button', name='target cat, prediction dog').click()
+    expect(cards.first).to_contain_text('cat → dog')
+    page.get_by_role('button', name='Clear filters').click()
+    page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight')
+    expect(cards.nth(1)).to_have_attribute('aria-current', 'true')
+    expect(page.locator('#full h3')).to_be_visible()
+    page.screenshot(path=shots/'report.png')
+    page.get_by_label('text').fill('script')
+    expect(count).to_have_text('1–1 of 1')
+    cards.first.click()
+    expect(page.locator('#full h3')).to_contain_text('<script>')
+    assert page.evaluate('window.hacked') is None
+    bare = page.evaluate("() => [...document.querySelectorAll('button,input,select,img')].filter(o => !(o.labels?.length || o.getAttribute('aria-label') || o.alt || o.textContent.trim())).map(o => o.outerHTML)")
+    assert bare==[] and said==[]
+    page.close()
