@@ -33,10 +33,12 @@ check:
 	@tools/stage ruff $(BIN)ruff check .
 	@tools/stage agree $(BIN)python tools/agree.py
 	@OMP_NUM_THREADS=1 tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
+	@tools/chromium
 	@OMP_NUM_THREADS=1 tools/stage pytest $(BIN)python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 check-slow:
 	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
+	@tools/chromium
 	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
 
 fix:

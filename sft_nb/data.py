@@ -13,7 +13,7 @@ __all__ = ['DataSpec', 'row_problems', 'make_loaders', 'prepare_rows', 'load_dat
            'read_rows']
 
 # %% ../nbs/03_data.ipynb #c2f35570
-import math, os, re
+import json, math, os, re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -23,7 +23,7 @@ from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fasttransform import Transform
 from .core import *
 from .rows import *
-from .rows import _SPLITS, _SPLIT_NAMES, _columns, _is_hf, _normalise, _read_source, _say, _table
+from .rows import _SPLITS, _SPLIT_NAMES, _blank, _columns, _is_hf, _normalise, _read_csv, _read_source, _say, _table, _target
 
 _all_ = ['BadRows', 'read_rows']
 
@@ -266,6 +266,53 @@ def _exclude(rows, exclude):
     if unknown: raise DataError(f"exclude names {sorted(unknown)[0]!r}, which is no item.{near(sorted(unknown)[0], list(rows.item))}")
     return rows[~rows.item.isin(set(map(str, values)))].reset_index(drop=True)
 
+# %% ../nbs/03_data.ipynb #eb3df688
+def _corrections(given):
+    "A table of item, mark, label and was, whatever it is given as"
+    if isinstance(given, (str,Path)) and Path(given).suffix.lower()=='.jsonl' and Path(given).exists():
+        from sft_nb.marks import Marks
+        given = Marks(given)
+    if hasattr(given, 'table'): given = given.table()
+    frame = _read_csv(Path(given)) if isinstance(given, (str,Path)) else given
+    if not isinstance(frame, pd.DataFrame) or not {'item','mark'}<=set(frame.columns):
+        raise DataError(f"corrections={given!r}: expected Marks, a CSV file or a table with the columns item and mark.")
+    for o in ('label','was'):
+        if o not in frame: frame = frame.assign(**{o:None})
+    return frame
+
+# %% ../nbs/03_data.ipynb #6ca40edc
+def _marked(o, task, multi, delim):
+    "A label out of a correction as the rows have it"
+    if _blank(o) if not isinstance(o, (list,tuple)) else not o: return None
+    if multi and isinstance(o, str) and o.startswith('['): o = json.loads(o)
+    out,_ = _target([o], task, delim if multi else None)
+    return out[0] if not multi or isinstance(out[0], list) else [out[0]]
+
+def _correction(r, row, task, multi, delim):
+    "(new label or None, what is wrong or None) of one correction"
+    label,was,now = _marked(r.label, task, multi, delim),_marked(r.was, task, multi, delim),row[task.target]
+    if r.mark not in ('relabel','exclude','ambiguous'): return None,f"mark {r.mark!r}.{near(r.mark, ('relabel','exclude','ambiguous'))}"
+    if r.mark=='relabel' and label is None: return None,'relabel without a label'
+    if was is not None and now not in (was, label): return None,f"was {was!r} when it was corrected, and is {now!r} in the data"
+    return label if r.mark=='relabel' else None,None
+
+# %% ../nbs/03_data.ipynb #4ab4e670
+def _correct(rows, given, task, multi=False, delim=None):
+    "Rows with other labels, and without those that are marked to be left out"
+    if given is None: return rows
+    table,at,t = _corrections(given),{o:i for i,o in rows.item.items()},task.target
+    here = table[table.item.isin(rows.item)]
+    if len(table) and not len(here): raise DataError(f"corrections: none of {len(table):,} names an item of the data.{near(table.item.iloc[0], list(rows.item))}")
+    found = [(at[r.item], r, *_correction(r, rows.loc[at[r.item]], task, multi, delim)) for r in here.itertuples()]
+    wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in found if p])
+    if len(wrong): raise BadRows(wrong, 'the corrections', 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
+    targets = list(rows[t])
+    for i,_,label,_ in found:
+        if label is not None: targets[rows.index.get_loc(i)] = label
+    out = {i for i,r,*_ in found if r.mark=='exclude'}
+    _say(f"Corrections: {sum(o[2] is not None for o in found):,} labels, {len(out):,} rows left out" + (f", {len(table)-len(here):,} of other data" if len(table)>len(here) else ''))
+    return rows.assign(**{t:pd.Series(targets, index=rows.index, dtype=object)}).drop(index=list(out)).reset_index(drop=True)
+
 # %% ../nbs/03_data.ipynb #07d88ceb
 def _gather(task, source, valid, input, target, group, label_delim, exclude):
     "(rows, several labels?, what was read), with the rows of `valid` where it is data"
@@ -342,7 +389,7 @@ def _check_arguments(task, valid, bad, max_items, options):
     if max_items is not None and (not isinstance(max_items, int) or max_items<2):
         raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
 
-_ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim exclude'.split()
+_ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim exclude corrections'.split()
 
 # %% ../nbs/03_data.ipynb #6aab1fb9
 def load_data(
@@ -363,6 +410,7 @@ def load_data(
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
     label_delim:str|None=None, # What stands between several labels in a cell; lists need none
     exclude=None, # Items to leave out: names as in `rows.item`, or a mask over the rows
+    corrections=None, # What `Marks` keeps: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
     **options, # Those of the task: `get_task(name).options`
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` of them"
@@ -370,6 +418,7 @@ def load_data(
     task = get_task(task)
     _check_arguments(task, valid, bad, max_items, options)
     rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude)
+    rows = _correct(rows, corrections, task, multi, label_delim)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items, **options)
     if input is not None: settings['input'] = input
     spec = DataSpec(task, rows, multi_label=multi, checkpoint=open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained),

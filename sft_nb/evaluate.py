@@ -11,6 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/evaluate.html.md"""
 __all__ = ['evaluate', 'Evaluation']
 
 # %% ../nbs/11_evaluate.ipynb #df37e69d
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -184,12 +185,14 @@ def _fastai_rows(learn, n):
 # %% ../nbs/11_evaluate.ipynb #575ac162
 _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 
-def _evaluation(rows, cols, spec, probs, on, place=None):
+def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.inputs) if c in rows]
     more = [c for c in rows if c not in (*first, spec.task.target, 'split', 'row', 'problem_')]
     frame = pd.DataFrame({**{c:list(rows[c]) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
                           **{f'data_{c}' if c in (*first, *_COLUMNS) else c:list(rows[c]) for c in more}})
-    return Evaluation(_back(frame, place), spec.task, spec.vocab, spec.multi_label, _back(probs, place), on, spec if len(spec.rows) else None)
+    out = Evaluation(_back(frame, place), spec.task, spec.vocab, spec.multi_label, _back(probs, place), on, spec if len(spec.rows) else None)
+    out.made_by = weakref.ref(learn)
+    return out
 
 # %% ../nbs/11_evaluate.ipynb #af850c6f
 def evaluate(
@@ -211,10 +214,10 @@ def evaluate(
     own = isinstance(on, str) and on in _SPLITS
     if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
-        return _evaluation(_fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
+        return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     rows = _split_rows(spec, on) if own else _read(on, spec, bad, input=input, target=target)[0]
     if not len(rows): raise DataError("There is no row to evaluate. Pass data with at least one usable row.")
     rows,place = _together(spec, rows)
     if task.decode: cols,probs = _sequence_columns(model, spec, rows, batch_size),None
     else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
-    return _evaluation(rows, cols, spec, probs, on if own else 'other data', place)
+    return _evaluation(learn, rows, cols, spec, probs, on if own else 'other data', place)

@@ -1,0 +1,316 @@
+"The Inspector in JupyterLab and the static page, driven in Chromium; SFT_NB_SCREENSHOTS=FOLDER keeps what was seen"
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import nbformat, pytest
+from playwright.sync_api import expect, sync_playwright
+
+root = Path(__file__).resolve().parents[1]
+browsers = 'chromium chromium-browser google-chrome-stable google-chrome'.split()
+slow_machine = 90_000 # milliseconds until a kernel on a busy machine has answered
+evil = '<script>window.hacked=1</script><img src=x onerror=window.hacked=1>'
+
+pictures = '''
+import numpy as np, pandas as pd
+from pathlib import Path
+from PIL import Image, ImageDraw
+from sft_nb.core import get_task
+from sft_nb.evaluate import Evaluation
+from sft_nb.inspector import Inspector
+from sft_nb.explain import explain
+rng,rows,names = np.random.default_rng(0),[],['cat','dog','owl']
+Path('pics').mkdir(exist_ok=True)
+for i in range(60):
+    t,p = names[i%3],names[(i//3)%3] if i%5==0 else names[i%3]
+    im = Image.new('RGB', (64,64), tuple(int(o) for o in rng.integers(120,255,3)))
+    ImageDraw.Draw(im).ellipse((10,10,54,54) if t=='cat' else (20,5,44,60), fill=dict(cat='orange',dog='saddlebrown',owl='slategray')[t])
+    name = f'pics/{i:02}.png' if i!=1 else 'pics/EVIL.png'
+    im.save(f'pics/{i:02}.png')
+    rows.append(dict(item=name.replace('EVIL', EVIL) if i==1 else name, image=f'pics/{i:02}.png', target=t, prediction=p, probability=float(rng.uniform(.4,.99)), farm='north' if i%2 else EVIL))
+rows = pd.DataFrame(rows)
+rows['correct'] = rows.target==rows.prediction
+rows['loss'] = -np.log(np.where(rows.correct, rows.probability, (1-rows.probability)/2))
+probs = np.full((60,3), .01)
+for i,r in enumerate(rows.itertuples()): probs[i] = (1-r.probability)/2; probs[i,names.index(r.prediction)] = r.probability
+ev = Evaluation(rows, get_task('image'), names, probabilities=probs, on='valid')
+'''.replace('EVIL.png', 'evil.png').replace("'EVIL', EVIL", "'evil', EVIL")
+
+@pytest.fixture(scope='module')
+def shots(tmp_path_factory):
+    folder = Path(os.environ.get('SFT_NB_SCREENSHOTS') or tmp_path_factory.mktemp('shots'))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "(address, folder) of a JupyterLab of its own"
+    folder,home = tmp_path_factory.mktemp('notebooks'),tmp_path_factory.mktemp('jupyter')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, 'PYTHONPATH':str(root), 'JUPYTER_CONFIG_DIR':str(home/'config'), 'JUPYTER_DATA_DIR':str(home/'data'), 'JUPYTER_RUNTIME_DIR':str(home/'run'),
+           'IPYTHONDIR':str(home/'ipython'), 'JUPYTERLAB_SETTINGS_DIR':str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR':str(home/'spaces')}
+    quiet = home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with open(home/'log', 'w') as log:
+        p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=',
+                              '--ServerApp.password=', '--LabApp.expose_app_in_browser=True', f'--ServerApp.root_dir={folder}',
+                              '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], env=env, cwd=folder, stdout=log, stderr=log)
+        try:
+            for _ in range(240):
+                assert p.poll() is None, (home/'log').read_text()[-2000:]
+                try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=2); break
+                except OSError: time.sleep(.5)
+            yield f'http://127.0.0.1:{port}',folder
+        finally:
+            p.terminate()
+            try: p.wait(20)
+            except subprocess.TimeoutExpired: p.kill()
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    path = next(filter(None, map(shutil.which, browsers)), None)
+    args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--autoplay-policy=no-user-gesture-required']
+    with sync_playwright() as p:
+        if path is None and not Path(p.chromium.executable_path).exists(): pytest.fail('There is no Chromium: run tools/chromium, or playwright install chromium')
+        b = p.chromium.launch_persistent_context(tmp_path_factory.mktemp('browser'), executable_path=path, headless=True, args=args, viewport=dict(width=1500, height=1000))
+        yield b
+        b.close()
+
+def new_page(browser):
+    "A page, and the errors that its console said"
+    page,said = browser.new_page(),[]
+    page.on('console', lambda m: said.append(m.text) if m.type=='error' else None)
+    page.on('pageerror', lambda e: said.append(str(e)))
+    page.set_default_timeout(30_000)
+    return page,said
+
+class Notebook:
+    "A notebook that is open in JupyterLab"
+    def __init__(self, lab, browser, name, *cells):
+        address,folder = lab
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
+        nbformat.write(nb, folder/f'{name}.ipynb')
+        self.folder,(self.page,self.errors) = folder,new_page(browser)
+        self.page.goto(f'{address}/doc/tree/{name}.ipynb?reset')
+        self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=slow_machine)
+        self.run()
+
+    def command(self, name): self.page.evaluate('name => { window.jupyterapp.commands.execute(name) }', name)
+    def run(self):
+        self.page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === "idle"', timeout=slow_machine)
+        self.command('notebook:run-all-cells')
+        self.page.wait_for_selector('.sft-card', timeout=slow_machine)
+
+    def restart(self):
+        self.command('notebook:restart-kernel')
+        self.page.get_by_role('button', name='Restart', exact=True).click()
+        self.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
+        self.page.wait_for_timeout(1000)
+
+    def dropdown(self, name): return self.page.locator('.widget-dropdown', has=self.page.get_by_text(name, exact=True)).locator('select')
+    def select(self, name, value): self.dropdown(name).select_option(label=value)
+    def button(self, name): self.page.get_by_role('button', name=name, exact=True).click()
+    def tab(self, name): self.page.locator('.lm-TabBar-tab, .p-TabBar-tab', has_text=name).filter(visible=True).last.click()
+    def shoot(self, path):
+        "What the widget looks like"
+        self.page.mouse.move(0, 0)
+        self.page.locator('.jp-OutputArea-output:has(.sft-head)').last.screenshot(path=path)
+    @property
+    def count(self): return self.page.locator('.sft-count')
+    @property
+    def search(self): return self.page.get_by_role('textbox', name='text', exact=True)
+    @property
+    def cards(self): return self.page.locator('.sft-card')
+    @property
+    def said(self): return self.page.locator('.sft-said')
+
+@pytest.fixture(scope='module')
+def nb(lab, browser): return Notebook(lab, browser, 'pictures', f'EVIL = {evil!r}\n{pictures}', "look = Inspector(ev, marks='marks.jsonl', page_size=24)\nlook")
+
+@pytest.fixture
+def clean(nb):
+    "The notebook without filters, on its rows"
+    nb.tab('Rows')
+    nb.button('Clear filters')
+    expect(nb.count).to_have_text('1–24 of 60')
+    yield nb
+    assert nb.errors==[]
+
+def marks(nb):
+    path = nb.folder/'marks.jsonl'
+    return [json.loads(o) for o in path.read_text().splitlines()] if path.exists() else []
+
+def test_pages_and_filters(clean, shots):
+    nb = clean
+    expect(nb.cards).to_have_count(24)
+    nb.shoot(shots/'gallery.png')
+    nb.button('▶')
+    expect(nb.count).to_have_text('25–48 of 60')
+    nb.select('result', 'wrong')
+    expect(nb.page.locator('.sft-card:not(:has(.sft-bad))')).to_have_count(0)
+    expect(nb.count).to_have_text('1–8 of 8 (60 in all)')
+    nb.select('target', 'cat')
+    expect(nb.cards.first).to_contain_text('cat →')
+    nb.search.fill('pics/15')
+    nb.search.press('Enter')
+    expect(nb.count).to_have_text('1–1 of 1 (60 in all)')
+
+def test_orders_and_table(clean, shots):
+    nb = clean
+    nb.select('order', 'least certain first')
+    expect(nb.cards.first).to_contain_text('p 0.41')
+    p = [float(o.split('p ')[1].split(' ')[0]) for o in nb.page.locator('.sft-nums').all_text_contents()]
+    assert p==sorted(p)
+    nb.button('table')
+    expect(nb.page.locator('tr[data-do]')).to_have_count(24)
+    nb.shoot(shots/'table.png')
+    nb.button('gallery')
+    nb.select('order', 'highest loss first')
+
+def test_confusion_filters(clean, shots):
+    nb = clean
+    nb.tab('Confusion')
+    cell = nb.page.get_by_role('button', name='target cat, prediction dog')
+    n = int(cell.inner_text())
+    nb.shoot(shots/'confusion.png')
+    cell.click()
+    expect(nb.cards).to_have_count(n)
+    expect(nb.cards.first).to_contain_text('cat → dog')
+
+def test_confidence_and_thresholds(clean, shots):
+    nb = clean
+    nb.tab('Confidence')
+    nb.shoot(shots/'confidence.png')
+    nb.page.locator('[data-do=bin][aria-label*="0.90 to 0.95"]').click(force=True)
+    expect(nb.cards.first).to_contain_text('p 0.9')
+    nb.tab('Thresholds')
+    expect(nb.page.get_by_text('At 0.50: precision')).to_be_visible()
+    nb.select('class', 'owl')
+    expect(nb.page.locator('svg[aria-label^=precision]')).to_be_visible()
+    nb.shoot(shots/'thresholds.png')
+
+def test_keys_and_marks(clean, shots):
+    "Keys go through the rows and mark; JupyterLab's own shortcuts stay off"
+    nb = clean
+    cells,before = nb.page.locator('.jp-Notebook .jp-Cell').count(),len(marks(nb))
+    nb.select('marks', 'not marked')
+    nb.cards.first.click()
+    expect(nb.page.locator('.sft-card[aria-current=true]')).to_have_count(1)
+    nb.page.keyboard.press('ArrowRight')
+    expect(nb.cards.nth(1)).to_have_attribute('aria-current', 'true')
+    nb.page.keyboard.press('x')
+    expect(nb.said).to_contain_text('exclude')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('exclude')
+    nb.page.keyboard.press('u')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(0)
+    nb.page.keyboard.press('r')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('exclude')
+    nb.page.keyboard.press('a')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('ambiguous')
+    nb.button('Undo'); nb.button('Undo')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(0)
+    assert nb.page.locator('.jp-Notebook .jp-Cell').count()==cells
+    assert [o['do'] for o in marks(nb)[before:]]==['exclude','undo','redo','ambiguous','undo','undo']
+
+def test_marks_outlive_the_kernel(clean, shots):
+    nb = clean
+    nb.cards.nth(2).click()
+    item = nb.page.locator('.sft h3').inner_text()
+    now = nb.dropdown('label').evaluate('o => o.selectedOptions[0].label')
+    nb.select('label', 'owl' if now!='owl' else 'cat')
+    nb.button('Relabel')
+    expect(nb.said).to_contain_text('relabel')
+    nb.select('target', 'dog'); nb.button('Clear filters')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_contain_text('relabel')
+    nb.shoot(shots/'marked.png')
+    nb.restart()
+    nb.run()
+    nb.select('marks', 'relabel')
+    expect(nb.cards).to_have_count(1)
+    nb.cards.first.click()
+    assert nb.page.locator('.sft h3').inner_text().split()[0]==item.split()[0]
+    nb.button('Save CSV')
+    expect(nb.said).to_contain_text('corrections.csv')
+    assert 'relabel' in (nb.folder/'corrections.csv').read_text()
+
+def test_text_out_of_data_never_runs(clean):
+    nb = clean
+    nb.search.fill('script')
+    nb.search.press('Enter')
+    expect(nb.count).to_have_text('1–1 of 1 (60 in all)')
+    nb.cards.first.click()
+    expect(nb.page.locator('.sft h3')).to_contain_text('<script>')
+    nb.button('table'); nb.button('gallery')
+    assert nb.page.evaluate('window.hacked') is None
+    assert nb.page.locator('.sft script, .sft img[src=x]').count()==0
+
+sounds = """
+import numpy as np, pandas as pd, soundfile
+from sft_nb.core import all_tasks, get_task
+from sft_nb.evaluate import Evaluation
+from sft_nb.inspector import Inspector
+said = [('the call is on hold','the call is hold'), ('please enter your number','please enter a number now'), ('goodbye','goodbye')]
+for i in range(3): soundfile.write(f'{i}.wav', .4*np.sin(np.arange(24000)/16000*2*np.pi*(300+200*i)), 16000)
+rows = pd.DataFrame(dict(item=[f'{i}.wav' for i in range(3)], audio=[f'{i}.wav' for i in range(3)], target=[t for t,_ in said], prediction=[p for _,p in said],
+                         probability=[.5,.6,.9], loss=np.nan, correct=[t==p for t,p in said]))
+ev = Evaluation(rows, get_task('speech' if 'speech' in all_tasks() else 'translation'))
+look = Inspector(ev, marks='sounds.jsonl')
+look
+"""
+
+def test_a_sound_is_played_and_aligned(lab, browser, shots):
+    nb = Notebook(lab, browser, 'sounds', sounds)
+    nb.cards.first.click()
+    player = nb.page.locator('.sft audio')
+    player.wait_for()
+    player.evaluate('o => o.play()')
+    nb.page.wait_for_function("() => document.querySelector('.sft audio').currentTime > .2")
+    assert abs(player.evaluate('o => o.duration')-1.5)<.05
+    assert nb.page.locator('.sft ins, .sft del').count()>0
+    expect(nb.page.get_by_role('img', name='spectrogram')).to_be_visible()
+    nb.shoot(shots/'sound.png')
+    assert nb.errors==[]
+    nb.page.close()
+
+@pytest.fixture(scope='module')
+def report(nb):
+    "The address of a static page of the same rows"
+    from sft_nb.core import get_task
+    space = dict(EVIL=evil)
+    here = os.getcwd()
+    os.chdir(nb.folder)
+    try:
+        exec(pictures, space)
+        import sft_nb.page
+        return space['ev'].to_html('report.html', title=f'Pictures {evil}').resolve().as_uri()
+    finally: os.chdir(here)
+
+def test_the_static_page(report, browser, shots):
+    "Filters, orders, pages, cells, keys; no word of the data runs; every control has a name"
+    page,said = new_page(browser)
+    page.goto(report)
+    count,cards = page.locator('#count'),page.locator('.sft-card')
+    expect(count).to_have_text('1–24 of 60')
+    page.get_by_label('Next page').click()
+    expect(count).to_have_text('25–48 of 60')
+    page.get_by_label('result').select_option('wrong')
+    expect(count).to_have_text('1–8 of 8')
+    page.get_by_label('order').select_option('uncertainty')
+    p = [float(o.split('p ')[1].split(' ')[0]) for o in page.locator('.sft-nums').all_text_contents()]
+    assert p==sorted(p)
+    page.get_by_role('button', name='target cat, prediction dog').click()
+    expect(cards.first).to_contain_text('cat → dog')
+    page.get_by_role('button', name='Clear filters').click()
+    page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight')
+    expect(cards.nth(1)).to_have_attribute('aria-current', 'true')
+    expect(page.locator('#full h3')).to_be_visible()
+    page.screenshot(path=shots/'report.png')
+    page.get_by_label('text').fill('script')
+    expect(count).to_have_text('1–1 of 1')
+    cards.first.click()
+    expect(page.locator('#full h3')).to_contain_text('<script>')
+    assert page.evaluate('window.hacked') is None
+    bare = page.evaluate("() => [...document.querySelectorAll('button,input,select,img')].filter(o => !(o.labels?.length || o.getAttribute('aria-label') || o.alt || o.textContent.trim())).map(o => o.outerHTML)")
+    assert bare==[] and said==[]
+    page.close()
