@@ -2,6 +2,7 @@
 # make test       all checks and tests, in .venv
 # make check      the same in the current environment
 # make test-slow  the long tests
+# make test-lowest  the tests with the lowest versions that settings.ini allows, in .venv-lowest
 # make docs      the site, in _docs/; make preview also serves it
 # make fix        export, clean and README again after an edit of a notebook
 
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check test-slow check-slow fix readme docs preview dist clean benchmarks
+.PHONY: demo test check test-slow check-slow fix test-lowest readme docs preview dist clean benchmarks
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -40,6 +41,11 @@ check-slow:
 	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
 	@tools/chromium
 	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
+
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
+	@tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -m "not slow"
 
 fix:
 	$(BIN)nbdev-export

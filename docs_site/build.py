@@ -124,7 +124,7 @@ def with_pandoc(cache, out):
     "The site without Quarto"
     Site(cache, out).write()
     check_links(out)
-    subprocess.run([sys.executable, '-m', 'pagefind', '--site', str(out), '--quiet', '--include-characters', '_.'], check=True)
+    subprocess.run([sys.executable, '-m', 'pagefind', '--site', str(out), '--quiet', '--include-characters', '_'], check=True)
 
 def build(quarto=None):
     "Build the site; `quarto` None: as it is installed"

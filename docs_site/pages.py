@@ -155,7 +155,10 @@ class _Tree:
     def apply(self, o): return f(o['c'], o) if (f := getattr(self, o['t'], None)) else o
 
     def Header(self, c, o):
-        self.headings.append((c[0], c[1][0], plain(c[2]), 'api' in c[1][1]))
+        text,api = plain(c[2]),'api' in c[1][1]
+        self.headings.append((c[0], c[1][0], text, api))
+        # A method is a word of its own in the search index, not only with its class
+        if api: c[1][2] += [['data-name', text.rpartition('.')[2]], ['data-pagefind-index-attrs', 'data-name']]
         return o
 
     def Div(self, c, o):

@@ -123,3 +123,14 @@ def test_readme_shows_what_exists():
     for call in [o for b in blocks for o in ast.walk(ast.parse(b)) if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) and hasattr(face, o.func.id)]:
         f = getattr(face, call.func.id)
         if inspect.isfunction(f): inspect.signature(f).bind(*call.args, **{k.arg: k.value for k in call.keywords})
+
+def commands(name):
+    "Fenced blocks of a README without their comments, and the commands in its text"
+    text = (root/name).read_text(encoding='utf8')
+    blocks = [re.sub(r'\s*#.*', '', b).strip() for b in re.findall(r'``` ?(?:sh|python)\n(.*?)```', text, re.S)]
+    return blocks, {o for o in re.findall(r'`((?:make|sft_nb|pip) [^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))}
+
+def test_readmes_agree_on_commands():
+    (blocks,said),(zh_blocks,zh_said) = commands('README.md'),commands('README.zh.md')
+    assert zh_blocks==blocks
+    assert zh_said <= said

@@ -1,0 +1,38 @@
+"The package as it is built"
+import re, shutil, subprocess, sys, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parents[1]
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "A wheel, built from a copy of what git tracks, so that no build folder is left in the checkout"
+    tmp = tmp_path_factory.mktemp('package')
+    for o in ('sft_nb', 'setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'):
+        if (root/o).is_dir(): shutil.copytree(root/o, tmp/'src'/o, ignore=shutil.ignore_patterns('__pycache__'))
+        else: (tmp/'src').mkdir(exist_ok=True); shutil.copy(root/o, tmp/'src'/o)
+    r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(tmp), str(tmp/'src')], capture_output=True, text=True)
+    assert not r.returncode, r.stderr
+    return next(tmp.glob('*.whl'))
+
+def test_wheel_holds_the_package_alone(wheel):
+    assert wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(wheel) as z: names = z.namelist()
+    assert {n.split('/')[0] for n in names if '.dist-info' not in n}=={'sft_nb'}
+    assert not [n for n in names if n.endswith(('.ipynb', '.pyc')) or 'test' in n]
+    modules = {p.relative_to(root).as_posix() for p in root.glob('sft_nb/**/*.py')}
+    assert modules <= set(names)
+
+def test_wheel_brings_the_command(wheel):
+    with zipfile.ZipFile(wheel) as z: points = z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt'))).decode()
+    assert 'sft_nb = sft_nb.cli:main' in points and '[nbdev]' in points
+
+def test_lowest_constraints_are_the_floors():
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini', encoding='utf8')
+    floors = dict(r.split('>=') for r in cfg['DEFAULT']['requirements'].split())
+    lowest = dict(line.split('==') for line in (root/'constraints-lowest.txt').read_text().split())
+    norm = lambda v: re.sub(r'(\.0)+$', '', v)
+    assert {k:norm(v) for k,v in lowest.items()}=={k:norm(v) for k,v in floors.items()}
