@@ -10,6 +10,7 @@ Modules:
 - `sft_nb.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
 - `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.calibrate`: Whether probabilities mean what they say, and one number that mends them
+- `sft_nb.captions`: A picture with its text: rows that may lack one of them, loaders, and what is shown
 - `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.compare`: Is one model better than another, and better than a simple one? Paired, with intervals
@@ -21,14 +22,19 @@ Modules:
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
+- `sft_nb.explain`: `explain` says which pixels and which tokens a prediction rests on; `deletion_test` checks that they do
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
+- `sft_nb.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
+- `sft_nb.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
+- `sft_nb.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
@@ -36,10 +42,14 @@ Modules:
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
+- `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
+- `sft_nb.tasks.image_text`: A picture and a text → classes: two networks under one head, or one CLIP-like network
 - `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
-- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off"""
+- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
+- `sft_nb.timm_nets`: A timm network in named groups, with cuts between them
+- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw"""
 
 __version__ = "0.1.0"

@@ -11,16 +11,23 @@ __all__ = []
 from .core import (Task, register, all_tasks, get_task, cache_home, SftError, TaskError, DataError, CheckpointError, AssetError, GroupError,
                          HeadError, FitError, FolderError, MissingExtra)
 from .assets import *
+from .ctranslate import *
 from .checkpoint import *
 from .rows import *
 from .data import *
 from .pictures import *
 from .texts import *
+from .sounds import *
+from .captions import *
 from .groups import *
 from .heads import *
 from .encoders import *
 from .guards import *
+from .ctc import *
+from .whisper import *
 from .sequences import *
+from .timm_nets import *
+from .fusion import *
 from .learner import *
 from .cache import *
 from .schedule import *
@@ -42,6 +49,10 @@ from .advise import *
 from .cross_validate import *
 from .export import *
 from .deploy import *
+from .explain import *
+from .marks import *
+from .inspector import *
+from .page import *
 
 # %% ../nbs/90_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -44,10 +44,11 @@ class _Writer:
         for k,t in parts.items():
             if k=='mask': continue
             if t.is_floating_point() and self.dtype: t = t.to(self.dtype)
-            rows = t if keep is None else t[keep]
+            whole = keep is None or k in getattr(h, 'whole', ())
+            rows = t if whole else t[keep]
             if k not in self.files:
                 self.files[k] = open(self.folder/f'{k}.bin', 'wb')
-                self.meta[k] = dict(dtype=str(t.dtype).removeprefix('torch.'), shape=list(rows.shape[1:]))
+                self.meta[k] = dict(dtype=str(t.dtype).removeprefix('torch.'), shape=list(rows.shape[1:]), whole=whole)
             self.files[k].write(rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self.n += len(next(iter(parts.values())))
     def close(self, order=None, **more):
@@ -63,7 +64,7 @@ class _Writer:
 _KINDS = ('float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
 
 def _whole(o): return isinstance(o, int) and not isinstance(o, bool) and o>=0
-def _is_tensor(o): return isinstance(o, dict) and set(o)=={'dtype','shape'} and o['dtype'] in _KINDS and isinstance(o['shape'], list) and all(map(_whole, o['shape']))
+def _is_tensor(o): return isinstance(o, dict) and set(o) in ({'dtype','shape'}, {'dtype','shape','whole'}) and isinstance(o.get('whole', False), bool) and o['dtype'] in _KINDS and isinstance(o['shape'], list) and all(map(_whole, o['shape']))
 def _is_meta(o):
     return isinstance(o, dict) and _whole(o.get('n')) and isinstance(o.get('ragged'), bool) and isinstance(o.get('tensors'), dict) and all(map(_is_tensor, o['tensors'].values()))
 
@@ -83,7 +84,7 @@ def _read_entry(folder):
         place = _whole_numbers(folder, 'place.npy', n) if (folder/'place.npy').exists() else np.arange(n)
         if not np.array_equal(np.sort(place), np.arange(n)): raise ValueError('place.npy is no order of the rows')
         for k,t in meta['tensors'].items():
-            want,have = int(lengths.sum())*math.prod(t['shape'])*getattr(torch, t['dtype']).itemsize,safe_path(folder, f'{k}.bin').stat().st_size
+            want,have = (n if t.get('whole') else int(lengths.sum()))*math.prod(t['shape'])*getattr(torch, t['dtype']).itemsize,safe_path(folder, f'{k}.bin').stat().st_size
             if want!=have: raise ValueError(f'{k}.bin has {have:,} bytes, {want:,} are described')
     except (FolderError,ValueError,OSError,EOFError) as e:
         raise FolderError(f"Entry {folder} of the cache is damaged: {str(e)[:300]}. Remove it by clear_cache({folder.name!r}); it is made anew.") from e
@@ -99,7 +100,7 @@ class Activations:
         self.meta,lengths,self.place = _read_entry(self.folder)
         self.n,self.ragged,ends = self.meta['n'],self.meta['ragged'],lengths.cumsum()
         self.starts,self.ends = np.concatenate([[0], ends[:-1]]),ends
-        self.files = {k:self._map(k, **m) for k,m in self.meta['tensors'].items()}
+        self.files = {k:self._map(k, m['dtype'], m['shape']) for k,m in self.meta['tensors'].items()}
 
     def _map(self, k, dtype, shape):
         raw = np.memmap(self.folder/f'{k}.bin', dtype=np.uint8, mode='c')
@@ -122,11 +123,11 @@ def batch(self:Activations,
         out = {k:_float(t[idxs]) for k,t in self.files.items()}
         return out if list(out)!=['h'] else out['h']
     at = [(self.starts[i], self.ends[i]) for i in idxs]
-    size = max(b-a for a,b in at)
-    out = {k:_float(t.new_zeros(len(at), size, *t.shape[1:])) for k,t in self.files.items()}
+    size,whole = max(b-a for a,b in at),{k for k,m in self.meta['tensors'].items() if m.get('whole')}
+    out = {k:_float(t[idxs] if k in whole else t.new_zeros(len(at), size, *t.shape[1:])) for k,t in self.files.items()}
     out['mask'] = torch.zeros(len(at), size, dtype=torch.long)
     for j,(a,b) in enumerate(at):
-        for k,t in self.files.items(): out[k][j,:b-a] = t[a:b]
+        for k in self.files.keys()-whole: out[k][j,:b-a] = self.files[k][a:b]
         out['mask'][j,:b-a] = 1
     return out
 
@@ -140,7 +141,7 @@ def _hash_tensors(pairs):
 
 def _below(model, border):
     "Parameters and buffers of the groups below a border"
-    low = set(list(model.groups)[:border])
+    low = set(model.below(border))
     names = {n for g in low for n in model.groups[g]}
     yield from ((n,p) for n,p in model.named_parameters() if n in names)
     high = set(model.groups)-low
@@ -186,7 +187,7 @@ def cache_key(
     "The name of an entry: a hash over all that the activations depend on"
     model,spec = learn.model,learn.spec
     config = getattr(model.net, 'config', None)
-    parts = dict(weights=_hash_tensors(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=list(model.groups)[border],
+    parts = dict(weights=_hash_tensors(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=items or item_hashes(rows, spec.task.inputs), dtype=dtype,
                  adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), view=view, seed=learn.seed if view is not None else None,
@@ -243,19 +244,23 @@ def _afford(writers, n):
     size = written/next(iter(writers.values())).n*n
     if size>_budget(): raise _NoCache(f"{n:,} rows would take {size/1e9:.1f} GB, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
 
+def _entered(model, border):
+    "Name of the first group that is not below a border"
+    return next(g for g in model.groups if g not in set(model.below(border)))
+
 def _fill(learn, outs, rows, loader, dtype, order):
     "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
-    model,dev,names = learn.model,next(learn.model.parameters()).device,list(learn.model.groups)
+    model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad():
         writers,was = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},model.training
         model.eval()
         try:
-            for b in progress(loader, f'features below {names[max(outs)]}', total=len(loader), unit='batch'):
+            for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
                 x = b if isinstance(b, tuple) else (b,)
                 for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
                 _afford(writers, len(rows))
         finally: model.train(was)
-        for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=names[b])
+        for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
 def _order(spec, rows):
     "Longest rows first, so that little is padded; None where all rows have one size"
@@ -360,12 +365,13 @@ def first_trainable(
 
 def cache_border(
     model:SFTModel, # The model, frozen as it will train
-    at_most:int|None=None, # No higher than this group; None: as high as it goes
-)->int|None: # Index of the highest group, at or below the first that trains, where the network can be cut; None: there is none
+    at_most:int|str|None=None, # No higher than this group, as `freeze_to` takes it; None: as high as it goes
+):  # Index of the highest group, at or below the first that trains, where the network can be cut (or what else its `highest_border` says); None: there is none
     "Where a frozen part can be cached"
-    top = first_trainable(model)
-    fit = [b for b in model.borders() if b<=top]
-    return max((b for b in fit if at_most is None or b<=at_most), default=max(fit, default=None))
+    on = {n for n,p in model.named_parameters() if p.requires_grad}
+    later = set() if at_most is None else {n for g in model.above(at_most) for n in model.groups[g]}
+    lower = model.highest_border(on|later)
+    return model.highest_border(on) if lower is None else lower
 
 # %% ../nbs/07_cache.ipynb #24065f58
 def why_not(
@@ -388,8 +394,8 @@ def _border_dls(learn, border, dtype, views, also=()):
     if views: train = [activations(learn, border, parts['train'], dtype, _Augmented(learn, k), k, also) for k in range(views)]
     else: train = [activations(learn, border, parts['train'], dtype, also=also)]
     valid = activations(learn, border, parts['valid'], dtype, also=also)
-    names = list(learn.model.groups)
-    learn.cached_groups = {**dict.fromkeys(names[:border], 'not run'), names[border-1]:_size(sum(o.nbytes for o in [*train,valid]))}
+    names = learn.model.below(border)
+    learn.cached_groups = {**dict.fromkeys(names, 'not run'), names[-1]:_size(sum(o.nbytes for o in [*train,valid]))}
     make = learn.spec.task.make_targets or targets
     return DataLoaders(BorderLoader(old.train, train, make(spec, parts['train']), border), BorderLoader(old.valid, [valid], make(spec, parts['valid']), border), device=old.device)
 
@@ -414,7 +420,7 @@ def frozen_cache(
     dtype:str='float32', # 'float32' (exact), 'float16' or 'bfloat16': how activations are stored
     views:int=0, # Number of augmented passes to keep where augmentation is on; 0: the cache is off then
     quiet:bool=False, # Do not say why the cache is off
-    at_most:int|None=None, # Highest group at whose input to cache; None: the first that trains
+    at_most:int|str|None=None, # Highest group at whose input to cache, as `freeze_to` takes it; None: the first that trains
     also=(), # Lower borders from which later fits will start: kept on the same pass
 ):  # Fits inside the block start from cached activations
     "Let fits start from what the frozen part computed once"

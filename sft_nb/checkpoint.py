@@ -13,7 +13,7 @@ __all__ = ['Checkpoint', 'open_checkpoint', 'list_checkpoints']
 
 # %% ../nbs/02_checkpoint.ipynb #4b7613c0
 import contextlib, hashlib, math, os, re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 import pandas as pd
@@ -27,7 +27,7 @@ from .safe import *
 class Checkpoint:
     "A pretrained model: where its weights are, what they fit, how their input is prepared"
     ref:str # Full reference, as `open_checkpoint` takes it
-    kind:str # 'timm' or 'hf': the library that builds the model
+    kind:str # 'timm' or 'hf': the library that builds the model; 'pair': one of each, in `parts`
     arch:str # timm architecture, or Hugging Face `model_type`
     folder:Path|None # Local folder with weights, config and tokenizer; None: nothing but the architecture is needed
     tasks:tuple # Names of the tasks that it fits
@@ -38,6 +38,7 @@ class Checkpoint:
     sha256:str|None=None # Of the weights; None: there are none here
     pretrained:bool=True # Whether models are built with these weights, where the call does not say
     weights:tuple=() # Files of the weights
+    parts:dict=field(default_factory=dict) # Of a pair: 'image' and 'text' -> `Checkpoint`
 
     def __repr__(self):
         size = f'{self.bytes/1e6:.1f} MB, SHA-256 {self.sha256[:12]}…' if self.bytes else 'no weights'
@@ -350,6 +351,7 @@ def tokenizer(
     **kw, # For `AutoTokenizer.from_pretrained`
 ):  # A transformers tokenizer
     "The tokenizer that the model was trained with"
+    if self.parts: return self.parts['text'].tokenizer(**kw)
     from transformers import AutoTokenizer
     if self.kind!='hf': raise CheckpointError(f"{self.ref} is a timm model; it has no tokenizer. Take a text checkpoint, for instance pip:all-minilm-l6-v2.")
     try: tok = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True, **kw)
@@ -368,6 +370,7 @@ def _open_folder(ref, folder, pretrained, tasks=None):
     if not folder.is_dir(): raise CheckpointError(f"There is no folder {str(folder)!r}. Valid: a folder with config.json and model.safetensors.")
     check_files(folder, CheckpointError)
     config = _read_json(folder/'config.json')
+    if not config and all((folder/o/'config.json').is_file() for o in ('image','text')): return _open_pair(ref, folder/'image', folder/'text', pretrained)
     try:
         if isinstance(config.get('architecture'), str): return _open_timm_folder(ref, folder, config, pretrained)
         if isinstance(config.get('model_type'), str): return _checked(_open_hf(ref, folder, config, pretrained, tasks))
@@ -459,14 +462,50 @@ def _similar(name, archs):
     held = [o for o in _PIP if name and name.lower() in o]
     return [full[o] for o in dict.fromkeys(held + get_close_matches(name, full, n=4, cutoff=.7))]
 
+# %% ../nbs/02_checkpoint.ipynb #45bd5df7
+def _is_reference(o): return o.partition(':')[0] in _PREFIXES or o in _PIP or bool(o) and Path(o).expanduser().exists()
+
+def _halves(ref):
+    "Both references of IMAGE+TEXT; None where it is one, for instance a folder with a plus in its name"
+    if isinstance(ref, (tuple,list)) and len(ref)==2: return tuple(map(str, ref))
+    ref = str(ref).strip()
+    if '+' not in ref or Path(ref).expanduser().exists(): return None
+    cuts = [(ref[:i].strip(), ref[i+1:].strip()) for i,c in enumerate(ref) if c=='+']
+    return next((o for o in cuts if all(map(_is_reference, o))), cuts[0])
+
+# %% ../nbs/02_checkpoint.ipynb #09758880
+def _half(side, ref, pretrained):
+    if not str(ref): raise CheckpointError(f"The {side} half of the pair is empty. Write IMAGE+TEXT, for instance {_packaged('image_text')}.")
+    try: ckpt = open_checkpoint(ref, side, pretrained)
+    except CheckpointError as e: raise CheckpointError(f"The {side} half of IMAGE+TEXT: {e}") from e
+    if side=='image' and ckpt.kind!='timm': raise CheckpointError(f"The image half of IMAGE+TEXT: {ref} is a model of transformers ({ckpt.arch}). Take one of timm.")
+    return ckpt
+
+def _open_pair(ref, image, text, pretrained):
+    parts = dict(image=_half('image', image, pretrained), text=_half('text', text, pretrained))
+    a,b = parts.values()
+    said = ' AND '.join(dict.fromkeys(o.licence for o in (a,b)))
+    sha = hashlib.sha256((a.sha256+b.sha256).encode()).hexdigest() if a.sha256 and b.sha256 else None
+    return Checkpoint(ref or f'{a.ref}+{b.ref}', 'pair', f"{a.arch.split('.')[0]}+{b.arch}", Path(ref) if ref else None, ('image_text',), a.params+b.params,
+                      (a.bytes or 0)+(b.bytes or 0) or None, said, {**a.preprocess, **b.preprocess}, sha, pretrained, (*a.weights, *b.weights), parts)
+
+@patch
+def part(
+    self:Checkpoint,
+    side:str, # 'image' or 'text'
+)->Checkpoint: # That half of a pair; of one network itself
+    "What builds one side"
+    return self.parts.get(side, self)
+
 # %% ../nbs/02_checkpoint.ipynb #2ee46fd2
 def open_checkpoint(
-    ref:str|Path, # timm:NAME, hf:REPO[@revision], pip:NAME, a folder, or a plain name
-    task:str|None=None, # Name of the task it must fit; None: any
+    ref:str|Path, # timm:NAME, hf:REPO[@revision], pip:NAME, a folder, or a plain name; IMAGE+TEXT for a pair
+    task:str|None=None, # Name of the task it must fit; None: any. A task of yours says itself what it can use
     pretrained:bool=True, # False: the same architecture with fresh weights; those of the checkpoint are neither fetched nor read
 )->Checkpoint: # Verified; models are built by its methods
     "Find a pretrained model, verify it, and read what is known about it"
     if isinstance(ref, Checkpoint): ckpt = ref
+    elif halves := _halves(ref): ckpt = _open_pair(None, *halves, pretrained)
     else:
         where,name = _resolve(ref)
         if where=='timm': ckpt = _open_timm(name, pretrained)
@@ -474,10 +513,14 @@ def open_checkpoint(
         elif where=='folder': ckpt = _open_folder(str(name), name, pretrained)
         else: ckpt = _open_hub(name, pretrained)
     task = getattr(task, 'name', task)
-    if task and task not in ckpt.tasks:
+    if task in _TASK_TABLES and task not in ckpt.tasks:
         raise CheckpointError(f"{ckpt.ref} ({ckpt.arch}) does not fit task {task!r}. It fits: {', '.join(ckpt.tasks) or 'no task that is known here'}. "
-                              f"Packaged for {task!r}: {', '.join('pip:'+o for o,p in _PIP.items() if task in p.tasks) or 'none'}.")
+                              f"Packaged for {task!r}: {_packaged(task)}.")
     return ckpt
+
+def _packaged(task):
+    if task=='image_text': return '+'.join(_packaged(o) for o in ('image','text'))+' (a picture model, a plus, a text model)'
+    return ', '.join('pip:'+o for o,p in _PIP.items() if task in p.tasks) or 'none'
 
 def _open_hub(name, pretrained):
     repo,_,revision = name.partition('@')

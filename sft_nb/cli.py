@@ -156,6 +156,11 @@ def _fit_args(a, task, fit):
     elif what and isinstance(what, str): fit['unfreeze_to'] = what
     return fit
 
+def _keep_best(a, task):
+    "The callback that puts the best epoch back: where it is asked for, and for texts that a model writes, whose loss says little"
+    from sft_nb.schedule import KeepBest
+    return {'cbs':KeepBest()} if (not task.classes if a.keep_best is None else a.keep_best) else {}
+
 # %% ../nbs/19_cli.ipynb #dcf2a619
 def _train(learn, fit, what):
     "Head first and then all; or with what `--freeze` names frozen to the end"
@@ -163,7 +168,7 @@ def _train(learn, fit, what):
     if not isinstance(what, dict): return learn.fine_tune(**fit)
     learn.fine_tune(**{**fit, 'epochs':0})
     learn.freeze_to(**what)
-    learn.fit_one_cycle(fit['epochs'], _rates(learn, fit))
+    learn.fit_one_cycle(fit['epochs'], _rates(learn, fit), cbs=fit.get('cbs'))
 
 def _rates(learn, fit):
     "Those of the second phase of `fine_tune`"
@@ -218,6 +223,14 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False):
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings))
 
+# %% ../nbs/19_cli.ipynb #1bf1ba42
+def _note(spec):
+    "How the scores are counted, where the task says so; printed on standard error"
+    if not spec.task.score_note: return {}
+    note = spec.task.score_note(spec)
+    print(f'Scores: {note}', file=sys.stderr)
+    return {'scores':note}
+
 # %% ../nbs/19_cli.ipynb #c3123aee
 def _settings(a, learn, fit):
     "What the report says of how the run was made"
@@ -225,7 +238,7 @@ def _settings(a, learn, fit):
     asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
     used = {k:str(v) for k,v in {**learn.spec.options, **fit}.items() if v is not None}
-    return {**used, **asked, 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
+    return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _run(a, task, source, out, load, fit, overwrite=False):
     "From data to the saved folder; returns the line that is printed last"
@@ -235,7 +248,7 @@ def _run(a, task, source, out, load, fit, overwrite=False):
     dls = _load(a, task, source, **load)
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed)
     fit = _fit_args(a, task, fit)
-    seconds = _timed(learn, fit, getattr(a, 'freeze', ''))
+    seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
     ev = evaluate(learn, on='valid')
     metrics = _metrics(learn, ev, seconds)
     _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
@@ -288,7 +301,9 @@ def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     from sft_nb.evaluate import evaluate
     from sft_nb.export import load_predictor
-    ev = evaluate(load_predictor(a.dir, device=a.device), on=Path(a.data), bad=a.bad, input=a.input, target=a.target)
+    model = load_predictor(a.dir, device=a.device)
+    ev = evaluate(model, on=Path(a.data), bad=a.bad, input=a.input, target=a.target)
+    _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
     write_atomic(out, text+'\n')
@@ -341,6 +356,7 @@ def _train_options(p):
     add('--decay', type=_rate, metavar='X', help='factor of the rate from one layer group to the one below it')
     add('--batch-size', type=_positive, metavar='N')
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
+    add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')

@@ -178,6 +178,7 @@ class Task:
     score_note:Callable|None=None # (spec) -> how `score` counts, for instance a signature; None: nothing to add
     train_loader:Callable|None=None # As `item_loader`, where training sees an input otherwise than prediction does: what is cached; None: `item_loader`
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
+    any_input:bool=False # Whether a row may lack inputs, as long as it has one of them
     pairs:bool=False # Whether two columns may be its one input; a cell is then a tuple of two
     recipe:dict=field(default_factory=dict) # Arguments of `fine_tune` that suit this task, where the command line names none
     extra:str|None=None # The extra that brings the libraries of this task; None: nothing beyond the base
@@ -198,10 +199,17 @@ def register(
     _tasks[task.name] = task
     return task
 
+def _modules_named():
+    "Import the modules that `SFT_NB_TASKS` names, each of which registers tasks of its own"
+    for m in filter(None, map(str.strip, os.environ.get('SFT_NB_TASKS', '').split(','))):
+        try: importlib.import_module(m)
+        except ImportError as e: raise TaskError(f"SFT_NB_TASKS names the module {m!r}, which cannot be imported: {e}. Put its folder on PYTHONPATH, or unset SFT_NB_TASKS.") from e
+
 def all_tasks()->dict: # name -> `Task`, in alphabetical order
-    "Every registered task; those of `sft_nb.tasks` are imported on the first call"
+    "Every registered task; those of `sft_nb.tasks` and of the modules in `SFT_NB_TASKS` are imported on the first call"
     from sft_nb import tasks
     for m in pkgutil.iter_modules(tasks.__path__): importlib.import_module(f'{tasks.__name__}.{m.name}')
+    _modules_named()
     return dict(sorted(_tasks.items()))
 
 def get_task(

@@ -57,6 +57,14 @@ class DataSpec:
 # %% ../nbs/03_data.ipynb #93999dc3
 def _none(cells): return np.array([v is None for v in cells], dtype=bool)
 
+def _empty_cells(rows, columns): return [(i, f'empty {k}') for k in columns for i in rows.index[_none(rows[k])]]
+
+def _empty(rows, task):
+    "Rows without an input; where one is enough, those without any"
+    if not task.any_input: return _empty_cells(rows, task.inputs)
+    none = np.all([_none(rows[k]) for k in task.inputs], axis=0)
+    return [(i, f"empty {' and '.join(task.inputs)}: one of them is needed") for i in rows.index[none]]
+
 def _file_problems(rows, task):
     for k in task.inputs:
         if k in FILE_COLUMNS: yield from ((i, 'is missing') for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v))
@@ -84,12 +92,11 @@ def row_problems(
     for i,p in rows.get('problem_', pd.Series(dtype=object)).items():
         if p: add(i, p)
     whole = rows.drop(index=list(found))
-    for k in (*task.inputs, *([task.target] if labelled else [])):
-        for i in whole.index[_none(whole[k])]: add(i, f"empty {k}")
+    for i,p in (*_empty(whole, task), *_empty_cells(whole, [task.target] if labelled else [])): add(i, p)
     for i,p in _file_problems(whole, task): add(i, p)
     if labelled:
         for i,p in _twice(whole, task): add(i, p)
-    here = whole[~np.any([_none(whole[k]) for k in task.inputs], axis=0)]
+    here = whole.drop(index=[i for i,_ in _empty(whole, task)])
     here = here.drop(index=[i for i in here.index if any(p.startswith(('is missing','the same file')) for p in found.get(i, []))])
     for i,p in task.check_rows(here, spec) or (): add(i, p)
     return found

@@ -22,6 +22,7 @@ from .metrics import _codes
 # %% ../nbs/10b_evaluation.ipynb #a6f9a79f
 class Evaluation:
     "One row an item: target, prediction, probability, loss; and what follows from them"
+    made_by = None # Weak reference to the learner or predictor, where `evaluate` made it
     def __init__(self,
         rows:pd.DataFrame, # item, the inputs, target, prediction, probability, loss, correct, then other columns of the data; `group` is used for the intervals
         task:Task, # What kind of data they are

@@ -15,7 +15,7 @@ __all__ = ['FORMAT', 'Predictor', 'save_predictor', 'load_predictor']
 import hashlib, importlib.metadata, itertools, json, math, platform, re, sys
 from dataclasses import replace
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.basics import patch
@@ -44,7 +44,7 @@ def _data_json(spec):
     return dict(counts, sha256=h.hexdigest())
 
 def _versions(kind):
-    names = ('sft_nb', 'torch', 'fastai', 'safetensors', *(('timm',) if kind=='timm' else ('transformers', 'tokenizers')))
+    names = ('sft_nb', 'torch', 'fastai', 'safetensors', *dict(timm=['timm'], hf=['transformers','tokenizers'], pair=['timm','transformers','tokenizers'])[kind])
     return dict(python=platform.python_version(), **{n:importlib.metadata.version(n) for n in names})
 
 # %% ../nbs/16_export.ipynb #57cd4108
@@ -67,12 +67,16 @@ def _sizes(model):
     params = dict(model.named_parameters())
     return {g:sum(params[n].numel() for n in ns) for g,ns in model.groups.items()}
 
+def _scores(spec):
+    "How the metrics are counted, where the task says so"
+    return {'scores':spec.task.score_note(spec)} if spec.task.score_note else {}
+
 def _describe(learn, model, spec, metrics):
     "The content of `sft.json`, but for the hashes"
     return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
         multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics={k:float(v) for k,v in metrics.items()},
-        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature))
+        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_scores(spec))
 
 # %% ../nbs/16_export.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
@@ -88,12 +92,14 @@ def _calibrated(info):
     t = info.get('temperature', 1.)
     return '' if t==1 else f'\n- Calibrated: scores are divided by the temperature {t:.3f}'
 
+def _scored(info): return f"\n\nScores: {_cell(info['scores'])}" if isinstance(info.get('scores'), str) else ''
+
 def _card(info, summary):
     "A model card"
     ckpt,data = info['checkpoint'],info['data']
     counts = ', '.join(f"{data[f'n_{s}']:,} {w}" for s,w in (('train','to train on'),('valid','held out'),('test','for a test')) if data[f'n_{s}'])
     rows = '\n'.join(f'| {_cell(k)} | {v:.4f} |' for k,v in info['metrics'].items())
-    library = 'timm' if ckpt['kind']=='timm' else 'transformers'
+    library = dict(timm='timm', hf='transformers', pair='sft_nb')[ckpt['kind']]
     return f"""---
 license: {_licence(ckpt['licence'])}
 library_name: {library}
@@ -113,7 +119,7 @@ Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, licence {_cell(ckpt
 
 {f'''| metric | value |
 |---|---|
-{rows}''' if rows else 'None were taken.'}
+{rows}''' if rows else 'None were taken.'}{_scored(info)}
 
 ## Use
 
@@ -218,7 +224,9 @@ def _hashes(folder):
 
 def _stored(folder):
     "name -> kind of number of every tensor, and how many numbers there are, from the headers alone"
-    found = {p.name:tensor_shapes(p) for p in sorted(Path(folder).glob('*.safetensors'))}
+    folder = Path(folder)
+    names = {p.relative_to(folder).as_posix():p for p in sorted(folder.rglob('*.safetensors'))}
+    found = {n:tensor_shapes(p) for n,p in names.items() if not n.startswith('.')}
     kinds = {f'{file}:{n}':kind for file,ts in found.items() for n,(kind,_) in ts.items()}
     return kinds,sum(math.prod(shape) for ts in found.values() for _,shape in ts.values())
 
@@ -260,7 +268,7 @@ def _is_head(o):
     return o is None or isinstance(o, str) or _has(o, module=lambda v: isinstance(v, str)) or isinstance(o, list) and all(_is_count(v) for v in o)
 
 def _is_checkpoint(o):
-    return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf'), arch=_is_text, licence=_is_text, preprocess=lambda v: isinstance(v, dict),
+    return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf','pair'), arch=_is_text, licence=_is_text, preprocess=lambda v: isinstance(v, dict),
                 params=_is_count, sha256=lambda v: v is None or _is_hash(v))
 
 _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object with ref, kind, arch, licence, params, preprocess and sha256'),
@@ -372,7 +380,8 @@ def _check_tensors(folder, info):
 
 def _check_kinds(model, kinds, folder):
     "No parameter comes from whole numbers"
-    whole = {k.partition(':')[2] for k,kind in kinds.items() if kind[0] not in 'FB' or kind=='BOOL'}
+    placed = {'.'.join([*PurePosixPath(file).parent.parts, name]):kind for k,kind in kinds.items() for file,_,name in [k.partition(':')]}
+    whole = {name for name,kind in placed.items() if kind[0] not in 'FB' or kind=='BOOL'}
     bad = [n for n,_ in model.named_parameters() if n.partition('.')[2] in whole]
     if bad: raise FolderError(f"{folder}: {bad[0]!r} is stored in whole numbers, a weight is not. Copy or save the folder again.")
 
@@ -410,7 +419,7 @@ def _check_folder(folder, info):
     _check_total(folder, info)
     for name,want in info['files'].items(): _check_hash(folder, name, want)
     _check_added(folder, info['files'])
-    check_files(folder)
+    for d in {(folder/name).parent for name in info['files']}: check_files(d)
     return _check_tensors(folder, info)
 
 def load_predictor(

@@ -399,6 +399,7 @@ def _spec_for(dls, spec, checkpoint, pretrained):
         from sft_nb.pictures import spec_from_dls
         return spec_from_dls(dls, get_task('image'), checkpoint, pretrained is not False)
     pretrained = spec.pretrained if pretrained is None else pretrained
+    if checkpoint in (None,spec.checkpoint.ref) and pretrained==spec.pretrained: return spec
     new = copy.copy(spec)
     new.checkpoint,new.pretrained = open_checkpoint(checkpoint or spec.checkpoint.ref, task=spec.task.name, pretrained=pretrained),pretrained
     same = [k for k in new.checkpoint.preprocess if k in spec.preprocess and k not in ('size','max_length','pooling')]

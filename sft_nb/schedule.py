@@ -23,7 +23,6 @@ from fastcore.basics import patch
 from .core import *
 from .cache import *
 from .cache import _border_dls, _in_place
-from .groups import find_group
 from .learner import *
 from .learner import _one_call
 
@@ -125,7 +124,7 @@ def _lower_borders(model, least):
 
 def _kept_border(learn, dtype):
     "The cache, where something is frozen"
-    return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 else nullcontext()
+    return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 or cache_border(learn.model) is not None else nullcontext()
 
 # %% ../nbs/08_schedule.ipynb #4f306fc4
 @patch
@@ -148,7 +147,8 @@ def fine_tune(self:SFTLearner,
     half = base_lr/2
     lrs = slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(self.model, half, decay)
     self.freeze_body()
-    start = find_group(self.model, _share(self.model, unfreeze_to))
+    start = _share(self.model, unfreeze_to)
+    self.model.above(start)
     once = start if freeze_epochs==1 and start else None
     if freeze_epochs:
         with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once):

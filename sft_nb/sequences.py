@@ -15,7 +15,7 @@ shifted by one (teacher forcing), and in use it reads what it has written itself
 """
 
 # %% ../nbs/05b_sequences.ipynb #2a7dc8a7
-import inspect, sys
+import copy, inspect, sys
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from torch import nn
@@ -79,15 +79,20 @@ def taught(net, x):
     return {**{k:v for k,v in x.items() if k!='labels'}, 'decoder_input_ids':shifted(net, x['labels']), 'use_cache':False}
 
 # %% ../nbs/05b_sequences.ipynb #d05df91c
+def _fixed(net):
+    "Names of the parameters that the library's own class builds frozen; a network that was loaded has forgotten it"
+    with torch.device('meta'): fresh = type(net)(copy.deepcopy(net.config))
+    return [n for n,p in fresh.named_parameters() if not p.requires_grad]
+
 def fixed_as_buffers(
-    net:nn.Module, # As the library has built it, before anything is frozen
+    net:nn.Module, # Of transformers, before anything is frozen
 )->nn.Module: # `net`
     "Turn parameters that the library does not train into buffers of the same name"
-    for m in net.modules():
-        for n,p in list(m.named_parameters(recurse=False)):
-            if p.requires_grad: continue
-            delattr(m, n)
-            m.register_buffer(n, p.detach())
+    for name in _fixed(net):
+        at,_,n = name.rpartition('.')
+        m = net.get_submodule(at)
+        p = m._parameters.pop(n, None)
+        if p is not None: m.register_buffer(n, p.detach())
     return net
 
 # %% ../nbs/05b_sequences.ipynb #1189dd66
@@ -148,6 +153,7 @@ def token_losses(
     loss = F.cross_entropy(scores.transpose(1, 2).float(), labels, ignore_index=-100, reduction='none')
     return loss.sum(1)/(labels!=-100).sum(1).clamp(min=1)
 
+# %% ../nbs/05b_sequences.ipynb #2529602a
 @patch
 @torch.no_grad()
 def generate(self:SequenceModel,
@@ -156,13 +162,26 @@ def generate(self:SequenceModel,
     "Write a sequence for each row"
     if 'hidden' not in h: h = self.encode({k:v for k,v in h.items() if k!='labels'})
     h = {k:v for k,v in h.items() if k!='labels'}
-    tokens = self.written(self.net.generate(**_encoded(h), **self.generation))
-    return Generated(tokens, (-token_losses(self.decode({**h, 'labels':tokens}), tokens)).exp())
+    ids = self.net.generate(**_encoded(h), **self.generation)
+    tokens = self.written(ids)
+    return Generated(tokens, (-token_losses(self.reread(h, ids, tokens), self.chosen(tokens))).exp())
 
 @patch
 def written(self:SequenceModel, ids):
     "What `generate` returned as labels"
     return _upto(ids, self.net.generation_config.eos_token_id)
+
+@patch
+def reread(self:SequenceModel, h, ids, tokens):
+    "Scores at each place of what was written; a family that cuts a prompt off is given its text as a target"
+    if ids.shape[1]!=tokens.shape[1]+1: return self.decode({**h, 'labels':tokens})
+    return self.net(**_encoded(h), decoder_input_ids=ids[:,:-1], use_cache=False).logits
+
+@patch
+def chosen(self:SequenceModel, tokens):
+    "The tokens that were not forced"
+    if self.generation.get('forced_bos_token_id', self.net.generation_config.forced_bos_token_id) is None: return tokens
+    return torch.cat([torch.full_like(tokens[:,:1], -100), tokens[:,1:]], 1)
 
 # %% ../nbs/05b_sequences.ipynb #213a70bc
 def pad_labels(
@@ -181,6 +200,7 @@ class SequenceDL(TextDL):
         y = pad_labels(ys[0])
         return {**x, 'labels':y}, y
 
+# %% ../nbs/05b_sequences.ipynb #43523198
 @patch
 def decode_batch(self:SequenceDL, b, max_n:int=9, full:bool=True):
     "(input, target text) pairs of a batch"
@@ -194,6 +214,15 @@ def show_batch(self:SequenceDL, b=None, max_n:int=9, show:bool=True, unique:bool
     if not show: return table
     _show_table(table)
 
+# %% ../nbs/05b_sequences.ipynb #1054d438
+@patch
+def show_results(self:SequenceDL, b, out, max_n:int=9, **kwargs):
+    "A table of inputs, targets, and what is held for the next token at each place"
+    y = b[-1]
+    table = self.show_batch(b, max_n, show=False)
+    _show_table(table.assign(taught=self.coder.say(out[:,:y.shape[1]].masked_fill(y==-100, -100)[:max_n])))
+
+# %% ../nbs/05b_sequences.ipynb #5fffb48a
 class SequenceTargets:
     "Targets of rows for training from the cache"
     def __init__(self, labels): self.labels = list(labels)
@@ -214,6 +243,7 @@ def sequence_loss(
     if loss is not None and not callable(loss): raise FitError(f"loss={loss!r}: valid are None or a function of (scores, labels).")
     return loss or CrossEntropyLossFlat(axis=-1, ignore_index=-100, label_smoothing=label_smoothing)
 
+# %% ../nbs/05b_sequences.ipynb #dad89c42
 class _Written:
     "Texts of one validation and their targets"
     def __init__(self, spec, say, score): self.spec,self.say,self.score,self.rows = spec,say,score,[]
@@ -237,6 +267,7 @@ class _WrittenMetric(Metric):
     @property
     def name(self): return self._name
 
+# %% ../nbs/05b_sequences.ipynb #bbfa77ce
 def written_metrics(
     spec, # From `load_data`
     names, # Keys of `score`
@@ -264,6 +295,7 @@ def sequence_losses(
     finally: model.train(was)
     return torch.cat(out).numpy() if out else np.zeros(0)
 
+# %% ../nbs/05b_sequences.ipynb #ac1a85e2
 def opened(
     folder, # A folder of `save_pretrained`
     name:str, # Class of transformers

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/texts.html.md"""
 
 # %% auto #0
 __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'text_coder', 'TextDL', 'truncation', 'text_loaders', 'text_item_loader',
-           'text_lengths', 'check_texts']
+           'text_lengths', 'check_texts', 'word_pieces']
 
 # %% ../nbs/03b_texts.ipynb #cd4ae78b
 import hashlib, json, sys
@@ -233,6 +233,19 @@ def _report_truncation(spec, limit):
 # %% ../nbs/03b_texts.ipynb #5cb30eb1
 def _pair_of(rows): return any(isinstance(o, (tuple,list)) for o in rows['text'])
 
+def _tokenised(spec, ckpt, cells, max_length, pooling):
+    "(coder, tokens of each cell); fills `spec.preprocess` and `spec.rows.tokens`, and says what is cut"
+    config,tokenizer = _config(ckpt),ckpt.tokenizer()
+    first = 'tokenizer' not in spec.preprocess
+    spec.preprocess = {**spec.preprocess, **dict(max_length=_length(ckpt, config, tokenizer, max_length), pooling=_pooling(ckpt, pooling),
+                                                 pair=_pair_of(spec.rows), tokenizer=_fingerprint(tokenizer))}
+    coder = TextCoder(tokenizer, spec.preprocess['max_length'])
+    tokens = coder.encode(cells)
+    if first: spec.rows = spec.rows.rename(columns={'tokens':'source_tokens'})
+    spec.rows = spec.rows.assign(tokens=[o.n for o in tokens])
+    _report_truncation(spec, _limit(config))
+    return coder,tokens
+
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled, and `spec.rows.tokens`: tokens of each text before the cut
     batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
@@ -242,15 +255,7 @@ def text_loaders(
     pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: as the checkpoint says
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of texts with their classes"
-    ckpt,config,tokenizer = spec.checkpoint,_config(spec.checkpoint),spec.checkpoint.tokenizer()
-    first = not spec.preprocess
-    spec.preprocess = dict(max_length=_length(ckpt, config, tokenizer, max_length), pooling=_pooling(ckpt, pooling), pair=_pair_of(spec.rows),
-                           tokenizer=_fingerprint(tokenizer))
-    coder = TextCoder(tokenizer, spec.preprocess['max_length'])
-    tokens = coder.encode(list(spec.rows['text']))
-    if first: spec.rows = spec.rows.rename(columns={'tokens':'source_tokens'})
-    spec.rows = spec.rows.assign(tokens=[o.n for o in tokens])
-    _report_truncation(spec, _limit(config))
+    coder,tokens = _tokenised(spec, spec.checkpoint, list(spec.rows['text']), max_length, pooling)
     sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], _targets(spec)], splits=sides)
@@ -300,3 +305,18 @@ def check_texts(
     "What is wrong with each text"
     pair = bool((getattr(spec, 'preprocess', None) or {}).get('pair', _pair_of(rows)))
     return [(i,p) for i,o in rows['text'].items() if (p := _cell_problem(o, pair))]
+
+# %% ../nbs/03b_texts.ipynb #db003c1f
+def word_pieces(
+    texts, # Words between spaces become pieces, all others are spelled
+):  # A tokenizer of transformers
+    "A WordPiece tokenizer for lessons and tests, of the words and letters of a few texts"
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+    special,letters = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]'],[chr(o) for o in range(97, 123)]
+    vocab = dict.fromkeys([*special, *letters, *('##'+o for o in letters), *sorted({w for t in texts for w in t.split()})])
+    tok = Tokenizer(models.WordPiece({w:i for i,w in enumerate(vocab)}, unk_token='[UNK]'))
+    tok.normalizer,tok.pre_tokenizer,tok.decoder = normalizers.BertNormalizer(),pre_tokenizers.BertPreTokenizer(),decoders.WordPiece()
+    tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', '[CLS] $A [SEP] $B:1 [SEP]:1', [('[CLS]',2),('[SEP]',3)])
+    names = dict(zip(('pad_token','unk_token','cls_token','sep_token','mask_token'), special))
+    return PreTrainedTokenizerFast(tokenizer_object=tok, model_max_length=64, model_input_names=['input_ids','token_type_ids','attention_mask'], **names)
