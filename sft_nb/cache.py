@@ -64,7 +64,9 @@ class _Writer:
 _KINDS = ('float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
 
 def _whole(o): return isinstance(o, int) and not isinstance(o, bool) and o>=0
-def _is_tensor(o): return isinstance(o, dict) and set(o) in ({'dtype','shape'}, {'dtype','shape','whole'}) and isinstance(o.get('whole', False), bool) and o['dtype'] in _KINDS and isinstance(o['shape'], list) and all(map(_whole, o['shape']))
+def _is_tensor(o):
+    if not isinstance(o, dict) or set(o) not in ({'dtype','shape'}, {'dtype','shape','whole'}) or not isinstance(o.get('whole', False), bool): return False
+    return o['dtype'] in _KINDS and isinstance(o['shape'], list) and all(map(_whole, o['shape']))
 def _is_meta(o):
     return isinstance(o, dict) and _whole(o.get('n')) and isinstance(o.get('ragged'), bool) and isinstance(o.get('tensors'), dict) and all(map(_is_tensor, o['tensors'].values()))
 

@@ -12,7 +12,6 @@ Docs: https://sft-nb.github.io/sft_nb/explain.html.md"""
 __all__ = ['PICTURE_METHODS', 'TEXT_METHODS', 'Attribution', 'explain', 'deletion_test']
 
 # %% ../nbs/13_explain.ipynb #17d1271a
-import math
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F

@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from .core import *
 from .evaluation import Evaluation
 from .inspector import _bars_html, _confusion_html, _curves_html
-from .report import show_value
 from .select import ORDERS, Selection
 from .views import STYLE, _said, card_html, detail_html, row_text
 

@@ -14,7 +14,6 @@ __all__ = ['STYLE', 'picture_uri', 'heat_overlay', 'tokens_html', 'align_html', 
 # %% ../nbs/14a_views.ipynb #e3f7b2c0
 import base64, html, io, re
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
 from PIL import Image
 from .core import *
