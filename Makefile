@@ -35,7 +35,7 @@ check:
 	@tools/stage agree $(BIN)python tools/agree.py
 	@OMP_NUM_THREADS=1 tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
 	@tools/chromium
-	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 tools/stage pytest $(BIN)python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	@tools/stage pytest $(BIN)python -m pytest -m "not slow"
 
 check-slow:
 	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
