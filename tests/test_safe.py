@@ -215,6 +215,11 @@ def test_swapped_tokenizer(text):
     rehash(text)
     refused(text, 'its tokenizer is not the one')
 
+@pytest.mark.parametrize('form', [{}, [], '1', None, True, -1, 1.5])
+def test_a_format_that_is_no_number(copy, form):
+    edit(copy/'sft.json', format=form)
+    refused(copy, 'names no format')
+
 def test_older_format():
     "A folder that format 1 wrote opens, and predicts what it did"
     model = load_predictor(fixtures/'format-1', device='cpu')
