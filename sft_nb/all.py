@@ -41,6 +41,7 @@ from .audit import *
 from .advise import *
 from .cross_validate import *
 from .export import *
+from .deploy import *
 
 # %% ../nbs/90_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]

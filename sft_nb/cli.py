@@ -294,6 +294,14 @@ def _evaluate(a):
     write_atomic(out, text+'\n')
     return f'{len(ev):,} rows · {out}'
 
+def _export(a):
+    out = _out_file(a.out, ('.onnx',))
+    from sft_nb.deploy import export_onnx
+    from sft_nb.export import load_predictor
+    export_onnx(load_predictor(a.dir, device='cpu'), out, int8=a.int8)
+    return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
+
+
 # %% ../nbs/19_cli.ipynb #58143d74
 def _tasks(a):
     rows = [dict(task=t.name, what=t.summary, columns=', '.join([*t.inputs, t.target]), checkpoint=t.checkpoint, metric=t.metric,
@@ -360,6 +368,11 @@ def _use_commands(add):
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
     _data_options(e)
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
+    o = add('export', _export, 'write a saved model as ONNX')
+    o.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
+    o.add_argument('--out', required=True, metavar='FILE', help='.onnx')
+    o.add_argument('--int8', action='store_true', help='weights of linear layers in 8 bits (transformers networks)')
+
 
 # %% ../nbs/19_cli.ipynb #a67f8452
 def _parser():
