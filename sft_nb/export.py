@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/export.html.md"""
 __all__ = ['FORMAT', 'Predictor', 'save_predictor', 'load_predictor']
 
 # %% ../nbs/16_export.ipynb #18b98d35
-import hashlib, importlib.metadata, json, math, platform, re, sys
+import hashlib, importlib.metadata, itertools, json, math, platform, re, sys
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -189,6 +189,21 @@ def predict_proba(
     probs = [_log_probs(z, self.spec.multi_label)[0].exp().numpy() for z in _outputs(self.model, self.spec, together, batch_size, 'Predicting')]
     table = _back(np.concatenate(probs), place) if probs else np.zeros((0, len(self.vocab)))
     return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
+
+# %% ../nbs/16_export.ipynb #4fc6411e
+@patch
+def stream(
+    self:Predictor,
+    items, # Any iterable of items; no more than one part of it is held
+    batch_size:int=64, # Items a step
+    part:int=1024, # Items a table
+    bad:str='raise', # As in `predict`; what came before a bad part has been given out by then
+):  # An iterator of tables, as `predict` makes them
+    "Predict items as they come"
+    if isinstance(items, (str,bytes,Path)): raise DataError(f"stream takes an iterable of items, {str(items)[:60]!r} is one. Call predict.")
+    if part<1: raise DataError(f"part={part}: valid is a whole number from 1 up.")
+    items = iter(items)
+    while some := list(itertools.islice(items, part)): yield self.predict(some, batch_size, bad)
 
 # %% ../nbs/16_export.ipynb #f935d325
 def _replaceable(path, overwrite):
