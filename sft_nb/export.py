@@ -285,7 +285,7 @@ _OLDER = {1: lambda info: {**info, 'numbers':None}}
 
 def _upgraded(info):
     "The content of an older `sft.json` as today's, one format after the other"
-    while isinstance(info, dict) and info.get('format') in _OLDER and _is_count(info['format']):
+    while isinstance(info, dict) and _is_count(info.get('format')) and info['format'] in _OLDER:
         info = {**_OLDER[info['format']](info), 'format':info['format']+1}
     return info
 

@@ -43,6 +43,10 @@ JSON_BYTES,_DEPTH = 16*2**20,64
 
 def _refuse(word): raise ValueError(f'{word} is no JSON')
 
+def _bounded(text):
+    if len(text)>64: raise ValueError(f'a whole number of {len(text):,} digits')
+    return int(text)
+
 def _once(pairs):
     out = dict(pairs)
     if len(out)<len(pairs): raise ValueError(f"a key stands twice, among {', '.join(map(repr, list(out)[:5]))}")
@@ -64,7 +68,7 @@ def safe_json(
     try:
         size = path.stat().st_size
         if path.is_file() and size<=limit:
-            value = json.loads(path.read_bytes().decode('utf-8'), parse_constant=_refuse, object_pairs_hook=_once)
+            value = json.loads(path.read_bytes().decode('utf-8'), parse_constant=_refuse, parse_int=_bounded, object_pairs_hook=_once)
             if _depth(value)>_DEPTH: raise ValueError(f'it is nested deeper than {_DEPTH}')
             return value
     except (ValueError,RecursionError,OSError) as e: raise error(f"{path} cannot be read as JSON ({str(e)[:200]}). Copy or save it again.") from e

@@ -215,6 +215,17 @@ def test_swapped_tokenizer(text):
     rehash(text)
     refused(text, 'its tokenizer is not the one')
 
+@pytest.mark.parametrize('form', [{}, [], '1', None, True, -1, 1.5])
+def test_a_format_that_is_no_number(copy, form):
+    edit(copy/'sft.json', format=form)
+    refused(copy, 'names no format')
+
+@pytest.mark.parametrize('where', ['seed', 'format', 'preprocess', 'groups', 'metrics', 'data', 'numbers'])
+def test_numbers_without_end(copy, where):
+    info = json.loads((copy/'sft.json').read_text())
+    edit(copy/'sft.json', **{where:{k:10**400 for k in info[where]} if isinstance(info[where], dict) else 10**400})
+    refused(copy, 'a whole number of 401 digits')
+
 def test_older_format():
     "A folder that format 1 wrote opens, and predicts what it did"
     model = load_predictor(fixtures/'format-1', device='cpu')
