@@ -157,7 +157,7 @@ def _body(ev, sel, shown, title, sequence):
             f'<button id="prev" type="button" aria-label="Previous page">◀</button><button id="next" type="button" aria-label="Next page">▶</button><span id="count" role="status"></span></div>'
             f'<div id="rows" class="sft-grid{wide}"></div></section><section id="full" aria-label="The open row" aria-live="polite"><p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p></section></div>'
             f'<div class="views">{confusion}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>'
-            f'<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label><div id="curve">{_curves_html(sel.thresholds(), .5).split("<p")[0]}</div>'
+            f'<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label><div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div>'
             f'<p id="threshold-said" role="status"></p></section></div></main>')
 
 # %% ../nbs/15a_page.ipynb #1aa35966

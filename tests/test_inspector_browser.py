@@ -25,7 +25,8 @@ for i in range(60):
     ImageDraw.Draw(im).ellipse((10,10,54,54) if t=='cat' else (20,5,44,60), fill=dict(cat='orange',dog='saddlebrown',owl='slategray')[t])
     name = f'pics/{i:02}.png' if i!=1 else 'pics/EVIL.png'
     im.save(f'pics/{i:02}.png')
-    rows.append(dict(item=name.replace('EVIL', EVIL) if i==1 else name, image=f'pics/{i:02}.png', target=t, prediction=p, probability=float(rng.uniform(.4,.99)), farm='north' if i%2 else EVIL))
+    rows.append(dict(item=name.replace('EVIL', EVIL) if i==1 else name, image=f'pics/{i:02}.png', target=t, prediction=p,
+                     probability=float(rng.uniform(.4,.99)), farm='north' if i%2 else EVIL))
 rows = pd.DataFrame(rows)
 rows['correct'] = rows.target==rows.prediction
 rows['loss'] = -np.log(np.where(rows.correct, rows.probability, (1-rows.probability)/2))
@@ -99,12 +100,14 @@ class Notebook:
     def command(self, name): self.page.evaluate('name => { window.jupyterapp.commands.execute(name) }', name)
     def run(self):
         self.page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === "idle"', timeout=slow_machine)
+        self.command('notebook:clear-all-cell-outputs')
+        expect(self.page.locator('.sft-card')).to_have_count(0)
         self.command('notebook:run-all-cells')
         self.page.wait_for_selector('.sft-card', timeout=slow_machine)
 
     def restart(self):
         self.command('notebook:restart-kernel')
-        self.page.get_by_role('button', name='Restart', exact=True).click()
+        self.page.locator('.jp-Dialog button.jp-mod-accept').click()
         self.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
         self.page.wait_for_timeout(1000)
 
@@ -216,11 +219,12 @@ def test_keys_and_marks(clean, shots):
 def test_marks_outlive_the_kernel(clean, shots):
     nb = clean
     nb.cards.nth(2).click()
-    item = nb.page.locator('.sft h3').inner_text()
+    expect(nb.cards.nth(2)).to_have_attribute('aria-current', 'true')
     now = nb.dropdown('label').evaluate('o => o.selectedOptions[0].label')
     nb.select('label', 'owl' if now!='owl' else 'cat')
     nb.button('Relabel')
     expect(nb.said).to_contain_text('relabel')
+    item = marks(nb)[-1]['item']
     nb.select('target', 'dog'); nb.button('Clear filters')
     expect(nb.page.locator('.sft-card .sft-mark')).to_contain_text('relabel')
     nb.shoot(shots/'marked.png')
@@ -229,7 +233,7 @@ def test_marks_outlive_the_kernel(clean, shots):
     nb.select('marks', 'relabel')
     expect(nb.cards).to_have_count(1)
     nb.cards.first.click()
-    assert nb.page.locator('.sft h3').inner_text().split()[0]==item.split()[0]
+    expect(nb.page.locator('.sft h3')).to_contain_text(item)
     nb.button('Save CSV')
     expect(nb.said).to_contain_text('corrections.csv')
     assert 'relabel' in (nb.folder/'corrections.csv').read_text()
@@ -306,11 +310,15 @@ def test_the_static_page(report, browser, shots):
     expect(cards.nth(1)).to_have_attribute('aria-current', 'true')
     expect(page.locator('#full h3')).to_be_visible()
     page.screenshot(path=shots/'report.png')
+    page.get_by_role('slider', name='threshold').fill('0.9')
+    expect(page.locator('#threshold-said')).to_contain_text('At 0.90: precision')
+    assert page.locator('#curve path').last.get_attribute('d')=='M490 24V200'
     page.get_by_label('text').fill('script')
     expect(count).to_have_text('1–1 of 1')
     cards.first.click()
     expect(page.locator('#full h3')).to_contain_text('<script>')
     assert page.evaluate('window.hacked') is None
-    bare = page.evaluate("() => [...document.querySelectorAll('button,input,select,img')].filter(o => !(o.labels?.length || o.getAttribute('aria-label') || o.alt || o.textContent.trim())).map(o => o.outerHTML)")
+    bare = page.evaluate("() => [...document.querySelectorAll('button,input,select,img')]"
+                         ".filter(o => !(o.labels?.length || o.getAttribute('aria-label') || o.alt || o.textContent.trim())).map(o => o.outerHTML)")
     assert bare==[] and said==[]
     page.close()
