@@ -130,6 +130,8 @@ class _Explainer:
         self.device = next(self.model.parameters()).device
 
     def batches(self, rows, batch_size):
+        "Batches of rows, in their order; what is missing in a table is None"
+        rows = rows.assign(**{c:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[c]], rows.index, dtype=object) for c in self.spec.task.inputs})
         for b in self.spec.task.item_loader(self.spec, rows, batch_size):
             b = to_device(b, self.device)
             yield b if isinstance(b, (tuple,list)) else (b,)

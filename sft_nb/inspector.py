@@ -118,9 +118,10 @@ def _curves_html(curve, at, w=560, h=230):
     out = [f'<path d="M40 {py(y):.1f}H{w-20}" class="g"/><text x="34" y="{py(y)+4:.1f}" text-anchor="end">{y:g}</text>' for y in (0,.25,.5,.75,1)]
     out += [f'<text x="{px(t):.1f}" y="{h-12}" text-anchor="middle">{t:g}</text>' for t in (0,.25,.5,.75,1)]
     for name,colour,x in (('precision',_colours[0],40),('recall',_colours[1],130)):
+        dash = ' stroke-dasharray="6,3"' if name=='recall' else ''
         pts = [(px(t),py(y)) for t,y in zip(curve.threshold, curve[name]) if y==y]
-        out.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a,b in pts)}" fill="none" stroke="{colour}" stroke-width="2"{" stroke-dasharray=6,3" if name=="recall" else ""}/>')
-        out.append(f'<path d="M{x} 10h22" stroke="{colour}" stroke-width="2"{" stroke-dasharray=6,3" if name=="recall" else ""}/><text x="{x+27}" y="14">{name}</text>')
+        out.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a,b in pts)}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        out.append(f'<path d="M{x} 10h22" stroke="{colour}" stroke-width="2"{dash}/><text x="{x+27}" y="14">{name}</text>')
     r = curve.iloc[(curve.threshold-at).abs().argmin()]
     out.append(f'<path d="M{px(at):.1f} 24V{h-30}" stroke="currentColor"/>')
     said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {int(r.answered):,} rows' if r.answered else f'At {r.threshold:.2f} no row is left'

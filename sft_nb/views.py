@@ -180,7 +180,7 @@ def sound_html(
 # %% ../nbs/14a_views.ipynb #201227f1
 _OWN = ('item','image','audio','text','source','target','prediction','probability','loss','correct','group')
 
-def _has(row, k): return k in row and row[k] is not None
+def _has(row, k): return row.get(k) is not None and not (isinstance(row[k], float) and row[k]!=row[k])
 
 def _said(v): return ', '.join(map(str, v)) if isinstance(v, (list,tuple)) else '' if v is None or v!=v else str(v)
 
