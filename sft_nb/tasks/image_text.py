@@ -155,7 +155,7 @@ def _joined(*columns):
     at = {r:i for i,r in enumerate(dict.fromkeys(roots))}
     return [at[r] for r in roots]
 
-# %% ../../nbs/tasks/24_image_text.ipynb #e7e0f396
+# %% ../../nbs/tasks/24_image_text.ipynb #961f8471
 def stamps_table(
     folder, # Where the stamps are, as `fetch('stamps')` gives it
     language:str='eu', # Of the captions, as the files name it
@@ -178,12 +178,13 @@ def stamps_demo(
     from sft_nb.assets import fetch
     out,source = Path(folder)/'stamps-eu.csv',fetch('stamps')
     if not out.exists(): write_atomic(out, stamps_table(source).to_csv(index=False))
-    return dict(source=out, load=dict(group='subject', size=96, resize='pad', augment=False), fine_tune={})
+    return dict(source=out, load=dict(group='subject', size=96, resize='pad', augment=False), fine_tune=dict(epochs=0))
 
-# %% ../../nbs/tasks/24_image_text.ipynb #2d0d293c
+# %% ../../nbs/tasks/24_image_text.ipynb #fb3ec3e8
 register(Task('image_text', 'A picture and a text → its class, or several', ('image','text'), 'label', 'pip:efficientnet-lite0+pip:all-minilm-l6-v2', 'accuracy',
     check_rows=check_captions, make_loaders=caption_loaders, make_model=image_text_model, item_loader=caption_item_loader,
     save_model=save_image_text_model, load_model=load_image_text_model, demo=stamps_demo, toy=toy_captions, any_input=True, needs=('transformers',),
+    recipe=dict(epochs=2, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7),
     options=dict(size="side of the square that the picture tower sees, in pixels; default the checkpoint's", resize="'crop' (as timm evaluates), 'pad' or 'squish'",
                  max_length='tokens after which a text is cut; default as the checkpoint was trained',
                  pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")))
