@@ -57,10 +57,11 @@ const dialog = $('dialog.search')
 if (dialog) {
   const input = $('input', dialog), list = $('ol', dialog), status = $('.status', dialog)
   let pagefind
-  const open = async () => {
+  const load = () => pagefind ??= import(new URL(root + '/pagefind/pagefind.js', location.href))
+  const open = () => {
     dialog.showModal()
     input.select()
-    pagefind ??= await import(new URL(root + '/pagefind/pagefind.js', location.href))
+    load()
   }
   const item = (url, title, excerpt) => {
     const li = document.createElement('li'), a = document.createElement('a'), p = document.createElement('p')
@@ -75,7 +76,7 @@ if (dialog) {
     list.replaceChildren()
     status.textContent = ''
     if (!asked) return
-    const found = await pagefind.debouncedSearch(asked, {}, 150)
+    const found = await (await load()).debouncedSearch(asked, {}, 150)
     if (!found || asked !== input.value.trim()) return
     const pages = await Promise.all(found.results.slice(0, 8).map(o => o.data()))
     if (asked !== input.value.trim()) return

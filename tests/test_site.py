@@ -140,6 +140,16 @@ def test_search(site, tab, asked, page):
     first.click()
     tab.wait_for_url(f'**/{page}')
 
+def test_words_typed_before_the_index_has_arrived(site, tab):
+    def late(route):
+        tab.wait_for_timeout(600)
+        route.continue_()
+    tab.route('**/pagefind/pagefind.js', late)
+    tab.goto(site)
+    tab.keyboard.press('/')
+    tab.keyboard.type('freeze_to')
+    tab.locator('dialog li a').first.wait_for(timeout=15_000)
+
 def test_theme_is_kept(site, tab):
     tab.goto(site)
     tab.click('.theme')
