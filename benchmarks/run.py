@@ -230,7 +230,7 @@ def bench_step(seeds=(1,2,3), names=DATA, n=12):
                 learn.create_opt()
                 learn('before_fit')
                 learn('before_epoch')
-                learn.dl = dls.train
+                learn.dl,learn.epoch,learn.n_epoch,learn.n_iter = dls.train,0,1,len(batches)
                 learn('before_train')
                 for f in (bare, ours): f()
                 pairs = [(timed(ours)[0], timed(bare)[0]) for _ in range(3)]
