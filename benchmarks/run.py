@@ -233,7 +233,7 @@ def bench_step(seeds=(1,2,3), names=DATA, n=12):
                 learn.dl,learn.epoch,learn.n_epoch,learn.n_iter = dls.train,0,1,len(batches)
                 learn('before_train')
                 for f in (bare, ours): f()
-                pairs = [(timed(ours)[0], timed(bare)[0]) for _ in range(3)]
+                pairs = [(timed(ours)[0], timed(bare)[0]) for _ in range(5)]
             yield dict(data=name, seed=seed, ours=float(np.median([a for a,_ in pairs]))/n, bare=float(np.median([b for _,b in pairs]))/n)
 
 def bench_scratch(seeds=(1,2,3), names=('amazon', 'digits')):
