@@ -180,8 +180,8 @@ def _timed(learn, fit, what):
     "Train with progress on standard error; returns the seconds of both phases"
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(learn, fit, what)
-    head = learn.seconds.get('head', 0.)
-    return dict(seconds_head=round(head, 2), seconds_finetune=round(time.perf_counter()-start-head, 2))
+    head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))
+    return dict(seconds_head=round(head, 2), seconds_finetune=round(spent-head, 2))
 
 # %% ../nbs/19_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
@@ -240,18 +240,25 @@ def _settings(a, learn, fit):
     used = {k:str(v) for k,v in {**learn.spec.options, **fit}.items() if v is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
+def _resume(folder):
+    "The callback that keeps the run in a folder"
+    if folder is None: return None
+    from sft_nb.resume import Resume
+    return Resume(folder)
+
 def _run(a, task, source, out, load, fit, overwrite=False):
     "From data to the saved folder; returns the line that is printed last"
     from sft_nb.evaluate import evaluate
     from sft_nb.learner import sft_learner
     start = time.perf_counter()
     dls = _load(a, task, source, **load)
-    learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed)
+    learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     fit = _fit_args(a, task, fit)
     seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
     ev = evaluate(learn, on='valid')
     metrics = _metrics(learn, ev, seconds)
     _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
+    if a.resume: learn.resume.clear()
     return (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
             f"{time.perf_counter()-start:.0f} s · {out}/")
 
@@ -358,6 +365,7 @@ def _train_options(p):
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
+    add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 

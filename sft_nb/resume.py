@@ -627,3 +627,10 @@ def _not_saved(self:Resume, state, e):
     self.steps,self.clock = 0,time.monotonic()
     if not self._run().saved: self._break(_unwritable(self.folder, e))
     print(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; what is kept is {self._run().saved}. Free space for {self.folder}.", file=sys.stderr)
+
+# %% ../nbs/10_resume.ipynb #7cd1a0b6
+@patch
+def clear(self:Resume):
+    "Remove all states, and the folder where nothing else is in it"
+    for p in [*self.folder.glob('state-*'), self.folder/'.lock']: p.unlink(missing_ok=True)
+    with contextlib.suppress(OSError): self.folder.rmdir()

@@ -188,3 +188,19 @@ def test_demo(tmp_path):
     text,err = p.communicate(timeout=900)
     assert p.returncode==0, err
     assert float(text.split()[1]) >= .95
+
+def test_resume_goes_on(toy, saved, tmp_path, monkeypatch):
+    from fastai.optimizer import Optimizer
+    step,seen = Optimizer.step,[]
+    def killed(self, *args, **kwargs):
+        seen.append(self)
+        if len(seen)==2: signal.raise_signal(signal.SIGTERM)
+        return step(self, *args, **kwargs)
+    words = ['finetune', 'image', toy[0], '--out', tmp_path/'model', '--resume', tmp_path/'kept', *toy[1]]
+    monkeypatch.setattr(Optimizer, 'step', killed)
+    code,out,err = run(*words)
+    assert (code, out, (tmp_path/'model').exists())==(143, '', False) and 'the same call goes on from there' in err
+    assert "begun otherwise: fine_tune(epochs=) was 1, is 2" in fails(*words, '--epochs', 2)
+    code,out,err = run(*words)
+    assert code==0 and 'Resume: going on at' in err and not (tmp_path/'kept').exists()
+    assert (tmp_path/'model'/'model.safetensors').read_bytes()==(saved[0]/'model.safetensors').read_bytes()
