@@ -18,6 +18,7 @@ Modules:
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.deploy`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
+- `sft_nb.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
 - `sft_nb.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it

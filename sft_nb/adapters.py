@@ -214,6 +214,7 @@ def save_adapter(
     overwrite:bool=False, # Replace an existing folder
 )->Path: # The folder: adapter_config.json, adapter_model.safetensors, and head.safetensors where the head is not the library's own
     "Write the adapter and the head without the base; the folder opens in plain peft on the base model"
+    if process_rank(): return Path(path)
     from safetensors.torch import save_file
     peft,model = need('peft', 'adapters'),learn.model
     if model.adapter is None: raise AdapterError("There is no adapter to save. Call add_adapter(learn) first; save_predictor saves whole models.")

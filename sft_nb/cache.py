@@ -432,7 +432,7 @@ def frozen_cache(
             try: return _in_place(learn, _border_dls(learn, cache_border(learn.model, at_most), dtype, views if learn.augments else 0, also))
             except (_NoCache, OSError) as e: why = str(e)
         learn.cached_groups = None
-        if not quiet: print(f'No cache: {why}.', file=sys.stderr)
+        if not quiet: say(f'No cache: {why}.')
         return _in_place(learn, learn.dls)
     was,learn.fit_context = learn.fit_context,context
     try: yield learn

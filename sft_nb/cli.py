@@ -128,9 +128,11 @@ def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
     from sft_nb.data import load_data
+    from sft_nb.distributed import join_processes
     options = dict(a.option)
     for k in ('task', 'source'):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
+    join_processes(a.device=='cpu')
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
                    max_items=a.max_items)
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
@@ -255,6 +257,7 @@ def _run(a, task, source, out, load, fit, overwrite=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     fit = _fit_args(a, task, fit)
     seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
+    if process_rank(): return None
     ev = evaluate(learn, on='valid')
     metrics = _metrics(learn, ev, seconds)
     _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
@@ -274,7 +277,9 @@ def _demo(a):
     if a.data: return _run(a, task, a.data, out, {}, {}, ours)
     folder = cache_home()/'demo'
     folder.mkdir(parents=True, exist_ok=True)
-    demo = task.demo(folder)
+    from sft_nb.distributed import first_then_all, join_processes
+    join_processes(a.device=='cpu')
+    demo = first_then_all(lambda: task.demo(folder))
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours)
 
 # %% ../nbs/19_cli.ipynb #33301705
@@ -425,6 +430,15 @@ def _say(text):
     try: print(text, flush=True)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+@contextlib.contextmanager
+def _quiet_others():
+    "Of several processes the first alone speaks"
+    with contextlib.ExitStack() as quiet:
+        if process_rank():
+            away = quiet.enter_context(open(os.devnull, 'w'))
+            for o in (contextlib.redirect_stdout, contextlib.redirect_stderr): quiet.enter_context(o(away))
+        yield
+
 def main(
     argv:list|None=None, # The words after `sft_nb`; None: those of the process
 )->int: # 0, 2 after a mistake of the user, 130 after Ctrl-C
@@ -433,12 +447,13 @@ def main(
     warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with contextlib.redirect_stdout(sys.stderr): text = args.run(args)
+        with contextlib.redirect_stdout(sys.stderr), _quiet_others(): text = args.run(args)
     except SftError as e:
+        if process_rank(): time.sleep(5)
         print(f'sft_nb: {_one_line(e)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('sft_nb: interrupted', file=sys.stderr)
         return 130
-    _say(text)
+    if text is not None: _say(text)
     return 0

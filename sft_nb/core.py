@@ -11,7 +11,8 @@ Docs: https://sft-nb.github.io/sft_nb/core.html.md"""
 # %% auto #0
 __all__ = ['FILE_COLUMNS', 'SftError', 'TaskError', 'DataError', 'CheckpointError', 'AssetError', 'GroupError', 'HeadError',
            'FitError', 'FolderError', 'MissingExtra', 'near', 'need', 'cache_home', 'sha256_file', 'write_atomic',
-           'folder_atomic', 'progress', 'Task', 'register', 'all_tasks', 'get_task']
+           'folder_atomic', 'process_count', 'process_rank', 'say', 'progress', 'Task', 'register', 'all_tasks',
+           'get_task']
 
 # %% ../nbs/00_core.ipynb #125521d2
 import contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile, time
@@ -123,6 +124,22 @@ def folder_atomic(
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
+# %% ../nbs/00_core.ipynb #147dc342
+def process_count()->int: # 1 where the program was not launched as several
+    "How many processes make up this run"
+    launched = {'RANK','WORLD_SIZE','MASTER_ADDR','MASTER_PORT'}<=os.environ.keys()
+    return max(1, int(os.environ['WORLD_SIZE'])) if launched else 1
+
+def process_rank()->int: # From 0; 0 is the first, which writes and speaks
+    "Number of this process among those of the run"
+    return int(os.environ['RANK']) if process_count()>1 else 0
+
+def say(
+    text:str, # A line
+):
+    "Print a line on standard error, in the first process"
+    if not process_rank(): print(text, file=sys.stderr, flush=True)
+
 # %% ../nbs/00_core.ipynb #98c9419d
 def progress(
     items, # What to go through
@@ -132,7 +149,8 @@ def progress(
 ):  # A generator over `items`
     "Go through `items` and show how far it is"
     if total is None and hasattr(items, '__len__'): total = len(items)
-    if not sys.stderr.isatty() and 'ipykernel' not in sys.modules: yield from _lines(items, desc, total, unit)
+    if process_rank(): yield from items
+    elif not sys.stderr.isatty() and 'ipykernel' not in sys.modules: yield from _lines(items, desc, total, unit)
     else:
         from tqdm.auto import tqdm
         yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, delay=1)

@@ -422,6 +422,8 @@ def load_data(
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` of them"
     from sft_nb.checkpoint import open_checkpoint
+    from sft_nb.distributed import join_processes
+    join_processes()
     task = get_task(task)
     _check_arguments(task, valid, bad, max_items, options)
     rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude)

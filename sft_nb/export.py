@@ -242,6 +242,7 @@ def save_predictor(
     metrics:dict|None=None, # What is known of its quality, name -> number; None: `evaluate` on the validation rows, where there are any
 )->Path: # The folder: the library's own files, `sft.json` and a card, README.md
     "Save all that prediction needs, as safetensors and JSON"
+    if process_rank(): return Path(path)
     model,spec = _parts(learn)
     model = model.plain()
     _replaceable(path, overwrite)

@@ -24,9 +24,11 @@ from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.optimizer import Adam
+from fastai.torch_core import to_detach
 from fastai.vision.augment import RandTransform
 from fastcore.basics import patch
 from .core import *
+from .distributed import *
 from .groups import *
 from .guards import *
 from .heads import make_loss
@@ -245,10 +247,11 @@ def fit(self:SFTLearner,
     seed = self.seed*1009+self._fits
     inner_loader(self.dls.train).rng = random.Random(seed)
     self.stopped,self.first_epoch,self.rest = None,0,None
+    join_processes()
     if reset_opt or self.opt is None: self.create_opt()
     with self.added_cbs(cbs), ExitStack() as around:
         if any([around.enter_context(o(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)) for o in self._arounds()]): return
-        with self.fit_context(), seeded(seed), _memory_explained(self): Learner.fit(self, n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)
+        with self.fit_context(), shared_fit(self), seeded(seed+7919*process_rank()), _memory_explained(self): Learner.fit(self, n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)
         if self.stopped: raise self.stopped
 
 # %% ../nbs/06_learner.ipynb #5dc2e365
@@ -283,6 +286,18 @@ def lr_find(self:SFTLearner,
 ):
     "fastai's `lr_find`; nothing of the learner is changed by it"
     with _unchanged(self): return Learner.lr_find(self, *args, **kwargs)
+
+# %% ../nbs/06_learner.ipynb #1b0a9905
+@patch
+def to_detach(self:SFTLearner, b, cpu:bool=True, gather:bool=False):
+    "fastai's, without gathering: a shared fit has put the rows together already"
+    return to_detach(b, cpu, False)
+
+@patch
+@contextmanager
+def distrib_ctx(self:SFTLearner, *args, **kwargs):
+    "A fit of launched processes is shared in any case"
+    yield self
 
 # %% ../nbs/06_learner.ipynb #207b731b
 @patch
@@ -321,7 +336,7 @@ def freeze_to(
 )->SFTLearner: # `learn`
     "Freeze all but a group and those above it, the first layers, or what a rule does not name; prints what trains"
     learn.freeze_to(group, layers=layers, rule=rule)
-    print(trainable_line(learn.model))
+    if not process_rank(): print(trainable_line(learn.model))
     return learn
 
 def trainable_line(
@@ -376,6 +391,7 @@ def sft_learner(
     **kwargs, # To fastai's `Learner` (wd, cbs, path, …) and to the task's model
 )->SFTLearner: # A fastai `Learner`
     "A learner with a pretrained model, a new head, and a frozen body"
+    join_processes()
     spec = getattr(dls, 'sft', None)
     if spec is None or checkpoint is not None or pretrained is not None: spec = _spec_for(dls, spec, checkpoint, pretrained)
     task,ours = spec.task,{k:kwargs.pop(k) for k in list(kwargs) if k in _model_args(spec.task)}

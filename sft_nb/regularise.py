@@ -19,6 +19,7 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine
 from fastai.torch_core import find_bs, to_float
 from .core import *
 from .cache import *
+from .distributed import over_processes, own_rows
 from .learner import *
 
 # %% ../nbs/08a_regularise.ipynb #b62e11c2
@@ -33,10 +34,12 @@ class Accumulate(Callback):
     def before_train(self): self._reset()
     def _reset(self): self.n,self.total = 0,0.
     def after_loss(self):
-        self.now = find_bs(self.yb) if self.weight is None else float(self.weight(*self.yb))
+        rows,n = own_rows(self.learn),find_bs(self.yb)
+        if rows.stop is not None: n = rows.stop-rows.start
+        self.seen,self.now = over_processes([n, n if self.weight is None or not n else float(self.weight(*self.yb))])
         self.learn.loss_grad = self.loss_grad*self.now
     def before_step(self):
-        self.n,self.total = self.n+find_bs(self.yb),self.total+self.now
+        self.n,self.total = self.n+self.seen,self.total+self.now
         if self.n<self.items and self.iter<self.n_iter-1: raise CancelBatchException()
         for p in self.model.parameters():
             if p.grad is not None: p.grad.div_(self.total)

@@ -30,6 +30,7 @@ from .core import *
 from .core import _umask
 from .cache import *
 from .cache import _content, _hash_tensors, _versions
+from .distributed import *
 from .learner import *
 from .learner import _load_opt
 
@@ -169,7 +170,7 @@ def _latest_state(
         except FolderError as e:
             bad.append(n)
             why.append(str(e))
-            print(f'Resume: {e} Going back to the state before it.', file=sys.stderr)
+            say(f'Resume: {e} Going back to the state before it.')
     if bad: raise FolderError(f"None of the {len(bad)} states in {folder} can be read: {why[0]} Delete the folder to begin anew.")
     return None,None,[]
 
@@ -346,7 +347,7 @@ def _asked(
            'checkpoint':spec and f'{spec.checkpoint.ref} {str(spec.checkpoint.sha256)[:12]}', 'preprocess':spec and _word(spec.preprocess),
            'options':spec and {k:_word(v) for k,v in spec.options.items() if k not in ('batch_size','num_workers','max_items')},
            'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimiser':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
-           'callbacks':own, 'schedule':_schedule(learn.cbs)}
+           'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {})}
     return json.loads(json.dumps(out))
 
 # %% ../nbs/10_resume.ipynb #79198e57
@@ -355,6 +356,7 @@ def _differences(was, now):
     def short(o):
         text = o if isinstance(o, str) else json.dumps(o)
         return text if len(text)<=80 else f'{text[:60]}… ({_hash(text)[:6]})'
+    was,now = {'processes':1, **was},{'processes':1, **now}
     return [f'{k} was {short(was.get(k))}, is {short(now.get(k))}' for k in {**was, **now} if was.get(k)!=now.get(k)]
 
 # %% ../nbs/10_resume.ipynb #bd1dfeef
@@ -370,9 +372,15 @@ class _Run:
         self.unread = self.unread or not ok
     def read(self, folder):
         "Find the newest state; an older one than what this process has is left alone"
-        self.n,state,self.bad = _latest_state(folder)
+        self.n,state,self.bad = from_first(partial(_latest_state, folder))
+        state = _own_state(state)
         self.unread,self.found = False,state if state and state['fit']>=self.base else None
         if self.found: self.journal,self.pinned,self.saved = state['journal'],state['pinned'],_place(state)
+
+def _own_state(state):
+    "A state with the random states of this process"
+    rank = process_rank()
+    return {**state, **state['others'][rank-1]} if state and rank else state
 
 def _place(o): return f"{o['phase']!r}, epoch {o['epoch']+1} of {o['n_epoch']}, step {o['step']}" if not o['done'] else f"the end of {o['phase']!r}"
 
@@ -414,14 +422,14 @@ def _skip(self:Resume):
     run,n = self._run(),None
     last = self.at==run.found['fit']
     if last or self.at in run.pinned:
-        n,state = (run.n, run.found) if last else (run.pinned[self.at], _read_state(self.folder, run.pinned[self.at]))
+        n,state = (run.n, run.found) if last else (run.pinned[self.at], _own_state(from_first(lambda: _read_state(self.folder, run.pinned[self.at]))))
         self._set_weights(state)
         self._set_rest(state)
         run.last = self.at,n
     self.learn.recorder.log = run.journal[self.at]['log']
     if last:
         run.found = None
-        print(f"Resume: {_place(state)} was reached before, in {self.folder}.", file=sys.stderr)
+        say(f"Resume: {_place(state)} was reached before, in {self.folder}.")
     return True
 
 @patch
@@ -451,7 +459,7 @@ def around_fit(self:Resume,
             e.args = (f'{e} {self._kept()}',)
             raise
         except (Exception, KeyboardInterrupt, SystemExit):
-            print(f'Resume: {self._kept()}', file=sys.stderr)
+            say(f'Resume: {self._kept()}')
             raise
 
 @patch
@@ -463,11 +471,14 @@ def _kept(self:Resume):
 # %% ../nbs/10_resume.ipynb #b3f7e7e8
 @contextlib.contextmanager
 def _locked(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder/'.lock').acquire(timeout=0)
-    except Timeout as e: raise FitError(f"Another process trains into {folder}. Wait for it, stop it, or take another folder.") from e
-    except OSError as e: raise _unwritable(folder, e) from e
+    lock = contextlib.ExitStack()
+    def take():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(FileLock(folder/'.lock').acquire(timeout=0))
+        except Timeout as e: raise FitError(f"Another process trains into {folder}. Wait for it, stop it, or take another folder.") from e
+        except OSError as e: raise _unwritable(folder, e) from e
+    from_first(take)
     with lock: yield
 
 def _unwritable(folder, e): return FolderError(f"{folder} cannot be written to: {e.strerror or e}. Free space in it, or take another folder: Resume('…').")
@@ -500,8 +511,9 @@ def _state(self:Resume, step, done):
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
     rest = dict(fits=learn._fits, history=learn.history, peak_lrs=learn.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
     scaler = vars(learn).get('scaler')
+    own = from_processes(dict(order=self.start, random=_random_states()))
     return dict(place, journal=run.journal, pinned=run.pinned, weights=weights, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
-                optimiser=learn.opt.state_dict(), callbacks=_remembered(learn.cbs), learner=rest, order=self.start, random=_random_states(),
+                optimiser=learn.opt.state_dict(), callbacks=_remembered(learn.cbs), learner=rest, **own[0], others=own[1:],
                 metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [], scaler=scaler and scaler.state_dict(),
                 cache=self._cache_keys(), versions=_versions())
 
@@ -556,14 +568,14 @@ def _put_back(self:Resume, state):
     learn = self.learn
     other = state['cache'] and self._cache_keys() and state['cache']!=self._cache_keys()
     if other and state['versions']==_versions(): self._break(FitError(f"{self.folder} holds a run on other data: their content has changed. Take another folder to begin anew."))
-    if state['versions']!=_versions(): print('Resume: other versions of the libraries than before: the run goes on, but not bit for bit.', file=sys.stderr)
-    if bool(state['cache'])!=bool(self._cache_keys()): print('Resume: the cache was on and is off now, or the reverse: equal up to rounding.', file=sys.stderr)
+    if state['versions']!=_versions(): say('Resume: other versions of the libraries than before: the run goes on, but not bit for bit.')
+    if bool(state['cache'])!=bool(self._cache_keys()): say('Resume: the cache was on and is off now, or the reverse: equal up to rounding.')
     self._set_rest(state)
     for m,kept in zip(learn.metrics, state['metrics']): vars(m).update(kept)
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     _set_order(self.dl, state['order'])
     learn.rest = partial(_rest, n=state['step'], random=state['random'])
-    print(f"Resume: going on at {_place(state)}, from {self.folder}.", file=sys.stderr)
+    say(f"Resume: going on at {_place(state)}, from {self.folder}.")
 
 @patch
 def _break(self:Resume, error):
@@ -587,12 +599,21 @@ def after_batch(self:Resume):
     if not self.on or not self.stepped: return
     self.stepped,self.steps = False,self.steps+1
     due = self.steps>=self.every_steps if self.every_steps else time.monotonic()-self.clock>=self.every_seconds
+    due = self._agreed(due)
     if due or self.stop is not None: self.save(self.iter+1)
     if self.stop is not None: _leave(self.stop)
 
 @patch
+def _agreed(self:Resume, due=False):
+    "Whether a state is due in any process; what one was asked to do, all do"
+    due,stop = over_processes([due, self.stop or 0], most=True)
+    if stop: self.stop = int(stop)
+    return bool(due)
+
+@patch
 def after_train(self:Resume):
     "Leave where that was asked for since the last batch"
+    self._agreed()
     self.busy = False
     if self.stop is not None: _leave(self.stop)
 
@@ -611,26 +632,32 @@ def save(self:Resume,
 ):
     "Write a state now"
     run,state = self._run(),self._state(step, done)
-    n = max(_numbers(self.folder), default=0)+1
-    try:
-        try: _write_state(self.folder, n, state)
-        except OSError:
-            _prune_states(self.folder, run.pinned.values(), run.bad, newest=1)
-            _write_state(self.folder, n, state)
+    try: n = from_first(partial(self._write, run, state))
     except OSError as e: return self._not_saved(state, e)
     self.steps,self.clock,run.saved,run.last = 0,time.monotonic(),_place(state),(self.at, n)
-    _prune_states(self.folder, run.pinned.values(), run.bad)
+    from_first(lambda: _prune_states(self.folder, run.pinned.values(), run.bad))
     run.bad = []
+
+@patch
+def _write(self:Resume, run, state):
+    "Write a state; where there is no room, without the one before the last"
+    n = max(_numbers(self.folder), default=0)+1
+    try: _write_state(self.folder, n, state)
+    except OSError:
+        _prune_states(self.folder, run.pinned.values(), run.bad, newest=1)
+        _write_state(self.folder, n, state)
+    return n
 
 @patch
 def _not_saved(self:Resume, state, e):
     self.steps,self.clock = 0,time.monotonic()
     if not self._run().saved: self._break(_unwritable(self.folder, e))
-    print(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; what is kept is {self._run().saved}. Free space for {self.folder}.", file=sys.stderr)
+    say(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; what is kept is {self._run().saved}. Free space for {self.folder}.")
 
 # %% ../nbs/10_resume.ipynb #7cd1a0b6
 @patch
 def clear(self:Resume):
     "Remove all states, and the folder where nothing else is in it"
+    if process_rank(): return
     for p in [*self.folder.glob('state-*'), self.folder/'.lock']: p.unlink(missing_ok=True)
     with contextlib.suppress(OSError): self.folder.rmdir()

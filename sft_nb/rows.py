@@ -200,7 +200,7 @@ def _encodable(path):
     except UnicodeEncodeError: return False
 
 # %% ../nbs/02a_rows.ipynb #b6b20a6b
-def _say(text): print(text, file=sys.stderr)
+_say = say
 
 def _report_other(other, kind, folder):
     if not other: return

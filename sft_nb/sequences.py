@@ -26,6 +26,7 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
+from .distributed import from_processes, own_rows
 from .encoders import _first_runs, _layers, _prefix
 from .groups import *
 from .texts import TextDL, _show_table, _shown
@@ -252,18 +253,21 @@ class _Written:
         x = learn.xb[0]
         h = x['h'] if 'border' in x else x
         said = self.spec.task.decode(self.spec, learn.model.generate(h) if hasattr(learn.model, 'generate') else learn.pred)
-        self.rows += list(zip(self.say(learn.yb[0]), said.prediction))
+        self.rows += list(zip(self.say(learn.yb[0][own_rows(learn)]), said.prediction))
     def value(self, name):
-        if self.scores is None: self.scores = self.score(pd.DataFrame(self.rows, columns=['target','prediction']))
-        return self.scores[name]
+        if self.scores is None:
+            rows = sum(from_processes(self.rows), [])
+            self.scores = self.score(pd.DataFrame(rows, columns=['target','prediction'])) if rows else {}
+        return self.scores.get(name)
 
 class _WrittenMetric(Metric):
+    own_rows = True
     def __init__(self, store, name, first): self.store,self._name,self.first = store,name,first
     def reset(self): self.store.clear()
     def accumulate(self, learn):
         if self.first: self.store.add(learn)
     @property
-    def value(self): return self.store.value(self._name) if self.store.rows else None
+    def value(self): return self.store.value(self._name)
     @property
     def name(self): return self._name
 

@@ -1,0 +1,113 @@
+"""Runs of several processes: everything is imported once, each process of a run is a fork that finds itself launched as torchrun launches it
+
+A run trains the toy of a task; what it ends with is written by each process into its own file, so that a test can compare processes, runs of one process and of two,
+and runs that were killed. A process may be told to do something at a step: die by SIGKILL, stand still, get a signal, raise."""
+import json, os, signal, socket, sys, time, traceback
+from pathlib import Path
+import torch
+from fastai.callback.core import Callback
+from safetensors.torch import load_file, save_file
+from sft_nb import cache, schedule
+from sft_nb.core import get_task, process_rank
+from sft_nb.data import load_data
+from sft_nb.evaluate import evaluate
+from sft_nb.export import save_predictor
+from sft_nb.learner import sft_learner
+from sft_nb.regularise import Accumulate
+from sft_nb.resume import Resume
+
+DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.kill(os.getpid(), signal.SIGSTOP), term=lambda: os.kill(os.getpid(), signal.SIGTERM),
+             fail=lambda: (_ for _ in ()).throw(ValueError('this process has a fault')))
+
+class Act(Callback):
+    "Does something before a step of this process; nothing of it is among the settings of the run"
+    todo = None
+    def before_batch(self):
+        if not self.training or not Act.todo: return
+        deed,left = Act.todo
+        Act.todo = (deed, left-1)
+        if left==1: DEEDS[deed]()
+
+def learner(toy, task, how, cbs):
+    load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
+    if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
+    learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
+    for m in learn.model.modules():
+        if isinstance(m, torch.nn.Dropout) and not how.get('dropout'): m.p = 0.
+    return learn
+
+def train(task, home, how):
+    toy = get_task(task).toy(home/f'toy-{task}')
+    Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
+    if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
+    learn = learner(toy, task, how, cbs)
+    fit = dict(cbs=Accumulate(8)) if how.get('accumulate') else {}
+    if how['way']=='live': learn.freeze_to(0).fit_one_cycle(2, 5e-3, **fit)
+    elif how['way']=='head': learn.fit_head(3, **fit)
+    elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
+    else: learn.fine_tune(2, 5e-3, **fit)
+    return learn
+
+def job(task, home, out, how):
+    "What one process does"
+    fills,fill = [],cache._fill
+    cache._fill = lambda *args: (fills.append(1), fill(*args))
+    learn = train(task, home, how)
+    save_file({k:v.contiguous() for k,v in learn.model.state_dict().items()}, f'{out}-{process_rank()}.safetensors')
+    ev = evaluate(learn, on='valid').metrics if how.get('evaluate') else {}
+    if how.get('save'): save_predictor(learn, f'{out}-model-{process_rank()}')
+    rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
+    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, group=torch.distributed.is_initialized())))
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def _fork(rank, n, port, out, f):
+    pid = os.fork()
+    if pid: return pid
+    code = 1
+    try:
+        if n>1: os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+        sys.stdout,sys.stderr = (open(f'{out}-{rank}.{o}', 'w', buffering=1) for o in ('out', 'err'))
+        os.dup2(sys.stderr.fileno(), 2)
+        f()
+        code = 0
+    except SystemExit as e: code = e.code
+    except BaseException: traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+def launched(n, out, f, left=30):
+    "Fork `n` processes; returns the exit code of each (-9: killed), and how long the others lived after the first that did not end well"
+    port,codes,first = _free_port(),{},None
+    pids = {_fork(r, n, port, out, f):r for r in range(n)}
+    while len(codes)<n:
+        pid,status = os.waitpid(-1, os.WNOHANG|os.WUNTRACED)
+        if not pid:
+            if first and time.monotonic()-first>left: os.kill(next(p for p,r in pids.items() if r not in codes), signal.SIGKILL)
+            time.sleep(.02)
+            continue
+        if os.WIFSTOPPED(status):
+            first = first or time.monotonic()
+            continue
+        codes[pids[pid]] = os.waitstatus_to_exitcode(status)
+        if codes[pids[pid]]: first = first or time.monotonic()
+        for p,r in pids.items():
+            if r not in codes and _stands(p) and len(codes)==n-1: os.kill(p, signal.SIGKILL)
+    return [codes[r] for r in range(n)],time.monotonic()-first if first else 0.
+
+def _stands(pid): return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]=='T'
+
+def run(task, folder, name, n, **how):
+    "A run in a folder: exit codes, seconds after the first failure, what each process has left"
+    os.environ['SFT_NB_HOME'] = str(folder/how.pop('home', name)/'home')
+    os.environ['SFT_NB_TIMEOUT'] = str(how.pop('timeout', 60))
+    out = folder/name
+    codes,seconds = launched(n, out, lambda: job(task, folder, out, how))
+    left = [json.loads(Path(f'{out}-{r}.json').read_text()) if not c else None for r,c in enumerate(codes)]
+    return dict(codes=codes, seconds=seconds, left=left, said=[[Path(f'{out}-{r}.{o}').read_text() for o in ('out','err')] for r in range(n)],
+                weights=[load_file(f'{out}-{r}.safetensors') if not c else None for r,c in enumerate(codes)])

@@ -1,0 +1,131 @@
+"A run of two processes is the run of one: same curve, every row counted once, one writer, resumed like any other"
+import os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from sft_nb.core import get_task
+
+pytestmark = pytest.mark.usefixtures('home', 'one_thread')
+
+@pytest.fixture(scope='module')
+def shared():
+    "The helper; forks of a process that has never used gloo or a second thread"
+    sys.path.insert(0, str(Path(__file__).parent))
+    import shared
+    yield shared
+    sys.path.remove(str(Path(__file__).parent))
+
+@pytest.fixture
+def run(shared, tmp_path, monkeypatch):
+    for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')
+    return lambda task, name, n, **how: shared.run(task, tmp_path, name, n, **how)
+
+def well(r):
+    assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
+    return r
+
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], v) for k,v in b.items())
+
+def curve(r, rank=0): return np.array([[v for _,v in sorted(h.items()) if isinstance(v, float)] for h in r['left'][rank]['history']])
+
+def as_one(run, task, **how):
+    one,two = well(run(task, 'one', 1, **how)),well(run(task, 'two', 2, **how))
+    assert one['left'][0]['history'][0].keys()==two['left'][0]['history'][0].keys() and len(curve(one))>1
+    assert np.abs(curve(one)-curve(two)).max()<1e-4
+    assert same(*two['weights']) and np.array_equal(curve(two), curve(two, 1))
+    return one,two
+
+RUNS = [('image', dict(way='tune', batch_size=5)), ('image', dict(way='live', batch_size=3)), ('image', dict(way='head', checkpoint='timm:test_resnet')),
+        ('text', dict(way='tune', batch_size=5)), ('text', dict(way='live', batch_size=7, accumulate=True)),
+        ('text', dict(way='gradual', learner=dict(class_weights=[3., .5], label_smoothing=.1)))]
+
+@pytest.mark.parametrize('task,how', RUNS, ids=str)
+def test_two_processes_train_as_one(run, task, how): as_one(run, task, **how)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['translation', 'speech', 'image_text'])
+@pytest.mark.parametrize('way', ['live', 'head'])
+def test_other_tasks_train_as_one(run, task, way): as_one(run, task, way=way, batch_size=3)
+
+def test_every_row_is_counted_once_and_one_process_writes(run, tmp_path):
+    one,two = as_one(run, 'text', way='tune', batch_size=3, evaluate=True, save=True)
+    (a,),(b,c) = one['left'],two['left']
+    assert b['evaluate']==pytest.approx(a['evaluate'], abs=1e-6) and c['evaluate']==b['evaluate'] and b['group'] and not a['group']
+    assert b['history'][-1]['accuracy']==pytest.approx(b['evaluate']['accuracy'])
+    assert (tmp_path/'two-model-0'/'sft.json').is_file() and not (tmp_path/'two-model-1').exists()
+    assert 'valid_loss' in two['said'][0][0] and two['said'][1]==['', '']
+
+def test_the_cache_is_filled_once(run):
+    first = well(run('text', 'first', 2, way='head', home='shared'))
+    again = well(run('text', 'again', 2, way='head', home='shared'))
+    alone = well(run('text', 'alone', 1, way='head', home='other'))
+    assert sum(o['fills'] for o in first['left'])==alone['left'][0]['fills']==2 and not any(o['fills'] for o in again['left'])
+    assert same(first['weights'][0], again['weights'][0])
+
+@pytest.mark.parametrize('task,way', [('image', 'tune'), pytest.param('text', 'gradual', marks=pytest.mark.slow)])
+def test_both_killed_and_resumed(run, tmp_path, task, way):
+    how = dict(way=way, dropout=True)
+    whole = well(run(task, 'whole', 2, **how))
+    for i,step in enumerate((2, 5)):
+        assert run(task, f'killed{i}', 2, resume=str(tmp_path/'run'), act={r:('kill', step) for r in (0, 1)}, **how)['codes']==[-9, -9]
+    again = well(run(task, 'again', 2, resume=str(tmp_path/'run'), **how))
+    assert 'Resume: going on at' in again['said'][0][1] and again['said'][1][1]==''
+    assert same(whole['weights'][0], again['weights'][0]) and same(*again['weights']) and np.array_equal(curve(whole), curve(again))
+    assert sorted(p.suffix for p in (tmp_path/'run').iterdir() if p.suffix)==['.json']*2+['.safetensors']*2
+
+@pytest.mark.parametrize('dies', [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_killed_stops_the_other(run, tmp_path, dies):
+    whole = well(run('text', 'whole', 2, way='tune'))
+    broken = run('text', 'broken', 2, way='tune', resume=str(tmp_path/'run'), act={dies:('kill', 6)})
+    assert broken['codes'][dies]==-9 and broken['codes'][1-dies]==1 and broken['seconds']<20
+    said = broken['said'][1-dies][1]
+    assert 'FitError: Another of the 2 processes of this run has ended or does not answer' in said and 'The run is kept in' in said and 'the same call goes on from there' in said
+    assert same(whole['weights'][0], well(run('text', 'again', 2, way='tune', resume=str(tmp_path/'run')))['weights'][0])
+
+def test_one_that_stands_still_is_given_up(run, tmp_path):
+    broken = run('text', 'broken', 2, way='tune', resume=str(tmp_path/'run'), act={1:('stop', 6)}, timeout=3)
+    assert broken['codes']==[1, -9] and 2<broken['seconds']<20 and 'waited up to 3 s' in broken['said'][0][1]
+
+def test_one_that_fails_says_so(run, tmp_path):
+    broken = run('text', 'broken', 2, way='tune', act={1:('fail', 3)})
+    assert broken['codes']==[1, 1] and 'this process has a fault' in broken['said'][1][1] and 'See what the other one said' in broken['said'][0][1]
+
+def test_a_signal_to_one_stops_both_at_the_same_step(run, tmp_path):
+    whole = well(run('text', 'whole', 2, way='tune'))
+    stopped = run('text', 'stopped', 2, way='tune', resume=str(tmp_path/'run'), every='1h', act={1:('term', 6)})
+    assert stopped['codes']==[143, 143] and 'the same call goes on from there' in stopped['said'][0][1]
+    assert same(whole['weights'][0], well(run('text', 'again', 2, way='tune', resume=str(tmp_path/'run'), every='1h'))['weights'][0])
+
+def test_what_cannot_be_shared_is_refused(run, tmp_path):
+    small = run('text', 'small', 2, way='tune', batch_size=1)
+    assert small['codes']==[1, 1] and 'Batches of 1 cannot be shared among 2 processes. Take batch_size=2 or more' in small['said'][0][1]
+    run('text', 'killed', 2, way='tune', resume=str(tmp_path/'run'), act={r:('kill', 3) for r in (0, 1)})
+    alone = run('text', 'alone', 1, way='tune', resume=str(tmp_path/'run'))
+    assert alone['codes']==[1] and 'processes was 2, is 1' in alone['said'][0][1]
+
+def launch(words, *args, **env):
+    return subprocess.run([sys.executable, '-m', *words, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', **env}, timeout=300)
+
+TORCHRUN = 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'sft_nb'
+ACCELERATE = 'accelerate.commands.launch', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'sft_nb'
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory):
+    toy = get_task('text').toy(tmp_path_factory.mktemp('toy'))
+    return [toy['source'], '--checkpoint', toy['checkpoint'], '--valid', '.25', '--epochs', '2', '--device', 'cpu']
+
+@pytest.mark.parametrize('how', [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=['torchrun', 'accelerate'])
+def test_the_command(toy, tmp_path, how):
+    r = launch(how, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--resume', tmp_path/'run')
+    assert not r.returncode, r.stderr
+    assert r.stdout.count('trained')==1 and r.stderr.count('finetune 2 ')==1 and not (tmp_path/'run').exists()
+    assert {'metrics.json', 'sft.json', 'history.csv', 'report.html'}<={p.name for p in (tmp_path/'two').iterdir()}
+
+@pytest.mark.slow
+def test_the_command_says_a_mistake_once(toy, tmp_path):
+    r = launch(TORCHRUN, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--batch-size', '1')
+    assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
+
+def test_a_single_process_has_no_group():
+    words = ("import sys, sft_nb; assert not {'torch','accelerate'}&sys.modules.keys(); import sft_nb.learner, torch; "
+             "assert 'accelerate' not in sys.modules and not torch.distributed.is_initialized()")
+    assert not subprocess.run([sys.executable, '-c', words]).returncode
