@@ -9,10 +9,11 @@ __all__ = []
 
 # %% ../nbs/90_all.ipynb #6ac4e015
 from .core import (Task, register, all_tasks, get_task, cache_home, SftError, TaskError, DataError, CheckpointError, AssetError, GroupError,
-                         HeadError, FitError, FolderError, MissingExtra)
+                         HeadError, FitError, FolderError, MissingExtra, process_count, process_rank)
 from .assets import *
 from .ctranslate import *
 from .checkpoint import *
+from .distributed import *
 from .rows import *
 from .data import *
 from .pictures import *

@@ -24,7 +24,6 @@ from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder
 from fastai.metrics import AccumMetric
 from fastai.optimizer import Adam
-from fastai.torch_core import to_detach
 from fastai.vision.augment import RandTransform
 from fastcore.basics import patch
 from .core import *
@@ -291,7 +290,7 @@ def lr_find(self:SFTLearner,
 @patch
 def to_detach(self:SFTLearner, b, cpu:bool=True, gather:bool=False):
     "fastai's, without gathering: a shared fit has put the rows together already"
-    return to_detach(b, cpu, False)
+    return Learner.to_detach(self, b, cpu, False)
 
 @patch
 @contextmanager

@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/resume.html.md"""
 __all__ = ['Resume']
 
 # %% ../nbs/10_resume.ipynb #562e0a8c
-import contextlib, hashlib, inspect, itertools, json, math, os, random, signal, sys, tempfile, threading, time
+import contextlib, hashlib, inspect, itertools, json, math, os, random, signal, tempfile, threading, time
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch

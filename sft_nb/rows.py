@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/rows.html.md"""
 __all__ = ['BadRows', 'read_rows']
 
 # %% ../nbs/02a_rows.ipynb #4bca52bc
-import csv, io, json, os, re, sys
+import csv, io, json, os, re
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
