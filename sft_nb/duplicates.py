@@ -26,7 +26,7 @@ class Prints:
     exact:list # Hashes: equal for equal content
     bits:np.ndarray|None=None # `(items, 8)` uint8: perceptual hashes of pictures
     thumbs:np.ndarray|None=None # `(items, d)` float32, each of length 1
-    words:list|None=None # Texts without case, punctuation and doubled spaces
+    words:list|None=None # Texts without case, punctuation other than faces such as :) and doubled spaces
 
 _SIDE = 24
 
@@ -38,9 +38,11 @@ def _picture_print(v, imagehash):
     size = np.linalg.norm(small)
     return hashlib.sha256(f'{im.size}'.encode()+im.tobytes()).hexdigest(),np.packbits(imagehash.phash(im).hash),small/size if size>1e-3 else small*0
 
+_WORD = re.compile(r"[:;=][-'^]?[()\[\]/\\|]+|\w+")
+
 def _plain_words(v):
     parts = v if isinstance(v, (tuple,list)) else [v]
-    return ' | '.join(' '.join(re.findall(r'\w+', str(o).casefold())) for o in parts)
+    return ' | '.join(' '.join(_WORD.findall(str(o).casefold())) for o in parts)
 
 # %% ../nbs/11h_duplicates.ipynb #9daa8e18
 def item_prints(
