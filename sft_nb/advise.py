@@ -132,7 +132,8 @@ def _freezing(f):
     if few: return "freeze='body', learn.fit_head(None), then learn.fine_tune with unfreeze_to= the upper third", \
         f"{f['rows']:,} rows for {f['classes']} classes: many weights overfit few rows; low layers are general and can stay as they are", \
         "Yosinski et al. 2014, arXiv:1411.1792 §1"
-    if f['skill']<.3: return "learn.fine_tune, all layers, and compare_scratch",f"features explain little here (skill {f['skill']:.2f}); on pictures unlike those of pretraining, medical ones, it gained little over training from scratch", \
+    if f['skill']<.3: return "learn.fine_tune, all layers, and compare_scratch",\
+        f"features explain little here (skill {f['skill']:.2f}); on pictures unlike those of pretraining, medical ones, it gained little over training from scratch", \
         "Raghu et al. 2019, arXiv:1902.07208"
     return "learn.fine_tune: the head first, then all layers","under a fresh head the features are distorted while it is learnt; fitted first, it does best on shifted data", \
         "Kumar et al. 2022, arXiv:2202.10054"
@@ -141,9 +142,11 @@ def _regularising(f):
     if f['rows']<2000: yield 'regularise',"sft_learner(dropout=.1), augmentation on, KeepBest; L2SP holds weights near the checkpoint", \
         f"{f['rows']:,} rows against {f['params']:,} parameters", \
         "Li et al. 2018, arXiv:1802.01483"
-    if f['rows']<1000: yield 'epochs',"more epochs with a small rate, several seeds (cross_validate)","on few rows results differ by seed; what helps is a small rate and many steps, for runs fail in optimisation and not for want of rows", \
+    if f['rows']<1000: yield 'epochs',"more epochs with a small rate, several seeds (cross_validate)",\
+        "on few rows results differ by seed; what helps is a small rate and many steps, for runs fail in optimisation and not for want of rows", \
         "Mosbach et al. 2021, arXiv:2006.04884"
-    if f['ratio']>=5: yield 'imbalance',"class_weights='balanced', judge by balanced accuracy",f"the largest class has {f['ratio']:.0f} times the rows of the smallest, and rare events are underestimated", \
+    if f['ratio']>=5: yield 'imbalance',"class_weights='balanced', judge by balanced accuracy",\
+        f"the largest class has {f['ratio']:.0f} times the rows of the smallest, and rare events are underestimated", \
         "King and Zeng 2001, Political Analysis 9:137"
     if f['rows']>=2000: yield 'probabilities',"label_smoothing=.1, or calibrate(learn) afterwards","modern networks are often too sure; smoothing and one temperature both mend it", \
         "Guo et al. 2017, arXiv:1706.04599; Müller et al. 2019, arXiv:1906.02629"
@@ -154,9 +157,9 @@ def suggest(
     "Where to begin: how much to freeze, rates, regularisation, cost"
     f = _facts(dls)
     rows = [('freeze', *_freezing(f)), ('rates', "learn.fine_tune(decay=.8 to .9): each layer group a smaller rate than the one above it",
-             "layers hold different kinds of information; the paper divides by 2.6 from layer to layer of an LSTM, deeper networks need less", "Howard and Ruder 2018, arXiv:1801.06146 §3.2"), *_regularising(f)]
+             "layers hold different kinds of information; the paper divides by 2.6 a layer, here each step is smaller", "Howard and Ruder 2018, arXiv:1801.06146 §3.2"), *_regularising(f)]
     if f['device']=='cpu': rows.append(('compute', "the cache (fit_head, fine_tune) with the body frozen as high as it goes", f"no GPU, {f['cores']} cores: what is frozen is computed once",
                                            "measured in benchmarks/README.md"))
-    elif f['params']>3e8: rows.append(('compute', "add_adapter(learn) (LoRA), Autocast", f"{f['params']:,} parameters: weights, gradients and Adam's two moments of all of them take {16*f['params']/1e9:.0f} GB",
+    elif f['params']>3e8: rows.append(('compute', "add_adapter(learn) (LoRA), Autocast", f"{f['params']:,} parameters: weights, gradients, Adam's moments take {16*f['params']/1e9:.0f} GB",
                                              "Hu et al. 2021, arXiv:2106.09685"))
     return pd.DataFrame(rows, columns=['topic','suggestion','reason','source'])
