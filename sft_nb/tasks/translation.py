@@ -413,7 +413,7 @@ def toy_pairs(
     return dict(source=folder/'pairs.csv', load=dict(valid=.25), checkpoint=str(folder/'marian'), pretrained=True, bad=bad)
 
 # %% ../../nbs/tasks/22_translation.ipynb #578694f9
-_PARTICULAR = re.compile(r'(Matches|Whether)\b')
+_PARTICULAR = re.compile(r'(Add|Choose|Clear|Copy|Create|Delete|Display|Edit|Enter|Export|Hide|Import|Include|Merge|Move|Open|Remove|Rename|Replace|Save|Select|Set|Show|Sort|Use)\s')
 
 def _interface(lang):
     "(English, other language) sentences of the interface, without marks, tags and doubles"
@@ -429,7 +429,7 @@ def _parts(lang, seed):
     special = rows.source.str.match(_PARTICULAR)
     part = rows[special].reset_index(drop=True)
     place = np.random.default_rng(seed).permutation(len(part))/len(part)
-    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.55, place<.7], ['test','valid'], 'train'))
+    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.68, place<.84], ['test','valid'], 'train'))
 
 # %% ../../nbs/tasks/22_translation.ipynb #2c5ea3ec
 class _EpochLine(Callback):
@@ -451,12 +451,12 @@ def _pretrain(general, folder, epochs, seed):
 def translation_demo(
     folder, # Where the tables and the general model go; those that are there already stay
     lang:str='fr', # Language of the targets
-    epochs:int=18, # Of the general model
+    epochs:int=20, # Of the general model
     seed:int=42, # Of the general model and of the split
 )->dict: # source, load, fine_tune: what `sft_nb demo` passes on
     "Sentences of a user interface, and a small Transformer trained on the general part of them"
     from filelock import FileLock
-    out = Path(folder)/f'interface-en-{lang}'
+    out = Path(folder)/f'commands-en-{lang}'
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_suffix('.lock')):
         if not out.exists():
@@ -465,7 +465,7 @@ def translation_demo(
                 general.to_csv(tmp/'general.csv', index=False)
                 particular.to_csv(tmp/'particular.csv', index=False)
                 _pretrain(general, tmp, epochs, seed)
-    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=40, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
+    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=20, base_lr=2e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
 
 # %% ../../nbs/tasks/22_translation.ipynb #fc56e520
 register(Task('translation', 'A sentence → the same in another language', ('source',), 'target', 'hf:Helsinki-NLP/opus-mt-en-fr', 'chrf',
