@@ -48,7 +48,7 @@ def mcnemar(
     only_a,only_b = int((a & ~b).sum()),int((b & ~a).sum())
     return float(binomtest(only_a, only_a+only_b).pvalue) if only_a+only_b else 1.
 
-_LOWER = {*ClassScores.lower, 'loss', 'wer', 'cer', 'error'}
+_LOWER,_NEITHER = {*ClassScores.lower, 'loss', 'wer', 'cer', 'error'},{'length_ratio'}
 
 def _redrawn_pair(ev, other, draws, seed):
     "Metrics of both for the same drawn rows, where a task's score must be computed anew"
@@ -71,7 +71,8 @@ def _both(ev, other, draws, seed):
 
 def _verdict(metric, low, high):
     if not low*high>0: return 'no difference shown'
-    return 'better' if (low>0)!=(metric in _LOWER) else 'worse'
+    if metric in _NEITHER: return 'different'
+    return 'better' if (low>0)!=(metric.removesuffix('_plain') in _LOWER) else 'worse'
 
 def _paired(ev, other, name, draws, seed):
     other = _matched(ev, other)
@@ -90,7 +91,7 @@ def compare(
     other=None, # An `Evaluation` of the same rows, the name of a baseline, or a dict of evaluations by name; None: all baselines
     draws:int|None=None, # None: 1000, and 100 where the score of the task must be computed anew each time
     seed:int=0, # Of the draws
-)->pd.DataFrame: # against, metric, value, other, difference, low, high, p (McNemar, of the accuracy), verdict: 'better', 'worse' or 'no difference shown'
+)->pd.DataFrame: # against, metric, value, other, difference, low, high, p (McNemar, of the accuracy), verdict: 'better', 'worse', 'different' (a length ratio), 'no difference shown'
     "This model against another on the same rows, with 95 % intervals of the differences"
     if other is None or isinstance(other, str): other = self.baselines(None if other is None else [other])
     if isinstance(other, Evaluation): other = {other.on or 'other':other}

@@ -2,10 +2,11 @@
 import io, json, subprocess, sys
 import numpy as np, pandas as pd, pytest, sacrebleu, sentencepiece, torch, transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import sft_nb.compare # gives evaluations their `compare`
 from sft_nb.cache import frozen_cache
-from sft_nb.core import CheckpointError, DataError, FitError, HeadError
+from sft_nb.core import CheckpointError, DataError, FitError, HeadError, get_task
 from sft_nb.data import BadRows, load_data
-from sft_nb.evaluate import evaluate
+from sft_nb.evaluate import Evaluation, evaluate
 from sft_nb.export import load_predictor, save_predictor
 from sft_nb.learner import sft_learner
 from sft_nb.schedule import KeepBest
@@ -296,6 +297,21 @@ def test_scores_are_sacrebleus_own():
     assert s['exact']==.5 and s['placeholders']==0 and s['length_ratio']==pytest.approx(35/38)
     note = translation_signature()
     assert f'version:{sacrebleu.__version__}' in note and 'BLEU nrefs:1|' in note and 'chrF nrefs:1|' in note
+
+def test_intervals_and_comparisons_count_each_row_once(monkeypatch):
+    said = [t if i%3 else t[:len(t)//2] for i,(_,t) in enumerate(PAIRS)]
+    def ev(said): return Evaluation(pd.DataFrame(dict(item=[s for s,_ in PAIRS], target=[t for _,t in PAIRS], prediction=said, correct=False)), get_task('translation'))
+    a,b,n = ev(said),ev([t[::-1] for _,t in PAIRS]),len(PAIRS)
+    weights = np.random.default_rng(0).multinomial(n, [1/n]*n, 20)
+    found = a.scores()(weights)
+    for i,w in enumerate(weights):
+        again = translation_scores(a.rows.iloc[np.repeat(np.arange(n), w)])
+        assert {k:v[i] for k,v in found.items()}==pytest.approx(again)
+    counted = []
+    monkeypatch.setattr(translation, '_kept', lambda t, p: counted.append(t))
+    report,against = a.report(),a.compare(b).set_index('metric')
+    assert len(counted)==3*n and list(report.metric)==['bleu','chrf','exact','length_ratio','placeholders']
+    assert against.verdict['chrf']=='better' and against.low['chrf']<against.difference['chrf']<against.high['chrf']
 
 @pytest.mark.parametrize('target,prediction,kept', [
     ('%s of %d', '%d de %s', True), ('%s', 's', False), ('%(n)d rows', '%(n)d lignes', True), ('{name}', '{nom}', False), ('$HOME', '$HOME', True),

@@ -184,7 +184,7 @@ def stamps_demo(
 register(Task('image_text', 'A picture and a text → its class, or several', ('image','text'), 'label', 'pip:efficientnet-lite0+pip:all-minilm-l6-v2', 'accuracy',
     check_rows=check_captions, make_loaders=caption_loaders, make_model=image_text_model, item_loader=caption_item_loader,
     save_model=save_image_text_model, load_model=load_image_text_model, demo=stamps_demo, toy=toy_captions, any_input=True, needs=('transformers',),
-    recipe=dict(epochs=2, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7),
+    recipe=dict(epochs=0, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7),
     options=dict(size="side of the square that the picture tower sees, in pixels; default the checkpoint's", resize="'crop' (as timm evaluates), 'pad' or 'squish'",
                  max_length='tokens after which a text is cut; default as the checkpoint was trained',
                  pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")))

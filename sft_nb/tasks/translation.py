@@ -6,7 +6,7 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/translation.html.md"""
 
 # %% auto #0
 __all__ = ['PairCoder', 'pair_coder', 'check_pairs', 'odd_pairs', 'translation_loaders', 'pair_item_loader', 'pair_lengths',
-           'pair_targets', 'translation_model', 'save_translation_model', 'load_translation_model',
+           'pair_targets', 'translation_model', 'save_translation_model', 'load_translation_model', 'translation_parts',
            'translation_scores', 'translation_signature', 'sentence_pieces', 'small_marian', 'toy_pairs',
            'translation_demo']
 
@@ -27,6 +27,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from ..core import *
 from ..data import _ReadTarget, _batch_size
+from ..metrics import SumScores, bleu_sums, joined
 from ..sequences import *
 from ..texts import TextCoder, _ReadTokens, _config, _fingerprint, _length, _limit, _text_problem
 
@@ -311,30 +312,36 @@ def load_translation_model(
 # %% ../../nbs/tasks/22_translation.ipynb #70c6eab7
 _MARK = re.compile(r'%(?:\([^)]*\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?[sdfrixXeg]|\{[^{}]*\}|\$[A-Za-z_]\w*')
 
-def _metrics():
-    sacrebleu = need('sacrebleu', 'translation')
-    return sacrebleu.BLEU(),sacrebleu.CHRF()
-
 def _kept(target, prediction):
     "Whether the marks of the target are those of the prediction; None where there are none"
     marks = sorted(_MARK.findall(target))
     return sorted(_MARK.findall(prediction))==marks if marks else None
 
+def _ratios(sums):
+    rows,same,long,wanted,marked,kept = sums
+    return dict(exact=same/max(1, rows), length_ratio=long/max(1, wanted), placeholders=kept/marked if marked else 1.)
+
+def translation_parts(
+    rows:pd.DataFrame, # With `target` and `prediction`
+)->SumScores: # The metrics of `translation_scores`, as they follow from sums over rows
+    "What sacrebleu counts in each row, and the row's lengths and marks"
+    targets,said = list(rows.target),list(rows.prediction)
+    kept = list(map(_kept, targets, said))
+    return joined(bleu_sums(targets, said), SumScores([(1, t==s, len(s), len(t), k is not None, bool(k)) for t,s,k in zip(targets, said, kept)], _ratios))
+
 def translation_scores(
     rows:pd.DataFrame, # With `target` and `prediction`
 )->dict: # bleu, chrf (0 to 100), exact, length_ratio, placeholders (1. where no target has one)
     "How near the predictions are to the targets"
-    targets,said = list(rows.target),list(rows.prediction)
-    bleu,chrf = (m.corpus_score(said, [targets]).score for m in _metrics())
-    kept = [o for o in map(_kept, targets, said) if o is not None]
-    return dict(bleu=bleu, chrf=chrf, exact=float(np.mean([a==b for a,b in zip(targets, said)])), length_ratio=sum(map(len, said))/max(1, sum(map(len, targets))),
-                placeholders=float(np.mean(kept)) if kept else 1.)
+    parts = translation_parts(rows)
+    return {k:float(v) for k,v in parts.score(parts.sums.sum(0)).items()}
 
 def translation_signature(
     spec=None, # Taken for the sake of `Task.score_note`
 )->str: # Both signatures
     "How BLEU and chrF are counted"
-    metrics = _metrics()
+    sacrebleu = need('sacrebleu', 'translation')
+    metrics = sacrebleu.BLEU(),sacrebleu.CHRF()
     for m in metrics: m.corpus_score(['a'], [['a']])
     return ' '.join(f'{n} {m.get_signature()}' for n,m in zip(('BLEU','chrF'), metrics))
 
@@ -406,7 +413,7 @@ def toy_pairs(
     return dict(source=folder/'pairs.csv', load=dict(valid=.25), checkpoint=str(folder/'marian'), pretrained=True, bad=bad)
 
 # %% ../../nbs/tasks/22_translation.ipynb #578694f9
-_PARTICULAR = re.compile(r'(Matches|Whether)\b')
+_PARTICULAR = re.compile(r'(Add|Choose|Clear|Copy|Create|Delete|Display|Edit|Enter|Export|Hide|Import|Include|Merge|Move|Open|Remove|Rename|Replace|Save|Select|Set|Show|Sort|Use)\s')
 
 def _interface(lang):
     "(English, other language) sentences of the interface, without marks, tags and doubles"
@@ -422,7 +429,7 @@ def _parts(lang, seed):
     special = rows.source.str.match(_PARTICULAR)
     part = rows[special].reset_index(drop=True)
     place = np.random.default_rng(seed).permutation(len(part))/len(part)
-    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.55, place<.7], ['test','valid'], 'train'))
+    return rows[~special].reset_index(drop=True),part.assign(split=np.select([place<.68, place<.84], ['test','valid'], 'train'))
 
 # %% ../../nbs/tasks/22_translation.ipynb #2c5ea3ec
 class _EpochLine(Callback):
@@ -444,12 +451,12 @@ def _pretrain(general, folder, epochs, seed):
 def translation_demo(
     folder, # Where the tables and the general model go; those that are there already stay
     lang:str='fr', # Language of the targets
-    epochs:int=18, # Of the general model
+    epochs:int=20, # Of the general model
     seed:int=42, # Of the general model and of the split
 )->dict: # source, load, fine_tune: what `sft_nb demo` passes on
     "Sentences of a user interface, and a small Transformer trained on the general part of them"
     from filelock import FileLock
-    out = Path(folder)/f'interface-en-{lang}'
+    out = Path(folder)/f'commands-en-{lang}'
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_suffix('.lock')):
         if not out.exists():
@@ -458,13 +465,13 @@ def translation_demo(
                 general.to_csv(tmp/'general.csv', index=False)
                 particular.to_csv(tmp/'particular.csv', index=False)
                 _pretrain(general, tmp, epochs, seed)
-    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=40, base_lr=4e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
+    return dict(source=out/'particular.csv', load=dict(checkpoint=str(out/'general')), fine_tune=dict(epochs=20, base_lr=2e-3, decay=.9, head_lr=1e-3, freeze_epochs=4))
 
 # %% ../../nbs/tasks/22_translation.ipynb #fc56e520
 register(Task('translation', 'A sentence → the same in another language', ('source',), 'target', 'hf:Helsinki-NLP/opus-mt-en-fr', 'chrf',
     check_rows=check_pairs, make_loaders=translation_loaders, make_model=translation_model, item_loader=pair_item_loader,
     save_model=save_translation_model, load_model=load_translation_model, demo=translation_demo, toy=toy_pairs, classes=False,
-    make_loss=sequence_loss, make_metrics=_training_metrics, decode=_decode, score=translation_scores, make_targets=pair_targets, lengths=pair_lengths,
+    make_loss=sequence_loss, make_metrics=_training_metrics, decode=_decode, score=translation_scores, parts=translation_parts, make_targets=pair_targets, lengths=pair_lengths,
     row_losses=partial(sequence_losses, loader=partial(pair_item_loader, labelled=True)), score_note=translation_signature,
     recipe=dict(epochs=3, base_lr=4e-4, decay=.9, head_lr=2e-4), extra='translation', needs=('sacrebleu','sentencepiece'),
     options=dict(source_lang="code of the source's language, where the checkpoint is for several", target_lang="code of the target's language, where the checkpoint is for several",
