@@ -1,7 +1,7 @@
 # make demo       the main job on the packaged data, in a fresh .venv
 # make test       all checks and tests, in .venv
 # make check      the same in the current environment
-# make test-slow  the long tests
+# make test-slow  the long tests, then test-lowest
 # make test-lowest  the tests with the lowest versions that settings.ini allows, in .venv-lowest
 # make docs      the site, in _docs/; make preview also serves it
 # make fix        export, clean and README again after an edit of a notebook
@@ -28,6 +28,7 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory check-slow BIN=$(VENV)/bin/
+	@$(MAKE) --no-print-directory test-lowest
 
 # BIN is empty for the current environment, else a path that ends in a slash
 check:
@@ -42,9 +43,10 @@ check-slow:
 	@tools/chromium
 	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
 
-test-lowest:
+test-lowest: $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)-lowest
 	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
+	@tools/chromium
 	@tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -m "not slow"
 
 fix:

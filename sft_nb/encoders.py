@@ -14,6 +14,7 @@ __all__ = ['FAMILIES', 'pool_tokens', 'text_groups', 'TextModel']
 import inspect, itertools, json, math
 from dataclasses import dataclass
 from functools import partial
+from fastcore.basics import patch
 from typing import Callable
 import torch
 from torch import nn
@@ -229,7 +230,7 @@ class TextModel(SFTModel):
     "A transformers network with pooling and a head, or with the classifier of the library"
     def __init__(self, net, groups, head=None, example=(), pooling='mean', dropout=0.):
         super().__init__(net, groups, head, example)
-        self.pooling,self.dropout = pooling,dropout
+        self.pooling,self.dropout,self.usual = pooling,dropout,None
         self.more = dict(use_cache=False) if getattr(net.config, 'use_cache', None) else {}
         self.cut = _cuts(self)
 
@@ -240,8 +241,18 @@ class TextModel(SFTModel):
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
     def forward(self, *x):
         if 'border' in x[0]: return self.suffix(x[0]['border'], x[0]['h'])
-        if self.cut and self.checkpointing and torch.is_grad_enabled(): return self.suffix(0, *x)
+        if self.cut and self.recomputes(x[0]): return self.suffix(0, *x)
         return self.net(**x[0], **self.more).logits if self.head is None else self.top(self.features(*x))
+
+# %% ../nbs/05a_encoders.ipynb #68f908e4
+@patch
+def recomputes(
+    self:TextModel,
+    h, # Tokens, or what enters a group: dicts of tensors `(batch, token, …)`
+)->bool: # Of all batches or of none, as `checkpointing` says; None: of those that are more than three times as long as `usual`
+    "Whether activations are computed again in the backward pass"
+    if self.checkpointing is not None or not self.usual or not isinstance(h, dict): return bool(self.checkpointing) and torch.is_grad_enabled()
+    return torch.is_grad_enabled() and next(o.shape[1] for o in (h.get('hidden'), h.get('input_ids')) if o is not None)>3*self.usual
 
 # %% ../nbs/05a_encoders.ipynb #8a42e298
 def _no_pooler(spec):

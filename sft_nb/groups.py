@@ -95,7 +95,7 @@ class SFTModel(nn.Module):
     ):
         super().__init__()
         self.net,self.head,self.example = net,head,example
-        self.only,self.adapter,self.checkpointing,self.temperature = None,None,False,1.
+        self.only,self.adapter,self.checkpointing,self.temperature = None,None,None,1.
         self.groups = self._settle(groups)
         self._place = self._place_modules()
 
@@ -367,12 +367,19 @@ def _same_stats(model):
         for m,v in norms.items(): m.momentum = v
 
 @patch
+def recomputes(self:SFTModel,
+    h, # What enters the pieces, as `suffix` takes it
+)->bool: # `checkpointing` where it is set; None: no
+    "Whether activations are computed again in the backward pass"
+    return bool(self.checkpointing) and torch.is_grad_enabled()
+
+@patch
 def suffix(self:SFTModel,
     border:int, # Index of a group, one of `borders()`
     h, # What `prefix` gave
 ):  # The output of the model
     "The output of the model from what enters group `border`"
-    again = self.checkpointing and torch.is_grad_enabled()
+    again = self.recomputes(h)
     for i,f in self.stages():
         if i<border: continue
         h = checkpoint(f, h, use_reentrant=False, context_fn=lambda: (nullcontext(), _same_stats(self))) if again else f(h)

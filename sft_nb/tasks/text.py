@@ -84,6 +84,11 @@ def _assemble(spec, net, head, dropout):
     return TextModel(net, groups, top, (example,), spec.preprocess['pooling'], dropout if parse_head(head)[0]=='linear' else 0.)
 
 # %% ../../nbs/tasks/21_text.ipynb #02cfa3ba
+def _usual(spec):
+    "Mean tokens of the texts trained on, as they are cut"
+    if spec.rows is None or 'tokens' not in spec.rows: return None
+    return float(spec.rows.tokens[spec.rows.split=='train'].clip(upper=spec.preprocess['max_length']).mean())
+
 def _check_head(head):
     if isinstance(head, str) and head=='hf': return
     if parse_head(head)[0]=='flatten':
@@ -100,7 +105,9 @@ def text_model(
 )->TextModel: # A dict of `input_ids` and `attention_mask` `(batch, token)` -> `(batch, classes)` scores
     "A transformers network with a new output layer"
     _check_head(head)
-    return _assemble(spec, _net(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
+    model = _assemble(spec, _net(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
+    model.usual = _usual(spec)
+    return model
 
 # %% ../../nbs/tasks/21_text.ipynb #0a63cadf
 def save_text_model(
