@@ -205,25 +205,36 @@ def _history_csv(history):
     return text.getvalue()
 
 # %% ../nbs/19_cli.ipynb #4ff6d5a7
-def _report(learn, ev, metrics, settings):
+def _report(learn, ev, metrics, settings, against=None):
     "The page that shows the run"
     from sft_nb.report import report_html
     spec = learn.spec
     tables = {'Metrics with 95 % intervals':ev.report()}
     if spec.task.classes: tables['Classes'] = ev.report(by_class=True)
+    if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.classes and not spec.multi_label else None
     shown = [*spec.task.inputs, 'item', 'target', 'prediction', 'probability', 'loss']
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
                        ev.worst(12)[shown], tuple(o for o in spec.task.inputs if o=='image'), settings)
 
-def _write_run(out, learn, ev, metrics, settings, overwrite=False):
+def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None):
     "The saved folder with its report, all at once"
     from sft_nb.export import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
         save_predictor(learn, tmp, overwrite=True, metrics=ev.metrics)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
-        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings))
+        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
+
+# %% ../nbs/19_cli.ipynb #0070c5ae
+def _interval_text(ev, name): return '{value:.3f} ({low:.3f} to {high:.3f})'.format(**ev.report().set_index('metric').loc[name])
+
+def _against(ev, untuned):
+    "All metrics against those before training, and a line on the metric of the task"
+    importlib.import_module('sft_nb.compare') # gives evaluations their `compare`
+    table,name = ev.compare({'untuned':untuned}),ev.task.metric
+    d = table.set_index('metric').loc[name]
+    return table,f"{name} untuned {_interval_text(untuned, name)}, trained {_interval_text(ev, name)}, difference {d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f}): {d.verdict}"
 
 # %% ../nbs/19_cli.ipynb #1bf1ba42
 def _note(spec):
@@ -248,21 +259,23 @@ def _resume(folder):
     from sft_nb.resume import Resume
     return Resume(folder)
 
-def _run(a, task, source, out, load, fit, overwrite=False):
-    "From data to the saved folder; returns the line that is printed last"
+def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
+    "From data to the saved folder; returns what is printed last"
     from sft_nb.evaluate import evaluate
     from sft_nb.learner import sft_learner
     start = time.perf_counter()
     dls = _load(a, task, source, **load)
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
+    before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, task, fit)
     seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
-    metrics = _metrics(learn, ev, seconds)
-    _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite)
+    metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
+    if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
+    _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite, table)
     if a.resume: learn.resume.clear()
-    return (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
+    return (f"{line}\n" if line else '') + (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
             f"{time.perf_counter()-start:.0f} s · {out}/")
 
 def _finetune(a):
@@ -280,7 +293,8 @@ def _demo(a):
     from sft_nb.distributed import first_then_all, join_processes
     join_processes(a.device=='cpu')
     demo = first_then_all(lambda: task.demo(folder))
-    return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours)
+    if a.keep_best is None: a.keep_best = demo.get('keep_best')
+    return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours, demo.get('untuned', False))
 
 # %% ../nbs/19_cli.ipynb #33301705
 def _items(given, task):

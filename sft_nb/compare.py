@@ -48,7 +48,7 @@ def mcnemar(
     only_a,only_b = int((a & ~b).sum()),int((b & ~a).sum())
     return float(binomtest(only_a, only_a+only_b).pvalue) if only_a+only_b else 1.
 
-_LOWER,_NEITHER = {*ClassScores.lower, 'loss', 'wer', 'cer', 'error'},{'length_ratio'}
+_LOWER,_NEITHER = {*ClassScores.lower, 'loss', 'wer', 'cer', 'wer_plain', 'cer_plain', 'error'},{'length_ratio'}
 
 def _redrawn_pair(ev, other, draws, seed):
     "Metrics of both for the same drawn rows, where a task's score must be computed anew"

@@ -182,7 +182,7 @@ class Task:
     item_loader:Callable # (spec, rows, batch_size) -> a fastai DataLoader of inputs alone, in the order of `rows`
     save_model:Callable # (model, spec, folder): weights, config and preprocessing files
     load_model:Callable # (spec, folder, head) -> `SFTModel`; `head` as it was given to `sft_learner`
-    demo:Callable # (folder) -> dict(source=…, load={…}, fine_tune={…}): the packaged data of `sft_nb demo`
+    demo:Callable # (folder) -> dict(source=…, load={…}, fine_tune={…}): the packaged data of `sft_nb demo`; untuned=True: evaluate before training too; keep_best: as on the command line
     toy:Callable # (folder) -> dict(source=…, checkpoint=…, bad=…): a tiny model and data, made on the spot, for the contract tests
     maximise:bool=True # Whether more of `metric` is better
     classes:bool=True # Whether the target is a class (else a sequence)

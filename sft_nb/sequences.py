@@ -289,13 +289,14 @@ def sequence_losses(
     rows:pd.DataFrame, # With the target
     batch_size:int=64, # Items a step
     loader=None, # (spec, rows, batch_size) -> batches of inputs with labels, in the order of `rows`
+    each=token_losses, # (scores, labels) -> `(batch,)`
 )->np.ndarray: # `(rows,)` in nats
-    "Mean cross-entropy of the tokens of each target"
+    "Loss of each row: the mean cross-entropy of the tokens of its target, where `each` says nothing else"
     dev,was,out = next(model.parameters()).device,model.training,[]
     model.eval()
     try:
         with torch.no_grad():
-            for x,y in loader(spec, rows, batch_size): out.append(token_losses(model(to_device(x, dev)), to_device(y, dev)).cpu())
+            for x,y in loader(spec, rows, batch_size): out.append(each(model(to_device(x, dev)), to_device(y, dev)).cpu())
     finally: model.train(was)
     return torch.cat(out).numpy() if out else np.zeros(0)
 

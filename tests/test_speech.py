@@ -142,6 +142,39 @@ def test_other_families_are_refused(toy, tmp_path):
     net.save_pretrained(tmp_path/'other')
     with pytest.raises(CheckpointError, match='Valid for speech: Whisper, and CTC models'): data(toy, checkpoint=str(tmp_path/'other'))
 
+def test_losses_a_row_of_both_kinds(toy, ctc):
+    for kw in (dict(), dict(checkpoint=ctc)):
+        learn = sft_learner(data(toy, **kw))
+        ev,net = evaluate(learn, 'train'),learn.model.net.eval()
+        assert len(ev.top_losses(3)[0])==3 and ev.worst(1).loss.iloc[0]==ev.rows.loss.max()
+        for r in ev.rows[:4].itertuples():
+            x,y = next(iter(speech._item_loader(learn.spec, pd.DataFrame(dict(audio=[r.audio], text=[r.target])), 1, labelled=True)))
+            with torch.no_grad(): want = net(**{k:v for k,v in x.items() if k in ('input_features','input_values','attention_mask')}, labels=y).loss
+            assert r.loss==pytest.approx(want.item()/(y.shape[1] if kw else 1), rel=1e-4)
+
+def test_intervals_come_from_sums(toy):
+    rows = pd.DataFrame(dict(target=['one two','ten','go on now','six'], prediction=['one to','ten','go now','six six']))
+    parts,w = speech.speech_parts(rows),np.array([[1,0,2,1],[1,1,1,1]])
+    for k,v in parts(w).items(): assert v==pytest.approx([speech.speech_scores(rows.iloc[np.repeat(range(4), o)])[k] for o in w])
+
+def test_fewer_errors_are_better_by_every_rate(toy):
+    ev = evaluate(sft_learner(data(toy)))
+    ev.rows['item'] = range(len(ev))
+    right = type(ev)(ev.rows.assign(prediction=ev.rows.target), ev.task)
+    assert set(right.compare(ev).verdict)=={'better'} and set(ev.compare(ev).verdict)=={'no difference shown'}
+
+def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+    from sft_nb import core
+    from sft_nb.cli import main
+    demo = dict(source=toy['source'], load=dict(checkpoint=toy['checkpoint'], valid=.25), fine_tune=dict(freeze_epochs=1), untuned=True, keep_best=False)
+    monkeypatch.setitem(core._tasks, 'speech', replace(core.get_task('speech'), demo=lambda folder: demo))
+    assert main(['demo','speech','--out',str(tmp_path/'out')])==0
+    first,last = capsys.readouterr().out.splitlines()
+    metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    assert first.startswith(f"wer untuned {metrics['untuned_wer']:.3f} (") and first.split(': ')[-1] in ('better','worse','no difference shown')
+    assert last.startswith(f"wer {metrics['wer']:.3f} ·") and 'Against the untuned model' in (tmp_path/'out'/'report.html').read_text()
+
 @pytest.mark.slow
 def test_the_packaged_whisper_writes_what_its_runtime_writes(one_thread):
     ct = pytest.importorskip('ctranslate2')

@@ -8,7 +8,7 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/speech.html.md"""
 __all__ = ['normalised', 'speech_parts', 'speech_scores', 'speech_note', 'small_whisper', 'toy_sounds', 'check_speech',
            'SpeechCoder', 'speech_coder', 'SpeechDL', 'speech_loaders', 'speech_item_loader', 'speech_train_loader',
            'speech_lengths', 'speech_targets', 'speech_model', 'save_speech_model', 'load_speech_model', 'speech_loss',
-           'prompts_demo']
+           'speech_losses', 'prompts_demo']
 
 # %% ../../nbs/tasks/23_speech.ipynb #d2d8ec41
 """
@@ -19,7 +19,7 @@ transformers would. Models are judged by the word error rate of what they write.
 
 # %% ../../nbs/tasks/23_speech.ipynb #c025c09c
 import re, sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
@@ -356,9 +356,10 @@ def _speech_loaders(spec, coder, labels, seconds, batch_size):
     dls = [SpeechDL(dsets.subset(i), ear, res=[seconds[j] for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
 
-def _item_loader(spec, rows, batch_size, positions):
+def _item_loader(spec, rows, batch_size, positions=None, labelled=False):
     coder = speech_coder(spec)
-    dset = Datasets(list(range(len(rows))), [[_ReadSound(list(rows['audio']), coder)]])
+    parts = [[_ReadSound(list(rows['audio']), coder)], *([[_ReadTarget(coder.labels(list(rows['text'])))]] if labelled else [])]
+    dset = Datasets(list(range(len(rows))), parts)
     return SpeechDL(dset, _Window(coder, positions), by_length=False, res=[0]*len(rows), bs=batch_size, shuffle=False, num_workers=0, device=default_device())
 
 def speech_item_loader(
@@ -367,7 +368,7 @@ def speech_item_loader(
     batch_size:int=64, # Items a step; at most 16 are taken
 )->SpeechDL: # Batches of sounds alone, in the order of `rows`, heard whole
     "A loader for prediction"
-    return _item_loader(spec, rows, min(batch_size, 16), None)
+    return _item_loader(spec, rows, min(batch_size, 16))
 
 def speech_train_loader(
     spec, # `preprocess` as training left it
@@ -472,7 +473,20 @@ def _decode(spec, out):
 
 def _training_metrics(spec): return written_metrics(spec, ('wer','cer'), speech_scores, lambda y: speech_coder(spec).say(y.cpu()))
 
+# %% ../../nbs/tasks/23_speech.ipynb #91194db1
+def speech_losses(
+    model, # A `WhisperModel` or a `CTCModel`
+    spec, # What `load_data` or a saved folder knows
+    rows:pd.DataFrame, # With `audio` and `text`
+    batch_size:int=64, # Items a step; at most 16 are taken
+)->np.ndarray: # `(rows,)` in nats a token or letter
+    "Loss of each row"
+    each = token_losses if spec.preprocess['kind']=='whisper' else partial(ctc_row_losses, blank=_blank(spec))
+    return sequence_losses(model, spec, rows, min(batch_size, 16), partial(_item_loader, labelled=True), each)
+
 # %% ../../nbs/tasks/23_speech.ipynb #cd8ba89b
+_RECIPE = dict(epochs=0, freeze_epochs=3, head_lr=1e-4)
+
 def _transcripts(lines):
     "(name, what is said) of each line; remarks in brackets are left out"
     for line in lines:
@@ -482,7 +496,7 @@ def _transcripts(lines):
 def prompts_demo(
     folder, # Where the table goes; one that is there already stays
     longest:float=10., # Seconds; longer prompts are left out
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+)->dict: # source, load, fine_tune, untuned, keep_best: what `sft_nb demo` passes on
     "Telephone prompts and what they say"
     import gzip
     from sft_nb.assets import fetch
@@ -491,13 +505,13 @@ def prompts_demo(
     rows = [(str(sounds/f'{n}.wav'), t, normalised(t)) for n,t in said.items() if (sounds/f'{n}.wav').is_file() and normalised(t)]
     rows = [o for o in rows if sound_seconds(o[0])<=longest]
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
-    return dict(source=out, load=dict(valid=.2, group='words'), fine_tune=dict(epochs=0, freeze_epochs=3, head_lr=2e-5))
+    return dict(source=out, load=dict(valid=.2, group='words'), fine_tune=dict(_RECIPE), untuned=True, keep_best=False)
 
 # %% ../../nbs/tasks/23_speech.ipynb #ed021bca
 register(Task('speech', 'A sound → what is said', ('audio',), 'text', 'pip:whisper-tiny.en', 'wer',
     check_rows=check_speech, make_loaders=speech_loaders, make_model=speech_model, item_loader=speech_item_loader, train_loader=speech_train_loader,
     save_model=save_speech_model, load_model=load_speech_model, demo=prompts_demo, toy=toy_sounds, maximise=False, classes=False,
-    make_loss=speech_loss, make_metrics=_training_metrics, decode=_decode, score=speech_scores, parts=speech_parts, score_note=speech_note, make_targets=speech_targets,
-    lengths=speech_lengths, recipe=dict(epochs=0, freeze_epochs=3, head_lr=2e-5), extra='speech', needs=('soundfile','soxr','jiwer'),
+    make_loss=speech_loss, make_metrics=_training_metrics, decode=_decode, score=speech_scores, parts=speech_parts, row_losses=speech_losses, score_note=speech_note, make_targets=speech_targets,
+    lengths=speech_lengths, recipe=_RECIPE, extra='speech', needs=('soundfile','soxr','jiwer'),
     options=dict(window="seconds that a Whisper hears in training; default the longest clip; 'whole' for all it can", language='code of the language, where the checkpoint is for several',
                  num_beams='beams of the search that writes; default 1, greedy', max_seconds='longer clips are bad rows; default what a Whisper hears, 30 for others')))
