@@ -12,7 +12,7 @@ __all__ = ['evaluate', 'Evaluation']
 
 # %% ../nbs/11_evaluate.ipynb #df37e69d
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from fastai.torch_core import to_device
 from .cache import _order
 from .core import *
 from .evaluation import Evaluation
+from .lazy import is_lazy
 from .metrics import _codes, _names
 
 _all_ = ['Evaluation']
@@ -188,11 +189,36 @@ _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.inputs) if c in rows]
     more = [c for c in rows if c not in (*first, spec.task.target, 'split', 'row', 'problem_')]
-    frame = pd.DataFrame({**{c:list(rows[c]) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
-                          **{f'data_{c}' if c in (*first, *_COLUMNS) else c:list(rows[c]) for c in more}})
+    def cells(c): return rows[c].array if is_lazy(rows[c]) else list(rows[c])
+    frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
+                          **{f'data_{c}' if c in (*first, *_COLUMNS) else c:cells(c) for c in more}})
     out = Evaluation(_back(frame, place), spec.task, spec.vocab, spec.multi_label, _back(probs, place), on, spec if len(spec.rows) else None)
     out.made_by = weakref.ref(learn)
     return out
+
+# %% ../nbs/11_evaluate.ipynb #75e41755
+_PART = 8192
+
+def _one_part(learn, rows, batch_size, keep, on):
+    model,spec = _parts(learn)
+    rows,place = _together(spec, rows)
+    if spec.task.decode: cols,probs = _sequence_columns(model, spec, rows, batch_size),None
+    else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
+    return _evaluation(learn, rows, cols, spec, probs, on, place)
+
+def _in_parts(learn, rows, batch_size, keep, on, out):
+    "An `Evaluation` of rows; of lazy ones part after part"
+    from sft_nb.tables import parquet_parts
+    size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.inputs if c in rows) else len(rows),[]
+    with nullcontext(made.append) if out is None else parquet_parts(out) as append:
+        for at in range(0, len(rows), size):
+            ev = _one_part(learn, rows.iloc[at:at+size], batch_size, keep, on)
+            append(ev)
+            if out is not None: made.append(ev)
+    if len(made)>1:
+        made[0].rows = pd.concat([o.rows for o in made], ignore_index=True)
+        made[0].probabilities = None if made[0].probabilities is None else np.concatenate([o.probabilities for o in made])
+    return made[0]
 
 # %% ../nbs/11_evaluate.ipynb #af850c6f
 def evaluate(
@@ -203,21 +229,20 @@ def evaluate(
     input=None, # Column of the input in other data; None: the task's own name
     target:str|None=None, # Column of the target in other data; None: the task's own name
     bad:str='raise', # Other data: 'raise' lists all bad rows, 'skip' leaves them out
+    lazy:bool|None=None, # Other data: as in `load_data`
+    out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
 )->Evaluation: # One row an item, in the order of the data
     "Predict all rows, in batches, and keep what is needed to look at them"
     if isinstance(learn, (str,Path,pd.DataFrame)):
         from sft_nb.tables import evaluate_table
         return evaluate_table(learn)
     model,spec = _parts(learn)
-    batch_size,task = batch_size or 64,spec.task
+    batch_size = batch_size or 64
     if keep is None: keep = len(spec.vocab)<=100
     own = isinstance(on, str) and on in _SPLITS
     if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
-    rows = _split_rows(spec, on) if own else _read(on, spec, bad, input=input, target=target)[0]
+    rows = _split_rows(spec, on) if own else _read(on, spec, bad, input=input, target=target, lazy=lazy)[0]
     if not len(rows): raise DataError("There is no row to evaluate. Pass data with at least one usable row.")
-    rows,place = _together(spec, rows)
-    if task.decode: cols,probs = _sequence_columns(model, spec, rows, batch_size),None
-    else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
-    return _evaluation(learn, rows, cols, spec, probs, on if own else 'other data', place)
+    return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)

@@ -26,6 +26,7 @@ from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
 from .core import *
 from .data import DataSpec, _batch_size, _targets
+from .lazy import column_cells
 
 # %% ../nbs/03a_pictures.ipynb #58dd345b
 class PictureError(DataError):
@@ -242,7 +243,7 @@ def picture_loaders(
     square = _square(spec, size, resize)
     sides = [list(map(int, spec.rows.index[spec.rows.split==s])) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
-    dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(list(spec.rows['image']), square)], _targets(spec)], splits=sides)
+    dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(column_cells(spec.rows['image']), square)], _targets(spec)], splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 64),_num_workers(num_workers, len(spec.rows))
     dls = [_loader(dsets.subset(i), bs, workers, _batch_tfms(square, _augmentation(augment) if i==0 else ()), spec.seed, shuffle=i==0,
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
@@ -260,7 +261,7 @@ def picture_item_loader(
 )->TfmdDL: # Batches of pictures alone, in the order of `rows`
     "A loader for prediction"
     square = picture_transform(spec)
-    dset = Datasets(list(range(len(rows))), [[_ReadInput(list(rows['image']), square)]])
+    dset = Datasets(list(range(len(rows))), [[_ReadInput(column_cells(rows['image']), square)]])
     return _loader(dset, batch_size, 0, _batch_tfms(square), spec.seed, device=default_device())
 
 # %% ../nbs/03a_pictures.ipynb #01718cd0
