@@ -31,6 +31,7 @@ Modules:
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
+- `sft_nb.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from .core import *
 from .safe import *
 from .groups import SFTModel
+from .lazy import rows_folder
 from .learner import SFTLearner, seeded
 
 # %% ../nbs/07_cache.ipynb #a92b6c41
@@ -216,10 +217,12 @@ def cache_info()->pd.DataFrame: # One row an entry: key, task, border, rows, mb,
 def clear_cache(
     key:str|None=None, # Beginning of the keys to remove; None: all
 )->int: # Number of entries that were removed
-    "Remove cached activations"
+    "Remove cached activations; without a key also unpacked tables"
     gone = [d for d in _entries() if key is None or d.name.startswith(key)]
     for d in gone: shutil.rmtree(d, ignore_errors=True)
-    if key is None: _sweep()
+    if key is None:
+        _sweep()
+        shutil.rmtree(rows_folder(), ignore_errors=True)
     return len(gone)
 
 # %% ../nbs/07_cache.ipynb #54023ad4

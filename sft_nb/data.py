@@ -321,9 +321,9 @@ def _correct(rows, given, task, multi=False, delim=None):
     return rows.assign(**{t:pd.Series(targets, index=rows.index, dtype=object)}).drop(index=list(out)).reset_index(drop=True)
 
 # %% ../nbs/03_data.ipynb #07d88ceb
-def _gather(task, source, valid, input, target, group, label_delim, exclude):
+def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None):
     "(rows, several labels?, what was read), with the rows of `valid` where it is data"
-    frame,base,what = _read_source(source, task)
+    frame,base,what = _read_source(source, task, lazy=lazy)
     rows,multi = _normalise(frame, base, _columns(frame, task, input, target, group, True, what), task, label_delim)
     late = not isinstance(valid, (int,float)) and not _is_mask(exclude)
     if not late: rows = _exclude(rows, exclude)
@@ -331,7 +331,7 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude):
     if isinstance(valid, (int,float)): return rows,multi,what
     if 'split' in rows and (rows.split=='valid').any():
         raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Leave one of them out.")
-    vframe,vbase,vwhat = _read_source(_one_side(valid), task)
+    vframe,vbase,vwhat = _read_source(_one_side(valid), task, lazy=lazy)
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     held,vmulti = _normalise(vframe, vbase, _columns(vframe, task, input, target, group, True, vwhat), task, label_delim, prefix)
     if 'split' not in rows: rows['split'] = 'train'
@@ -396,7 +396,7 @@ def _check_arguments(task, valid, bad, max_items, options):
     if max_items is not None and (not isinstance(max_items, int) or max_items<2):
         raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
 
-_ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim exclude corrections'.split()
+_ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim exclude corrections lazy'.split()
 
 # %% ../nbs/03_data.ipynb #6aab1fb9
 def load_data(
@@ -418,6 +418,7 @@ def load_data(
     label_delim:str|None=None, # What stands between several labels in a cell; lists need none
     exclude=None, # Items to leave out: names as in `rows.item`, or a mask over the rows
     corrections=None, # What `Marks` keeps: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
+    lazy:bool|None=None, # Leave the inputs of a Parquet file or a `Dataset` where they are until they are asked for; None: where they take more than 64 MB
     **options, # Those of the task: `get_task(name).options`
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` of them"
@@ -426,7 +427,7 @@ def load_data(
     join_processes()
     task = get_task(task)
     _check_arguments(task, valid, bad, max_items, options)
-    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude)
+    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy)
     rows = _correct(rows, corrections, task, multi, label_delim)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items, **options)
     if input is not None: settings['input'] = input

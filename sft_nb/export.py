@@ -24,6 +24,8 @@ from .core import _umask
 from .safe import *
 from .checkpoint import open_checkpoint
 from .data import DataSpec
+from .lazy import dataset_frame
+from .rows import _is_hf
 from .evaluate import _back, _decoded, _log_probs, _outputs, _parts, _read, _together, evaluate
 
 # %% ../nbs/16_export.ipynb #9c51c39d
@@ -196,20 +198,41 @@ def predict_proba(
     table = _back(np.concatenate(probs), place) if probs else np.zeros((0, len(self.vocab)))
     return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
 
+# %% ../nbs/16_export.ipynb #a46a55be
+def _parquet_parts(path, part):
+    "Frames of a Parquet file, whose rows are called as `predict` calls them"
+    import pyarrow as pa, pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file:
+            at = 1
+            for some in file.iter_batches(batch_size=part):
+                yield some.to_pandas().set_axis(range(at, at+len(some)))
+                at += len(some)
+    except FileNotFoundError: raise DataError(f"{path} is missing.") from None
+    except (pa.ArrowException,OSError) as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0][:200]}") from e
+
+def _parts_of(items, part):
+    "Items, `part` at a time"
+    if isinstance(items, (str,Path)) and str(items).lower().endswith('.parquet'): return _parquet_parts(Path(items).expanduser(), part)
+    if isinstance(items, (str,bytes,Path)): raise DataError(f"stream takes an iterable of items or a Parquet file, {str(items)[:60]!r} is one item. Call predict.")
+    frame = dataset_frame(items) if _is_hf(items) and hasattr(items, '__len__') else None
+    if frame is not None: return (frame.iloc[at:at+part] for at in range(0, len(frame), part))
+    items = iter(items)
+    return iter(lambda: list(itertools.islice(items, part)), [])
+
 # %% ../nbs/16_export.ipynb #4fc6411e
 @patch
 def stream(
     self:Predictor,
-    items, # Any iterable of items; no more than one part of it is held
+    items, # Any iterable of items, a Parquet file, or a Hugging Face `Dataset`; no more than one part of it is held
     batch_size:int=64, # Items a step
     part:int=1024, # Items a table
     bad:str='raise', # As in `predict`; what came before a bad part has been given out by then
+    input=None, # As in `predict`
 ):  # An iterator of tables, as `predict` makes them
     "Predict items as they come"
-    if isinstance(items, (str,bytes,Path)): raise DataError(f"stream takes an iterable of items, {str(items)[:60]!r} is one. Call predict.")
     if part<1: raise DataError(f"part={part}: valid is a whole number from 1 up.")
-    items = iter(items)
-    while some := list(itertools.islice(items, part)): yield self.predict(some, batch_size, bad)
+    for some in _parts_of(items, part): yield self.predict(some, batch_size, bad, input)
 
 # %% ../nbs/16_export.ipynb #f935d325
 def _replaceable(path, overwrite):

@@ -14,8 +14,10 @@ __all__ = ['BadRows', 'read_rows']
 import csv, io, json, os, re
 from collections import Counter
 from pathlib import Path
+from functools import partial
 import numpy as np, pandas as pd
 from .core import *
+from .lazy import *
 
 # %% ../nbs/02a_rows.ipynb #970782fe
 def _table(problems): return pd.DataFrame(problems, columns=['item','row','problem']).astype(object)
@@ -262,9 +264,28 @@ def _is_item(source, task):
     if p.suffix.lower() in _READERS and (there or is_file): return False
     return not (there and p.is_dir()) if is_file else not there
 
+# %% ../nbs/02a_rows.ipynb #b301effd
+def _whole_or_not(source, path, lazy):
+    "Whether the cells of a source are read when they are asked for"
+    fits = path is not None or _is_hf(source) and type(source).__name__=='Dataset'
+    if lazy and not fits:
+        raise DataError(f"lazy=True: a Parquet file or a Dataset can be read row by row, a {type(source).__name__} cannot ({str(source)[:60]!r}). "
+                        "Write it as Parquet, or leave lazy out.")
+    return fits and (source_bytes(path or source)>LAZY_BYTES if lazy is None else lazy)
+
+def _as_needed(source, lazy):
+    "What `_read_source` returns, with lazy columns; None: the source is read whole"
+    path = Path(source).expanduser() if isinstance(source, (str,Path)) and str(source).lower().endswith('.parquet') else None
+    if path is not None and not path.is_file(): return None
+    if not _whole_or_not(source, path, lazy): return None
+    frame,name,start = (dataset_frame(source),'row ',0) if path is None else (parquet_frame(path),f'{path.name} row ',1)
+    frame = frame.assign(_row=pd.Series([f'{name}{i}' for i in range(start, len(frame)+start)], dtype=object), _problem=pd.Series(['']*len(frame), dtype=object))
+    return (frame,Path.cwd(),'the Dataset') if path is None else (frame,path.parent,path.name)
+
 # %% ../nbs/02a_rows.ipynb #aaa84d6e
-def _read_source(source, task, labelled=True):
+def _read_source(source, task, labelled=True, lazy=None):
     "(frame, folder that paths are relative to, what was read)"
+    if (found := _as_needed(source, lazy)) is not None: return found
     if isinstance(source, pd.DataFrame): return _read_frame(source),Path.cwd(),'the DataFrame'
     if _is_hf(source, 'DatasetDict'): return _read_hf_dict(source),Path.cwd(),'the DatasetDict'
     if _is_hf(source): return _read_hf(source),Path.cwd(),'the Dataset'
@@ -335,14 +356,18 @@ def _target(cells, task, delim):
     multi = task.classes and (bool(delim) or any(isinstance(v, (list,tuple,set,np.ndarray)) for v in cells))
     if delim and not task.classes: raise DataError(f"label_delim={delim!r}: the target of task {task.name!r} is no class.")
     if multi: return [_labels(v, delim) for v in cells],True
-    if task.classes: return [None if _blank(v) else _label(v) for v in cells],False
+    names = {}
+    if task.classes: return [None if _blank(v) else names.setdefault(l := _label(v), l) for v in cells],False
     return [None if _blank(v) else str(v) for v in cells],False
 
 # %% ../nbs/02a_rows.ipynb #6071b5d4
 def _input(cells, kind, base):
     "Cells of an input; paths become absolute"
+    if is_lazy(cells): return cells.array.converted(partial(_file, base=base) if kind in FILE_COLUMNS else _given)
     if kind not in FILE_COLUMNS: return [None if _blank(v) else v for v in cells]
     return [_file(v, base) for v in cells]
+
+def _given(v): return None if _blank(v) else v
 
 def _file(v, base):
     if isinstance(v, dict) and ('bytes' in v or 'path' in v): v = v.get('bytes') or v.get('path')
@@ -352,6 +377,7 @@ def _file(v, base):
 # %% ../nbs/02a_rows.ipynb #84bbcb97
 def _number(cells):
     "Text as numbers, where every cell of a column is one without leading zeros"
+    if is_lazy(cells): return cells
     told = [c for c in cells if not _blank(c)]
     if not told or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in told): return cells.infer_objects()
     return pd.to_numeric(cells.where([not _blank(c) for c in cells], None))
@@ -384,7 +410,7 @@ def _normalise(frame, base, cols, task, delim=None, prefix=''):
     if 'group' in cols: out['group'] = [None if _blank(o) else _label(o) for o in frame[cols['group']]]
     out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
     extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
-    return pd.DataFrame({**{k:pd.Series(v, dtype=object) for k,v in out.items()}, **extra}),multi
+    return pd.DataFrame({**{k:pd.Series(v, dtype=None if is_lazy(v) else object) for k,v in out.items()}, **extra}),multi
 
 # %% ../nbs/02a_rows.ipynb #0783cff9
 def read_rows(
@@ -394,10 +420,11 @@ def read_rows(
     target:str|None=None, # Column of the target; None: the task's own name
     labelled:bool=True, # False: the target may be missing
     label_delim:str|None=None, # What stands between several labels in a cell
+    lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` when they are asked for; None: where they take more than 64 MB
 )->pd.DataFrame: # item, the inputs, the target where there is one, row, and every other column; contents are not checked
     "Read data into the table of rows that everything else works on"
     task = get_task(task)
-    frame,base,what = _read_source(source, task, labelled)
+    frame,base,what = _read_source(source, task, labelled, lazy)
     rows,_ = _normalise(frame, base, _columns(frame, task, input, target, None, labelled, what), task, label_delim)
     bad = rows[rows.problem_!='']
     if len(bad): raise BadRows(_table([(r.item, r.row, r.problem_) for r in bad.itertuples()]), what, 'Mend them.')

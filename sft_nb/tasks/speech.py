@@ -511,7 +511,8 @@ def prompts_demo(
 register(Task('speech', 'A sound → what is said', ('audio',), 'text', 'pip:whisper-tiny.en', 'wer',
     check_rows=check_speech, make_loaders=speech_loaders, make_model=speech_model, item_loader=speech_item_loader, train_loader=speech_train_loader,
     save_model=save_speech_model, load_model=load_speech_model, demo=prompts_demo, toy=toy_sounds, maximise=False, classes=False,
-    make_loss=speech_loss, make_metrics=_training_metrics, decode=_decode, score=speech_scores, parts=speech_parts, row_losses=speech_losses, score_note=speech_note, make_targets=speech_targets,
+    make_loss=speech_loss, make_metrics=_training_metrics, decode=_decode, score=speech_scores, parts=speech_parts, row_losses=speech_losses,
+    score_note=speech_note, make_targets=speech_targets,
     lengths=speech_lengths, recipe=_RECIPE, extra='speech', needs=('soundfile','soxr','jiwer'),
     options=dict(window="seconds that a Whisper hears in training; default the longest clip; 'whole' for all it can", language='code of the language, where the checkpoint is for several',
                  num_beams='beams of the search that writes; default 1, greedy', max_seconds='longer clips are bad rows; default what a Whisper hears, 30 for others')))
