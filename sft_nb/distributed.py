@@ -134,7 +134,7 @@ def own_rows(
     learn, # A learner, in a batch
 )->slice: # Which rows of the whole batch are those of this process
     "The part of the batch that this process computes"
-    parts = vars(learn.dl).get('parts')
+    parts = getattr(learn.dl, '__dict__', {}).get('parts')
     return slice(None) if parts is None else slice(*parts[learn.iter][:2])
 
 # %% ../nbs/02b_distributed.ipynb #050264f9
