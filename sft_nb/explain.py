@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from fastai.torch_core import to_device
 from .core import *
-from .evaluate import _eval_mode, _parts
+from .evaluate import _eval_mode, _parts, _read
 
 # %% ../nbs/13_explain.ipynb #1bfb315b
 def _log_odds(z, cls, multi_label):
@@ -189,7 +189,7 @@ def _classes(spec, z, of):
 
 def explain(
     learn, # An `SFTLearner`, or a `Predictor`
-    rows:pd.DataFrame, # As in `Evaluation.rows` or `dls.sft.rows`: the inputs are read
+    rows, # As in `Evaluation.rows` or `dls.sft.rows`: the inputs are read; or items as `Predictor.predict` takes them
     of=None, # Class to explain, or one for each row; None: the predicted one
     picture:str='ig', # 'ig' (integrated gradients), 'gradcam', or 'gradient'
     text:str='ig', # 'ig', or 'gradient' (gradient times vector)
@@ -198,6 +198,7 @@ def explain(
 )->list: # One dict a row: input column -> `Attribution`
     "Which pixels and which tokens speak for a class"
     ex,out = _Explainer(learn, picture, text, steps),[]
+    if not isinstance(rows, pd.DataFrame): rows,_ = _read(rows, ex.spec, labelled=False)
     if isinstance(of, str): of = [of]*len(rows)
     if of is not None and len(of)!=len(rows): raise DataError(f"of has {len(of):,} classes, there are {len(rows):,} rows.")
     with _eval_mode(ex.model):

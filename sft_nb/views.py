@@ -16,7 +16,9 @@ import base64, html, io, re
 from functools import lru_cache
 import numpy as np
 from PIL import Image
+from fastcore.basics import patch
 from .core import *
+from .explain import Attribution
 from .report import show_value
 
 # %% ../nbs/14a_views.ipynb #eee81611
@@ -92,6 +94,12 @@ def tokens_html(
         out.append(f'{(" " if gap is None and not marks else gap or "")}<span class="sft-tok" title="{v:+.3f}" '
                    f'style="background:rgba({colour},{.75*abs(v)/top:.2f})">{html.escape(text)}</span>')
     return f'<p class="sft-text">{"".join(out).strip()}</p>'
+
+# %% ../nbs/14a_views.ipynb #b5d2b627
+@patch
+def _repr_html_(self:Attribution):
+    if self.picture is None: return tokens_html(self)
+    return _heat(self, 'this picture')
 
 # %% ../nbs/14a_views.ipynb #f6c51a77
 def _alignment(reference, output):

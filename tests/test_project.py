@@ -134,3 +134,20 @@ def test_readmes_agree_on_commands():
     (blocks,said),(zh_blocks,zh_said) = commands('README.md'),commands('README.zh.md')
     assert zh_blocks==blocks
     assert zh_said <= said
+
+def _measured(name):
+    "Cells of the rows that say a ratio, in the table of a README"
+    rows = [[c.strip() for c in l.strip().strip('|').split('|')] for l in (root/name).read_text(encoding='utf8').splitlines() if l.startswith('|')]
+    return [r for r in rows if len(r)==6 and re.match(r'[\d.]+ .*\(n=\d+\)', r[2])]
+
+@pytest.mark.parametrize('name', ['README.md', 'README.zh.md'])
+def test_readme_shows_figures_that_were_measured(name):
+    shown,measured = _measured(name),_measured('benchmarks/README.md')
+    assert len(shown)>=5 and not [r for r in shown if r not in measured]
+
+@pytest.mark.parametrize('name', ['README.md', 'README.zh.md', 'CONTRIBUTING.md', 'benchmarks/README.md'])
+def test_links_of_readme_exist(name):
+    text = re.sub(r'```.*?```', '', (root/name).read_text(encoding='utf8'), flags=re.S)
+    links = [o for o in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in o and not o.startswith(('#','mailto:'))]
+    gone = [o for o in links if not ((root/name).parent/o.split('#')[0]).exists()]
+    assert not gone, gone

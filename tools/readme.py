@@ -17,10 +17,21 @@ def notebook(path):
     kernel = dict(name='python3', language='python', display_name='python3')
     return json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel, language_info=dict(name='python')), cells=cells))
 
+def place_images(blocks):
+    "Pictures stand beside the notebook; README.md is one folder up"
+    todo = [blocks]
+    while todo:
+        o = todo.pop()
+        if isinstance(o, dict):
+            if o.get('t')=='Image' and '://' not in o['c'][2][0]: o['c'][2][0] = 'nbs/'+o['c'][2][0]
+            todo += o.values()
+        elif isinstance(o, list): todo += o
+
 def readme(root=root):
     "The text of README.md; links to other notebooks lead to their pages"
     doc = json.loads(pypandoc.convert_text(notebook(root/'nbs/index.ipynb'), 'json', format='ipynb'))
     rewrite_links(doc['blocks'], get_config(root).doc_url)
+    place_images(doc['blocks'])
     text = pypandoc.convert_text(json.dumps(doc), 'gfm-raw_html', format='json', extra_args=['--wrap=preserve'])
     return '<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook -->\n\n' + text.replace('\r\n', '\n')
 
