@@ -84,4 +84,4 @@ clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache .ruff_cache
 
 benchmarks:
-	$(BIN)python benchmarks/run.py tune head whole peak gradual step scratch table
+	$(BIN)python benchmarks/run.py tune head whole fine_tune peak gradual step scratch table

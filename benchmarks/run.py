@@ -39,9 +39,9 @@ def data(name, seed=42, **kw):
     return load_data(task, d['source'], seed=seed, **{**d.get('load', {}), 'augment':False, **kw})
 
 class Plain(nn.Module):
-    "The same network without our freezing: fastai's own `freeze` is what acts"
+    "The same network without our freezing, and without our cutting of batches: fastai's own `freeze` is what acts"
     def __init__(self, model): super().__init__(); self.net = model
-    def forward(self, *x): return self.net(*x)
+    def forward(self, *x): return self.net.scores(None, *x) if hasattr(self.net, 'scores') else self.net(*x)
     def train(self, mode=True):
         for m in self.modules(): m.training = mode
         return self
@@ -142,31 +142,37 @@ def tuned():
     f = results/'tune.json'
     return json.loads(f.read_text())['rows'][0]['lr'] if f.exists() else 1e-4
 
-def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), peers=('trainer','fastai')):
-    "Whole runs: our defaults, fastai's fine_tune(3), Hugging Face Trainer (3 epochs, its best rate)"
+def whole_pair(name, seed, peer, peer_name):
+    "Our defaults and a peer on the same split"
+    dls = data(name, seed)
+    recipe = {**get_task(dls.sft.task.name).recipe}
+    def ours():
+        learn = sft_learner(dls, seed=seed)
+        with quiet(learn): learn.fine_tune(**recipe)
+        return learn
+    row = dict(data=name, seed=seed)
+    with cold_cache(): row['ours'],learn = timed(ours)
+    row['ours_accuracy'] = learn.history[-1]['accuracy']
+    if peer: row[peer_name],row[f'{peer_name}_accuracy'] = timed(peer, dls, seed)
+    return row
+
+def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), peers=('trainer',)):
+    "Whole runs: our defaults, Hugging Face Trainer (3 epochs, its best rate)"
     lr = tuned()
+    def trainer(dls, seed):
+        with tempfile.TemporaryDirectory() as out: return hf_trainer(dls, dls.sft, seed, lr, 3, out)
     for name in names:
-        for seed in seeds:
-            dls = data(name, seed)
-            row = dict(data=name, seed=seed, trainer_lr=lr)
-            recipe = {**get_task(dls.sft.task.name).recipe}
-            def ours():
-                learn = sft_learner(dls, seed=seed)
-                with quiet(learn): learn.fine_tune(**recipe)
-                return learn
-            def fastai():
-                seeded_all(seed)
-                learn = fastai_learner(dls, seed)
-                with quiet(learn): learn.fine_tune(3, 1e-3)
-                return learn
-            with cold_cache(): row['ours'],learn = timed(ours)
-            row['ours_accuracy'] = learn.history[-1]['accuracy']
-            if 'trainer' in peers:
-                with tempfile.TemporaryDirectory() as out: row['trainer'],row['trainer_accuracy'] = timed(hf_trainer, dls, dls.sft, seed, lr, 3, out)
-            if 'fastai' in peers:
-                row['fastai'],learn = timed(fastai)
-                with quiet(learn): row['fastai_accuracy'] = accuracy(learn)
-            yield row
+        for seed in seeds: yield dict(whole_pair(name, seed, trainer if 'trainer' in peers else None, 'trainer'), trainer_lr=lr)
+
+def bench_fine_tune(seeds=(1,2,3), names=('amazon',)):
+    "Whole runs: our defaults, fastai's fine_tune(3)"
+    def fastai(dls, seed):
+        seeded_all(seed)
+        learn = fastai_learner(dls, seed)
+        with quiet(learn): learn.fine_tune(3, 1e-3)
+        return float(learn.recorder.values[-1][2])
+    for name in names:
+        for seed in seeds: yield whole_pair(name, seed, fastai, 'fastai')
 
 def bench_peak(seeds=(1,), names=('amazon',)):
     "Largest memory of a process that loads the data and trains once"
@@ -276,8 +282,8 @@ RATIOS = dict(head=[('fastai_bn_True', 'cold', 'fastai, train_bn=True / fit_head
                     ('fastai_bn_False', 'cold', 'fastai, train_bn=False / fit_head(5), cold cache', 'fastai_bn_False_accuracy', 'ours_accuracy'),
                     ('cold', 'forward', 'fit_head(5), cold cache / one bare forward pass', None, 'ours_accuracy'),
                     ('warm', 'forward', 'fit_head(5), warm cache / one bare forward pass', None, None)],
-              whole=[('trainer', 'ours', 'Hugging Face Trainer, 3 epochs / our defaults', 'trainer_accuracy', 'ours_accuracy'),
-                     ('fastai', 'ours', 'fastai fine_tune(3) / our defaults', 'fastai_accuracy', 'ours_accuracy')],
+              whole=[('trainer', 'ours', 'Hugging Face Trainer, 3 epochs / our defaults', 'trainer_accuracy', 'ours_accuracy')],
+              fine_tune=[('fastai', 'ours', 'fastai fine_tune(3) / our defaults', 'fastai_accuracy', 'ours_accuracy')],
               peak=[('trainer_mb', 'ours_mb', 'peak memory of Hugging Face Trainer / our defaults', None, None),
                     ('fastai_mb', 'ours_mb', 'peak memory of fastai fine_tune(3) / our defaults', None, None)],
               gradual=[('live', 'cached', 'gradual unfreezing without / with the cache', 'live_accuracy', 'cached_accuracy')],
@@ -319,7 +325,7 @@ if __name__=='__main__':
     p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
     p.add_argument('--data', nargs='*')
-    p.add_argument('--peers', nargs='*', choices=['trainer','fastai'], help='whole: whom to run beside ours')
+    p.add_argument('--peers', nargs='*', choices=['trainer'], help='whole: whom to run beside ours; --peers alone: nobody')
     p.add_argument('--untimed', action='store_true', help='keep accuracies alone')
     a = p.parse_args()
     for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.peers, a.untimed)

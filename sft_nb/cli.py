@@ -302,7 +302,7 @@ def _items(given, task):
     path = Path(given[0])
     if len(given)>1: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
-    lines = [o for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    lines = [o for o in path.read_text(encoding='utf-8-sig').split('\n') if o.strip()]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
 
 def _predictions(table, delim, as_json):

@@ -14,7 +14,6 @@ __all__ = ['FAMILIES', 'pool_tokens', 'text_groups', 'TextModel']
 import inspect, itertools, json, math
 from dataclasses import dataclass
 from functools import partial
-from fastcore.basics import patch
 from typing import Callable
 import torch
 from torch import nn
@@ -230,7 +229,7 @@ class TextModel(SFTModel):
     "A transformers network with pooling and a head, or with the classifier of the library"
     def __init__(self, net, groups, head=None, example=(), pooling='mean', dropout=0.):
         super().__init__(net, groups, head, example)
-        self.pooling,self.dropout,self.usual = pooling,dropout,None
+        self.pooling,self.dropout = pooling,dropout
         self.more = dict(use_cache=False) if getattr(net.config, 'use_cache', None) else {}
         self.cut = _cuts(self)
 
@@ -239,20 +238,28 @@ class TextModel(SFTModel):
     def stages(self): return [(i,partial(f, self)) for i,f in self.cut]
     def features(self, x): return pool_tokens(self.net(**x, **self.more).last_hidden_state, x['attention_mask'], self.pooling)
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
+    def scores(self, border, h):
+        if border is not None: return self.suffix(border, h)
+        if self.cut and self.checkpointing: return self.suffix(0, h)
+        return self.net(**h, **self.more).logits if self.head is None else self.top(self.features(h))
     def forward(self, *x):
-        if 'border' in x[0]: return self.suffix(x[0]['border'], x[0]['h'])
-        if self.cut and self.recomputes(x[0]): return self.suffix(0, *x)
-        return self.net(**x[0], **self.more).logits if self.head is None else self.top(self.features(*x))
+        border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
+        parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
+        if parts is None: return self.scores(border, h)
+        out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
+        return out[torch.cat([rows for rows,_ in parts]).argsort()]
 
 # %% ../nbs/05a_encoders.ipynb #68f908e4
-@patch
-def recomputes(
-    self:TextModel,
-    h, # Tokens, or what enters a group: dicts of tensors `(batch, token, …)`
-)->bool: # Of all batches or of none, as `checkpointing` says; None: of those that are more than three times as long as `usual`
-    "Whether activations are computed again in the backward pass"
-    if self.checkpointing is not None or not self.usual or not isinstance(h, dict): return bool(self.checkpointing) and torch.is_grad_enabled()
-    return torch.is_grad_enabled() and next(o.shape[1] for o in (h.get('hidden'), h.get('input_ids')) if o is not None)>3*self.usual
+def _parts(mask, least=.25):
+    "(rows, tokens) of the long and of the short texts of a batch; None: cutting it saves less than a share of its tokens, or padding is not on the right"
+    n,size = mask.shape
+    lengths = mask.sum(1)
+    if n<2 or not torch.equal(mask.bool(), torch.arange(size, device=mask.device)<lengths[:,None]): return None
+    long,order = lengths.sort(descending=True, stable=True)
+    at = torch.arange(1, n, device=mask.device)
+    cost,k = (at*long[0]+(n-at)*long[1:]).min(0)
+    if cost>(1-least)*n*size: return None
+    return (order[:k+1], int(long[0])),(order[k+1:], int(long[k+1]))
 
 # %% ../nbs/05a_encoders.ipynb #8a42e298
 def _no_pooler(spec):

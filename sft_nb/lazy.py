@@ -41,7 +41,10 @@ class ArrowRows:
         idxs, # Numbers of rows, an array
     )->list: # Their cells
         "Some cells of a column"
-        cells = self.table.column(column)
+        try: return self._read(self.table.column(column), idxs)
+        except UnicodeDecodeError as e: raise DataError(f"Column {column!r} is no UTF-8 text in one of rows {min(idxs)+1:,} to {max(idxs)+1:,}: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+
+    def _read(self, cells, idxs):
         if _in_a_row(idxs): return cells.slice(int(idxs[0]), len(idxs)).to_pylist()
         at = np.searchsorted(self.ends, idxs, side='right')
         return [cells.chunk(c)[int(i)].as_py() for c,i in zip(at, idxs-self.starts[at])]

@@ -27,12 +27,20 @@ def _whole(data):
     "Bytes up to the last line that is finished"
     return data[:data.rfind(b'\n')+1]
 
+def _is_action(o):
+    if not isinstance(o, dict) or not isinstance(o.get('do'), str): return False
+    if o['do'] in ('undo','redo'): return True
+    labels = o.get('label') if isinstance(o.get('label'), list) else [o.get('label')]
+    return o['do'] in (*MARK_KINDS, 'clear') and isinstance(o.get('item'), str) and all(l is None or isinstance(l, (str,int,float)) for l in labels)
+
 def _actions(data, path, first=1):
-    "Yields what each line says"
-    for i,line in enumerate(data.decode('utf-8', 'replace').splitlines(), first):
+    "What each line says"
+    for i,line in enumerate(data.splitlines(), first):
+        line = line.decode('utf-8', 'replace')
         try: o = json.loads(line)
-        except json.JSONDecodeError as e: raise FolderError(f"{path} line {i} is no mark: {e.msg}. Mend or delete this line; every line stands for itself.") from None
-        if not isinstance(o, dict) or o.get('do') not in (*MARK_KINDS, 'clear', 'undo', 'redo'):
+        except (json.JSONDecodeError,RecursionError) as e:
+            raise FolderError(f"{path} line {i} is no mark: {getattr(e, 'msg', e)}. Mend or delete this line; every line stands for itself.") from None
+        if not _is_action(o):
             raise FolderError(f"{path} line {i} is no mark: {line[:80]!r}. Was another file meant?")
         yield o
 

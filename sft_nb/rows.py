@@ -108,6 +108,7 @@ def _read_json(path):
 def _json_line(text, where):
     try: value = json.loads(text)
     except json.JSONDecodeError as e: return {},f'is not JSON: {e.msg} at column {e.colno}',where
+    except RecursionError: return {},'is not JSON that can be read: it is nested too deeply',where
     return (value,'',where) if isinstance(value, dict) else ({},f'is a {type(value).__name__}, not an object with a key a column',where)
 
 def _json_array(text, name):
@@ -128,7 +129,8 @@ def _read_parquet(path):
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except Exception as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from e
-    return _read_frame(frame, f'{Path(path).name} row ', 1)
+    try: return _read_frame(frame, f'{Path(path).name} row ', 1)
+    except UnicodeDecodeError as e: raise DataError(f"{path} has a cell that is no UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
 
 _READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet}
 

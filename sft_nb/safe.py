@@ -20,9 +20,8 @@ from .core import *
 # %% ../nbs/00a_safe.ipynb #af3b0e71
 def _roots(folder):
     "Where files of a folder may lie"
-    folder = Path(folder)
-    home = folder.absolute().parent
-    return [folder.resolve(), *([(home.parent/'blobs').resolve()] if home.name=='snapshots' else [])]
+    home = next((o for o in Path(folder).absolute().parents if o.name=='snapshots'), None)
+    return [Path(folder).resolve(), *([(home.parent/'blobs').resolve()] if home else [])]
 
 def safe_path(
     folder, # The folder that is opened

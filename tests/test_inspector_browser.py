@@ -277,6 +277,56 @@ def test_a_sound_is_played_and_aligned(lab, browser, shots):
     assert nb.errors==[]
     nb.page.close()
 
+trained = """
+from sft_nb.all import *
+toy = get_task(TASK).toy(f'toy-{TASK}')
+learn = sft_learner(load_data(TASK, toy['source'], checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True), **toy['load']))
+with learn.no_bar(), learn.no_logging(): learn.fit_head(1)
+"""
+with_queue = """
+ev = evaluate(learn)
+look = Inspector(ev, learn, marks=f'{TASK}.jsonl', pool=label_queue(learn, ev.rows[list(ev.task.inputs)]))
+look
+"""
+shown = dict(image=['figcaption'], text=['.sft-tok'], image_text=['figcaption','.sft-tok'], speech=['audio'], translation=['h4:text("Source")','h4:text("Difference")'])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', shown)
+def test_trained_models_of_all_tasks(lab, browser, shots, task):
+    "A row opened beside the model that predicted it, and the queue of unlabelled items, where a mark goes into a file of its own"
+    nb = Notebook(lab, browser, f'trained-{task}', f'TASK = {task!r}\n{trained}', with_queue)
+    nb.cards.first.click()
+    for o in shown[task]: expect(nb.page.locator(f'.sft {o}').first).to_be_visible(timeout=slow_machine)
+    nb.shoot(shots/f'trained-{task}.png')
+    nb.button('queue')
+    expect(nb.page.locator('.sft-card .sft-bad')).to_have_count(0)
+    p = [float(o.split('p ')[1].split(' ')[0]) for o in nb.page.locator('.sft-nums').all_text_contents() if 'p ' in o]
+    assert p==sorted(p) and nb.cards.count()
+    nb.cards.first.click()
+    nb.button('Exclude')
+    expect(nb.said).to_contain_text('exclude')
+    assert [json.loads(o)['do'] for o in (nb.folder/f'{task}-pool.jsonl').read_text().splitlines()]==['exclude'] and not (nb.folder/f'{task}.jsonl').exists()
+    assert nb.errors==[]
+    nb.page.close()
+
+digits = """
+from sft_nb.all import *
+digits = get_task('image').demo(cache_home()/'demo')['source']
+learn = sft_learner(load_data('image', digits, max_items=1000, size=64, resize='squish', augment=False))
+with learn.no_bar(), learn.no_logging(): learn.fine_tune(5, base_lr=1e-2, decay=.85, freeze_epochs=3, head_lr=4e-3)
+"""
+
+@pytest.mark.slow
+def test_digits(lab, browser, shots):
+    "What the quick start ends with; the picture in the documentation"
+    nb = Notebook(lab, browser, 'digits', digits, "ev = evaluate(learn)\nInspector(ev, learn, marks='digits.jsonl', page_size=12)")
+    nb.page.set_viewport_size(dict(width=1300, height=1500))
+    nb.cards.nth(1).click()
+    expect(nb.page.locator('.sft figcaption').first).to_be_visible(timeout=slow_machine)
+    nb.shoot(shots/'digits.png')
+    assert nb.errors==[]
+    nb.page.close()
+
 @pytest.fixture(scope='module')
 def report(nb):
     "The address of a static page of the same rows"

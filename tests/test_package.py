@@ -1,5 +1,5 @@
 "The package as it is built"
-import re, shutil, subprocess, sys, zipfile
+import os, re, shutil, subprocess, sys, venv, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -34,3 +34,18 @@ def test_lowest_constraints_are_the_floors():
     cfg.read(root/'settings.ini', encoding='utf8')
     floors = dict(r.split('>=') for k,v in cfg['DEFAULT'].items() if k.endswith('requirements') for r in v.split())
     assert dict(line.split('==') for line in (root/'constraints-lowest.txt').read_text().split())==floors
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_wheel_in_an_empty_environment(wheel, tmp_path):
+    "Installed with nothing but what it asks for it runs the demonstration; what needs an extra names it"
+    venv.create(tmp_path/'venv', with_pip=True)
+    env = {**{k:v for k,v in os.environ.items() if k!='PYTHONPATH'}, 'SFT_NB_HOME':str(tmp_path/'home')}
+    run = lambda *args: subprocess.run([str(o) for o in args], cwd=tmp_path, env=env, capture_output=True, text=True)
+    r = run(tmp_path/'venv'/'bin'/'python', '-m', 'pip', 'install', '-q', '-c', root/'constraints.txt', wheel)
+    assert not r.returncode, r.stderr[-2000:]
+    sft = tmp_path/'venv'/'bin'/'sft_nb'
+    r = run(sft, 'demo', '--out', 'out')
+    assert not r.returncode and {'model.safetensors','metrics.json','report.html'}<={p.name for p in (tmp_path/'out').iterdir()}, r.stderr[-2000:]
+    r = run(sft, 'demo', 'speech', '--out', 'speech')
+    assert r.returncode==2 and "pip install" in r.stderr and 'speech' in r.stderr and len(r.stderr.strip().splitlines())==1 and not (tmp_path/'speech').exists()

@@ -207,3 +207,44 @@ def test_one_process_a_folder(shapes, tmp_path):
     from filelock import FileLock
     (tmp_path/'run').mkdir()
     with FileLock(tmp_path/'run'/'.lock'), pytest.raises(FitError, match='Another process'): tuned(shapes, tmp_path/'run')
+
+CELL = """
+from sft_nb.all import *
+from fastai.callback.core import Callback
+import hashlib, time
+class Slow(Callback):
+    def before_batch(self): print('step', flush=True); time.sleep(PAUSE)
+def run(folder=None):
+    learn = sft_learner(load_data('image', SHAPES, size=64, valid=.25, batch_size=4, checkpoint='timm:test_resnet', pretrained=False))
+    with learn.no_bar(): learn.fine_tune(3, 1e-2, cbs=[Slow(), *([Resume(folder, every=1)] if folder else [])])
+    print('weights', hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest())
+"""
+
+def test_an_interrupted_cell_of_a_notebook(shapes, tmp_path):
+    "The stop button of Jupyter sends an interrupt to the kernel; the same cell goes on"
+    from jupyter_client.manager import start_new_kernel
+    root = Path(__file__).resolve().parents[1]
+    manager,client = start_new_kernel(startup_timeout=120, env={**os.environ, 'PYTHONPATH':str(root), 'OMP_NUM_THREADS':'1'})
+    def cell(code, stop_after=None):
+        out,steps = [],0
+        def hook(m):
+            nonlocal steps
+            text = m['content'].get('text', '')+'\n'.join(m['content'].get('traceback', []))
+            out.append(text)
+            steps += text.count('step')
+            if stop_after is not None and steps>=stop_after and not stopped: stopped.append(manager.interrupt_kernel())
+        stopped = []
+        reply = client.execute_interactive(code, output_hook=hook, timeout=300)
+        return reply['content'],''.join(out)
+    try:
+        first = CELL.replace('SHAPES', repr(str(shapes))).replace('PAUSE', '.15')
+        assert cell(first)[0]['status']=='ok'
+        reply,said = cell(f"run({str(tmp_path/'run')!r})", stop_after=6)
+        assert reply['status']=='error' and reply['ename']=='KeyboardInterrupt' and 'the same call goes on from there' in said
+        reply,said = cell(f"run({str(tmp_path/'run')!r})")
+        assert reply['status']=='ok' and 'Resume: going on at' in said
+        whole = cell('run()')[1]
+        assert said.count('step')<whole.count('step') and said.split('weights ')[1]==whole.split('weights ')[1]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -2,7 +2,7 @@
 import contextlib, io, json, os, pickle, random, shutil, struct, sys, tarfile, zipfile
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from sft_nb.assets import Asset, _unpack, fetch, ASSETS
@@ -13,6 +13,8 @@ from sft_nb.core import AssetError, CheckpointError, FolderError, SftError, get_
 from sft_nb.data import load_data
 from sft_nb.export import load_predictor, save_predictor
 from sft_nb.learner import sft_learner
+from sft_nb.marks import Marks
+from sft_nb.rows import read_rows
 
 ITEMS = dict(image=None, text='fine warm day')
 fixtures = Path(__file__).parent/'fixtures'
@@ -564,3 +566,36 @@ def test_changed_folders(made, task, tmp_path_factory): fuzz(made, task, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ITEMS)
 def test_many_changed_folders(made, task, tmp_path_factory): fuzz(made, task, tmp_path_factory, 600)
+
+# Other files: marks, tables
+
+LINES = [b'{"do":"relabel","item":"a","label":"b"}', b'{"do":"exclude"}', b'{"do":"relabel","item":["a"]}', b'{"do":"undo"}', b'{"do":"redo","item":3}', b'{"do":"clear","item":null}',
+         b'{"do":["undo"]}', b'{"do":"relabel","item":"a","label":{"__reduce__":"os.system"}}', b'['*9000, b'{"do":"relabel","item":"a","note":1e999}', b'null', b'\x80\x04.', b'\xff\xfe']
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(LINES)|st.binary(max_size=30)|st.just(pickle.dumps(Canary('never'))), max_size=5))
+def test_marks_of_any_content(tmp_path_factory, lines):
+    "Read, or refused with the line; never run, never changed"
+    path = tmp_path_factory.mktemp('marks')/'marks.jsonl'
+    path.write_bytes(b'\n'.join(lines)+b'\n')
+    before = path.read_bytes()
+    try: marks = Marks(path)
+    except FolderError as e: assert 'line ' in str(e)
+    else: marks.table(), marks.items(), repr(marks)
+    assert path.read_bytes()==before and not Path('never').exists()
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_tables_of_any_content(tmp_path, home, lazy):
+    "A Parquet file with changed bytes is read, or refused in words; a pickle in a cell stays bytes"
+    pd.DataFrame(dict(text=[f'fine day {i}' for i in range(40)], label=['a','b']*20, more=[pickle.dumps(Canary(tmp_path/'ran'))]*40)).to_parquet(tmp_path/'good.parquet')
+    good,rng,seen = (tmp_path/'good.parquet').read_bytes(),random.Random(0),{True:0, False:0}
+    for i in range(120):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 6)): data[rng.randrange(len(data))] = rng.randrange(256)
+        if i%10==0: del data[rng.randrange(len(data)):]
+        (tmp_path/f'{i}.parquet').write_bytes(data if i else good)
+        try: list(read_rows(tmp_path/f'{i}.parquet', 'text', lazy=lazy).text)
+        except SftError as e: assert str(e)
+        else: seen[True] += 1
+        seen[False] += 1
+    assert 0<seen[True]<seen[False]==120 and not (tmp_path/'ran').exists()

@@ -17,6 +17,7 @@ import pandas as pd, torch
 from ..core import *
 from ..encoders import TextModel, _check_size, _no_pooler, _set_padding, _write_sentence_layout, text_groups
 from ..heads import make_head, parse_head
+from ..sequences import opened
 from ..texts import _config, check_texts, text_coder, text_item_loader, text_lengths, text_loaders, word_pieces
 
 # %% ../../nbs/tasks/21_text.ipynb #d1697a7d
@@ -84,11 +85,6 @@ def _assemble(spec, net, head, dropout):
     return TextModel(net, groups, top, (example,), spec.preprocess['pooling'], dropout if parse_head(head)[0]=='linear' else 0.)
 
 # %% ../../nbs/tasks/21_text.ipynb #02cfa3ba
-def _usual(spec):
-    "Mean tokens of the texts trained on, as they are cut"
-    if spec.rows is None or 'tokens' not in spec.rows: return None
-    return float(spec.rows.tokens[spec.rows.split=='train'].clip(upper=spec.preprocess['max_length']).mean())
-
 def _check_head(head):
     if isinstance(head, str) and head=='hf': return
     if parse_head(head)[0]=='flatten':
@@ -105,9 +101,7 @@ def text_model(
 )->TextModel: # A dict of `input_ids` and `attention_mask` `(batch, token)` -> `(batch, classes)` scores
     "A transformers network with a new output layer"
     _check_head(head)
-    model = _assemble(spec, _net(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
-    model.usual = _usual(spec)
-    return model
+    return _assemble(spec, _net(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
 
 # %% ../../nbs/tasks/21_text.ipynb #0a63cadf
 def save_text_model(
@@ -126,19 +120,6 @@ def save_text_model(
     with torch.no_grad(): width = model.features({k:v.to(model.net.device) for k,v in model.example[0].items()}).shape[-1]
     _write_sentence_layout(folder, width, spec.preprocess)
 
-# %% ../../nbs/tasks/21_text.ipynb #1c9df06f
-def _opened(folder, name, **kw):
-    "A network of transformers with every weight of the folder, and no other"
-    import transformers
-    from sft_nb.checkpoint import _quiet
-    with _quiet():
-        net,info = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
-                                                               local_files_only=True, output_loading_info=True, **kw)
-    for what in ('missing_keys','unexpected_keys','mismatched_keys'):
-        names = sorted(map(str, info[what]))
-        if names: raise FolderError(f"{folder}: {len(names)} {what.replace('_',' ')}, for instance {names[0]}. Copy or save the folder again.")
-    return net
-
 # %% ../../nbs/tasks/21_text.ipynb #1ef72039
 def load_text_model(
     spec, # Rebuilt from `sft.json`: vocabulary, preprocessing, and a checkpoint that is this folder
@@ -148,7 +129,7 @@ def load_text_model(
     "Build the network and read its weights, every one of them and no other"
     from safetensors.torch import load_file
     folder = Path(folder)
-    model = _assemble(spec, _net(spec, head, 0., partial(_opened, folder)), head, 0.)
+    model = _assemble(spec, _net(spec, head, 0., partial(opened, folder)), head, 0.)
     if model.head is not None: model.head.load_state_dict(load_file(folder/'head.safetensors'))
     return model.eval()
 
