@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/checkpoint.html.md"""
 __all__ = ['Checkpoint', 'open_checkpoint', 'list_checkpoints']
 
 # %% ../nbs/02_checkpoint.ipynb #4b7613c0
-import contextlib, hashlib, math, os, re
+import contextlib, hashlib, json, math, os, re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path

@@ -1,5 +1,5 @@
 "The project's arrangement: names, late imports, the version, docments"
-import ast, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, sys, tomllib
+import ast, builtins, dis, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -98,6 +98,20 @@ def test_parameters_have_docments():
     found = [o for p in modules for o in parameters(p)]
     bare = [f'{f}({p})' for f,p,ok in found if not ok]
     assert len(bare) <= .1*len(found), f'{len(bare)} of {len(found)} public parameters have no comment: {bare}'
+
+def _globals_read(code):
+    "Names that a piece of code, or one inside it, takes from its module"
+    own = {i.argval for i in dis.get_instructions(code) if i.opname=='STORE_NAME'}
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname=='LOAD_GLOBAL' or i.opname=='LOAD_NAME' and i.argval not in own)
+    for o in code.co_consts:
+        if hasattr(o, 'co_code'): yield from _globals_read(o)
+
+@pytest.mark.parametrize('path', modules, ids=lambda p: p.stem)
+def test_every_name_is_there(path):
+    "Star imports hide from a linter that a name is nowhere"
+    module = importlib.import_module('.'.join(path.relative_to(root).with_suffix('').parts))
+    unknown = {o for o in _globals_read(compile(path.read_text(encoding='utf8'), path, 'exec')) if not hasattr(module, o) and not hasattr(builtins, o)}
+    assert not unknown-{'__module__','__qualname__','__annotations__','__name__'}, unknown
 
 def test_public_names_have_docstrings():
     tops = [(p.stem, o) for p in modules for o in ast.parse(p.read_text(encoding='utf8')).body if isinstance(o, (ast.FunctionDef, ast.ClassDef))]
