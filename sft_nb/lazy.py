@@ -42,7 +42,8 @@ class ArrowRows:
     )->list: # Their cells
         "Some cells of a column"
         try: return self._read(self.table.column(column), idxs)
-        except UnicodeDecodeError as e: raise DataError(f"Column {column!r} is no UTF-8 text in one of rows {min(idxs)+1:,} to {max(idxs)+1:,}: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+        except UnicodeDecodeError as e:
+            raise DataError(f"Column {column!r} is no UTF-8 text in one of rows {min(idxs)+1:,} to {max(idxs)+1:,}: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
 
     def _read(self, cells, idxs):
         if _in_a_row(idxs): return cells.slice(int(idxs[0]), len(idxs)).to_pylist()
