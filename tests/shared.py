@@ -85,19 +85,19 @@ def launched(n, out, f, left=30):
     "Fork `n` processes; returns the exit code of each (-9: killed), and how long the others lived after the first that did not end well"
     port,codes,first = _free_port(),{},None
     pids = {_fork(r, n, port, out, f):r for r in range(n)}
-    while len(codes)<n:
-        pid,status = os.waitpid(-1, os.WNOHANG|os.WUNTRACED)
-        if not pid:
-            if first and time.monotonic()-first>left: os.kill(next(p for p,r in pids.items() if r not in codes), signal.SIGKILL)
+    try:
+        while len(codes)<n:
+            for p,r in pids.items():
+                pid,status = (0, 0) if r in codes else os.waitpid(p, os.WNOHANG|os.WUNTRACED)
+                if not pid: continue
+                if not os.WIFSTOPPED(status): codes[r] = os.waitstatus_to_exitcode(status)
+                if codes.get(r, 1): first = first or time.monotonic()
+            alive = [p for p,r in pids.items() if r not in codes]
+            if first and alive and (time.monotonic()-first>left or len(alive)==1 and _stands(alive[0])): os.kill(alive[0], signal.SIGKILL)
             time.sleep(.02)
-            continue
-        if os.WIFSTOPPED(status):
-            first = first or time.monotonic()
-            continue
-        codes[pids[pid]] = os.waitstatus_to_exitcode(status)
-        if codes[pids[pid]]: first = first or time.monotonic()
+    finally:
         for p,r in pids.items():
-            if r not in codes and _stands(p) and len(codes)==n-1: os.kill(p, signal.SIGKILL)
+            if r not in codes: os.kill(p, signal.SIGKILL)
     return [codes[r] for r in range(n)],time.monotonic()-first if first else 0.
 
 def _stands(pid): return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]=='T'
