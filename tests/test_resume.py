@@ -222,29 +222,11 @@ def run(folder=None):
 
 def test_an_interrupted_cell_of_a_notebook(shapes, tmp_path):
     "The stop button of Jupyter sends an interrupt to the kernel; the same cell goes on"
-    from jupyter_client.manager import start_new_kernel
-    root = Path(__file__).resolve().parents[1]
-    manager,client = start_new_kernel(startup_timeout=120, env={**os.environ, 'PYTHONPATH':str(root), 'OMP_NUM_THREADS':'1'})
-    def cell(code, stop_after=None):
-        out,steps = [],0
-        def hook(m):
-            nonlocal steps
-            text = m['content'].get('text', '')+'\n'.join(m['content'].get('traceback', []))
-            out.append(text)
-            steps += text.count('step')
-            if stop_after is not None and steps>=stop_after and not stopped: stopped.append(manager.interrupt_kernel())
-        stopped = []
-        reply = client.execute_interactive(code, output_hook=hook, timeout=300)
-        return reply['content'],''.join(out)
-    try:
-        first = CELL.replace('SHAPES', repr(str(shapes))).replace('PAUSE', '.15')
-        assert cell(first)[0]['status']=='ok'
-        reply,said = cell(f"run({str(tmp_path/'run')!r})", stop_after=6)
-        assert reply['status']=='error' and reply['ename']=='KeyboardInterrupt' and 'the same call goes on from there' in said
-        reply,said = cell(f"run({str(tmp_path/'run')!r})")
-        assert reply['status']=='ok' and 'Resume: going on at' in said
-        whole = cell('run()')[1]
-        assert said.count('step')<whole.count('step') and said.split('weights ')[1]==whole.split('weights ')[1]
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+    here,kept = Path(__file__).parent,f"run({str(tmp_path/'run')!r})"
+    cells = [[CELL.replace('SHAPES', repr(str(shapes))).replace('PAUSE', '.15'), None], [kept, 6], [kept, None], ['run()', None]]
+    r = subprocess.run([sys.executable, here/'kernel.py'], input=json.dumps(cells), env={**os.environ, 'PYTHONPATH':str(here.parent), 'OMP_NUM_THREADS':'1'}, capture_output=True, text=True)
+    assert not r.returncode, r.stderr
+    first,stopped,again,whole = json.loads(r.stdout.splitlines()[-1])
+    assert first[0] is None and stopped[0]=='KeyboardInterrupt' and 'the same call goes on from there' in stopped[1]
+    assert again[0] is whole[0] is None and 'Resume: going on at' in again[1]
+    assert again[1].count('step')<whole[1].count('step') and again[1].split('weights ')[1]==whole[1].split('weights ')[1]
