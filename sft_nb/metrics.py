@@ -21,7 +21,7 @@ def group_codes(
 )->np.ndarray|None: # `(rows,)` numbers, equal for rows that are drawn together; None: each row alone
     "With which others each row is drawn"
     if 'group' not in rows: return None
-    alone = pd.Series([f'\0{i}' for i in range(len(rows))], rows.index)
+    alone = pd.Series([(i,) for i in range(len(rows))], rows.index, dtype=object)
     return pd.factorize(rows.group.astype(object).where(rows.group.notna(), alone))[0]
 
 def draw_weights(
