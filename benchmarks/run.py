@@ -2,7 +2,7 @@
 
     python benchmarks/run.py head whole step gradual   # measure; one JSON file each in benchmarks/results
     python benchmarks/run.py head --data digits --seeds 4 5   # more rows; those of the same data and seed are replaced
-    python benchmarks/run.py whole --seeds 3 --peers --untimed   # accuracy alone, without peers, on a machine that does other work: joins the row
+    python benchmarks/run.py whole --seeds 3 --alone --untimed   # accuracy alone, without peers, on a machine that does other work: joins the row
     python benchmarks/run.py table                     # write the tables of benchmarks/README.md, nbs/index.ipynb and README.zh.md from them
 """
 import argparse, contextlib, json, math, os, platform, random, re, resource, subprocess, sys, tempfile, time
@@ -142,8 +142,8 @@ def tuned():
     f = results/'tune.json'
     return json.loads(f.read_text())['rows'][0]['lr'] if f.exists() else 1e-4
 
-def whole_pair(name, seed, peer, peer_name):
-    "Our defaults and a peer on the same split"
+def whole_pair(name, seed, peer=None):
+    "Our defaults and a peer, a function of the data and the seed, on the same split"
     dls = data(name, seed)
     recipe = {**get_task(dls.sft.task.name).recipe}
     def ours():
@@ -153,16 +153,16 @@ def whole_pair(name, seed, peer, peer_name):
     row = dict(data=name, seed=seed)
     with cold_cache(): row['ours'],learn = timed(ours)
     row['ours_accuracy'] = learn.history[-1]['accuracy']
-    if peer: row[peer_name],row[f'{peer_name}_accuracy'] = timed(peer, dls, seed)
+    if peer: row[peer.__name__],row[f'{peer.__name__}_accuracy'] = timed(peer, dls, seed)
     return row
 
-def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), peers=('trainer',)):
+def bench_whole(seeds=(1,2,3,4,5), names=('amazon',), alone=False):
     "Whole runs: our defaults, Hugging Face Trainer (3 epochs, its best rate)"
     lr = tuned()
     def trainer(dls, seed):
         with tempfile.TemporaryDirectory() as out: return hf_trainer(dls, dls.sft, seed, lr, 3, out)
     for name in names:
-        for seed in seeds: yield dict(whole_pair(name, seed, trainer if 'trainer' in peers else None, 'trainer'), trainer_lr=lr)
+        for seed in seeds: yield dict(whole_pair(name, seed, None if alone else trainer), trainer_lr=lr)
 
 def bench_fine_tune(seeds=(1,2,3), names=('amazon',)):
     "Whole runs: our defaults, fastai's fine_tune(3)"
@@ -172,7 +172,7 @@ def bench_fine_tune(seeds=(1,2,3), names=('amazon',)):
         with quiet(learn): learn.fine_tune(3, 1e-3)
         return float(learn.recorder.values[-1][2])
     for name in names:
-        for seed in seeds: yield whole_pair(name, seed, fastai, 'fastai')
+        for seed in seeds: yield whole_pair(name, seed, fastai)
 
 def bench_peak(seeds=(1,), names=('amazon',)):
     "Largest memory of a process that loads the data and trains once"
@@ -263,12 +263,12 @@ def said(values, form='{:.2f}'):
     m,h = interval(values)
     return form.format(m) + ('' if math.isnan(h) else ' ± '+form.replace('+', '').format(h)) + f' (n={len(values)})'
 
-def measure(name, seeds=None, names=None, peers=None, untimed=False):
+def measure(name, seeds=None, names=None, alone=False, untimed=False):
     "Run a benchmark; its rows join those that are there, one for each data set and seed"
     fn,f = globals()[f'bench_{name}'],results/f'{name}.json'
     given = {k:v for k,v in dict(seeds=seeds, names=names).items() if v}
     rows = json.loads(f.read_text())['rows'] if f.exists() and given else []
-    for row in fn(**given, **({} if peers is None else dict(peers=peers))):
+    for row in fn(**given, **(dict(alone=True) if alone else {})):
         old = [r for r in rows if (r['data'],r['seed'])==(row['data'],row['seed'])]
         rows = [r for r in rows if r not in old]
         if untimed: row = {k:v for r in (*old, row) for k,v in r.items() if k in ('data','seed') or k.endswith(('_accuracy','_lr'))}
@@ -325,7 +325,7 @@ if __name__=='__main__':
     p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
     p.add_argument('--data', nargs='*')
-    p.add_argument('--peers', nargs='*', choices=['trainer'], help='whole: whom to run beside ours; --peers alone: nobody')
+    p.add_argument('--alone', action='store_true', help='whole: ours without the Trainer')
     p.add_argument('--untimed', action='store_true', help='keep accuracies alone')
     a = p.parse_args()
-    for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.peers, a.untimed)
+    for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.alone, a.untimed)

@@ -20,3 +20,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n)
+
+@pytest.fixture
+def displayed(monkeypatch, capsys):
+    "What fastai displays as a table, as text: outside of a notebook IPython says of HTML no more than that it is some"
+    monkeypatch.setattr('IPython.display.display', lambda *objects, **kw: print(*(getattr(o, 'data', o) for o in objects)))
+    return lambda: capsys.readouterr().out

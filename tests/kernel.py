@@ -9,8 +9,9 @@ def run(manager, client, code, stop_after):
     def hook(m):
         said.append(m['content'].get('text', '')+'\n'.join(m['content'].get('traceback', [])))
         if stop_after and not stopped and ''.join(said).count('step')>=stop_after: stopped.append(manager.interrupt_kernel())
-    reply = client.execute_interactive(code, output_hook=hook, timeout=300)
-    return reply['content'].get('ename'),''.join(said)
+    # Without `stop_on_error` a kernel drops what is asked of it right after an error
+    reply = client.execute_interactive(code, stop_on_error=False, output_hook=hook, timeout=300)['content']
+    return reply.get('ename', None if reply['status']=='ok' else reply['status']),''.join(said)
 
 if __name__=='__main__':
     manager,client = start_new_kernel(startup_timeout=120)

@@ -395,14 +395,14 @@ def test_items_come_in_the_order_of_the_rows(tmp_path):
     assert got==[coder.decode(o) for o in coder.encode(list(spec.rows.text))]
     assert len(spec.task.lengths(spec, spec.rows))==len(spec.rows)
 
-def test_fastai_doors(tmp_path, capsys):
+def test_fastai_doors(tmp_path, displayed):
     learn = learner(tmp_path)
     learn.dls.show_batch(max_n=2)
-    said = capsys.readouterr().out
+    said = displayed()
     assert 'text' in said and 'label' in said and ('day' in said or 'evening' in said)
     learn.fit(1)
     learn.show_results(max_n=3)
-    assert 'prediction' in capsys.readouterr().out
+    assert 'prediction' in displayed()
     preds,targs = learn.get_preds()
     ev = evaluate(learn)
     assert np.abs(preds.numpy()-ev.probabilities).max()<1e-5
