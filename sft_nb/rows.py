@@ -105,15 +105,20 @@ def _read_json(path):
     columns = list(dict.fromkeys(k for r,_,_ in parsed for k in r))
     return _to_frame([(r,p) for r,p,_ in parsed], columns, [w for *_,w in parsed])
 
+def _json_value(text):
+    "(value, what is wrong with the text): one of them is None"
+    try: return json.loads(text),None
+    except json.JSONDecodeError as e: return None,f"is not JSON: {e.msg} at {f'line {e.lineno}, ' if e.lineno>1 else ''}column {e.colno}"
+    except RecursionError: return None,'is not JSON that can be read: it is nested too deeply'
+
 def _json_line(text, where):
-    try: value = json.loads(text)
-    except json.JSONDecodeError as e: return {},f'is not JSON: {e.msg} at column {e.colno}',where
-    except RecursionError: return {},'is not JSON that can be read: it is nested too deeply',where
+    value,problem = _json_value(text)
+    if problem: return {},problem,where
     return (value,'',where) if isinstance(value, dict) else ({},f'is a {type(value).__name__}, not an object with a key a column',where)
 
 def _json_array(text, name):
-    try: values = json.loads(text)
-    except json.JSONDecodeError as e: raise DataError(f"{name} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from None
+    values,problem = _json_value(text)
+    if problem: raise DataError(f"{name} {problem}.")
     return [_json_line(json.dumps(o), f'{name} item {i}') for i,o in enumerate(values, 1)]
 
 # %% ../nbs/02a_rows.ipynb #81825bf8
