@@ -39,7 +39,7 @@ check:
 	@tools/stage pytest $(BIN)python -m pytest -m "not slow"
 
 check-slow:
-	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --do-print
+	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --cell-timeout 3600 --do-print
 	@tools/chromium
 	@tools/stage pytest-slow $(BIN)python -m pytest -m slow
 

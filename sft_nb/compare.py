@@ -18,6 +18,7 @@ from .core import *
 from .evaluation import Evaluation
 from .metrics import *
 from .metrics import _codes, _names
+from .rows import _blank
 from .tables import _class_loss
 
 # %% ../nbs/11f_compare.ipynb #e2457c46
@@ -98,14 +99,15 @@ def compare(
     return pd.concat([_paired(self, e, name, draws, seed) for name,e in other.items()], ignore_index=True)
 
 # %% ../nbs/11f_compare.ipynb #a7c3ba1a
-def _texts(cells): return [' '.join(str(o) for o in v if o is not None) if isinstance(v, (tuple,list)) else str(v) for v in cells]
+def _texts(cells): return [' '.join(str(o) for o in (v if isinstance(v, (tuple,list)) else [v]) if not _blank(o)) for v in cells]
 
 def colour_histogram(
-    picture, # What `read_picture` takes
+    picture, # What `read_picture` takes; None: there is none
     bins:int=16, # A channel
-)->np.ndarray: # `(3*bins,)` shares
+)->np.ndarray: # `(3*bins,)` shares; without a picture all 0
     "How much of a picture has how much red, green and blue"
     from sft_nb.pictures import read_picture
+    if _blank(picture): return np.zeros(3*bins)
     x = np.asarray(read_picture(picture)).reshape(-1, 3)
     return np.concatenate([np.histogram(x[:,c], bins, (0,256))[0]/len(x) for c in range(3)])
 

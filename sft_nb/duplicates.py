@@ -18,6 +18,7 @@ from difflib import SequenceMatcher
 import numpy as np, pandas as pd
 from .core import *
 from .cache import _content
+from .rows import _blank
 
 # %% ../nbs/11h_duplicates.ipynb #bc2c6452
 @dataclass
@@ -26,12 +27,14 @@ class Prints:
     exact:list # Hashes: equal for equal content
     bits:np.ndarray|None=None # `(items, 8)` uint8: perceptual hashes of pictures
     thumbs:np.ndarray|None=None # `(items, d)` float32, each of length 1
+    seen:np.ndarray|None=None # `(items,)`: whether there is a picture; an item that has none is compared by its text
     words:list|None=None # Texts without case, punctuation other than faces such as :) and doubled spaces
 
 _SIDE = 24
 
 def _picture_print(v, imagehash):
     from sft_nb.pictures import read_picture
+    if _blank(v): return '',np.zeros(8, np.uint8),np.zeros(3*_SIDE**2, np.float32)
     im = read_picture(v)
     small = np.asarray(im.resize((_SIDE,_SIDE), 2), dtype=np.float32).ravel()
     small -= small.mean()
@@ -42,7 +45,7 @@ _WORD = re.compile(r"[:;=][-'^]?[()\[\]/\\|]+|\w+")
 
 def _plain_words(v):
     parts = v if isinstance(v, (tuple,list)) else [v]
-    return ' | '.join(' '.join(_WORD.findall(str(o).casefold())) for o in parts)
+    return ' | '.join(' '.join(_WORD.findall(str(o).casefold())) for o in parts if not _blank(o))
 
 # %% ../nbs/11h_duplicates.ipynb #9daa8e18
 def item_prints(
@@ -54,7 +57,7 @@ def item_prints(
     if 'image' in task.inputs:
         imagehash = need('imagehash', 'inspect')
         pixels,bits,thumbs = zip(*(_picture_print(v, imagehash) for v in progress(list(rows.image), 'Hashing pictures')))
-        out.bits,out.thumbs = np.stack(bits),np.stack(thumbs)
+        out.bits,out.thumbs,out.seen = np.stack(bits),np.stack(thumbs),np.array([not _blank(v) for v in rows.image])
         if task.inputs==('image',): out.exact = list(pixels)
     text = next((c for c in ('text','source') if c in task.inputs), None)
     if text: out.words = [_plain_words(v) for v in rows[text]]
@@ -99,10 +102,10 @@ def _hash_pairs(bits, radius=3, most=50):
 def _same_content(p, i, j):
     "How alike two items are by content, 0 to 1"
     alike = []
-    if p.thumbs is not None: alike.append(float(p.thumbs[i]@p.thumbs[j]))
+    if p.thumbs is not None and (p.seen[i] or p.seen[j]): alike.append(float(p.thumbs[i]@p.thumbs[j]))
     if p.words is not None:
         a,b = p.words[i],p.words[j]
-        alike.append(1. if a==b and a else 0. if min(len(a), len(b))<.7*max(len(a), len(b), 1) else SequenceMatcher(None, a, b, autojunk=False).ratio())
+        if a or b or not alike: alike.append(1. if a==b and a else 0. if min(len(a), len(b))<.7*max(len(a), len(b), 1) else SequenceMatcher(None, a, b, autojunk=False).ratio())
     return min(alike) if alike else None
 
 def _groups_of(keys): return [g for g in pd.Series(range(len(keys))).groupby(pd.Series(keys), sort=False).indices.values() if len(g)>1]
@@ -111,9 +114,20 @@ def _star(group, is_train):
     first = next((i for i in group if is_train[i]), group[0])
     return [(first,i) for i in group if i!=first]
 
+def _seen_pairs(p):
+    "Pairs of pictures by their hashes"
+    at = np.flatnonzero(p.seen)
+    return {(int(at[a]),int(at[b])) for a,b in _hash_pairs(p.bits[at])} if len(at) else set()
+
+def _worded_pairs(p):
+    "Pairs of items without a picture that have the same words"
+    alone = range(len(p.words)) if p.seen is None else np.flatnonzero(~p.seen)
+    groups = _groups_of([p.words[i] for i in alone])
+    return {(int(alone[a]),int(alone[b])) for g in groups if p.words[alone[g[0]]] for a,b in _star(g, np.zeros(len(alone), bool))}
+
 def _near_pairs(p, x, least, k=8):
-    found = set() if p.bits is None else _hash_pairs(p.bits)
-    if p.words is not None and p.bits is None: found |= {(int(a),int(b)) for g in _groups_of(p.words) if p.words[g[0]] for a,b in _star(g, np.zeros(len(p.words), bool))}
+    found = set() if p.bits is None else _seen_pairs(p)
+    if p.words is not None: found |= _worded_pairs(p)
     if x is not None and len(x)>k+1:
         cosines,places = neighbours(x, k)
         i,c = np.nonzero((cosines>.8 if p.words or p.bits is not None else cosines>.995) & (places>=0))

@@ -189,7 +189,7 @@ _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.inputs) if c in rows]
     more = [c for c in rows if c not in (*first, spec.task.target, 'split', 'row', 'problem_')]
-    def cells(c): return rows[c].array if is_lazy(rows[c]) else list(rows[c])
+    def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
     frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
                           **{f'data_{c}' if c in (*first, *_COLUMNS) else c:cells(c) for c in more}})
     out = Evaluation(_back(frame, place), spec.task, spec.vocab, spec.multi_label, _back(probs, place), on, spec if len(spec.rows) else None)

@@ -12,24 +12,33 @@ __all__ = ['parse_head', 'make_head', 'class_weights', 'make_loss']
 
 # %% ../nbs/05_heads.ipynb #93d53e01
 import re
+from numbers import Integral
 import numpy as np, torch
 from torch import nn
 from fastai.losses import CrossEntropyLossFlat, BCEWithLogitsLossFlat, FocalLossFlat
 from .core import HeadError, FitError, near
 
 # %% ../nbs/05_heads.ipynb #10813ba7
+_HEADS = "Valid: None (one linear layer), [512] (hidden widths), 'flatten:1024' (feature maps, flattened), or a torch module."
+
+def _widths(head):
+    "(kind, widths) of a head that is text or a list of numbers; None: it is neither"
+    if isinstance(head, str):
+        m = re.fullmatch(r'(flatten)(?::(\d+(?:,\d+)*))?|(\d+(?:,\d+)*)', head)
+        return m and ('flatten' if m[1] else 'mlp', [int(o) for o in (m[2] or m[3] or '').split(',') if o])
+    if isinstance(head, (list,tuple)) and all(isinstance(o, Integral) and not isinstance(o, bool) for o in head):
+        return 'mlp' if len(head) else 'linear',[int(o) for o in head]
+
 def parse_head(
     head, # None, a list of widths, 'flatten:WIDTH' (more widths by commas), or a module
 )->tuple: # (kind, widths): kind is 'linear', 'mlp', 'flatten' or 'module'
     "What kind of output layer is meant"
     if head is None: return 'linear',[]
     if isinstance(head, nn.Module): return 'module',[]
-    if isinstance(head, str):
-        if m := re.fullmatch(r'flatten(?::(\d+(?:,\d+)*))?', head): return 'flatten',[int(o) for o in (m[1] or '').split(',') if o]
-        if re.fullmatch(r'\d+(,\d+)*', head): return 'mlp',[int(o) for o in head.split(',')]
-    if isinstance(head, (list,tuple)) and all(isinstance(o, int) and o>0 for o in head): return ('mlp' if head else 'linear'),list(head)
-    raise HeadError(f"head={head!r} ({type(head).__name__}) is no output layer. Valid: None (one linear layer), [512] (hidden widths), "
-                    "'flatten:1024' (feature maps, flattened), or a torch module.")
+    found = _widths(head)
+    if found is None: raise HeadError(f"head={head!r} ({type(head).__name__}) is no output layer. {_HEADS}")
+    if any(o<1 for o in found[1]): raise HeadError(f"head={head!r}: a layer has at least one unit. {_HEADS}")
+    return found
 
 # %% ../nbs/05_heads.ipynb #078db7c3
 def make_head(
@@ -60,28 +69,36 @@ def class_weights(
 # %% ../nbs/05_heads.ipynb #a6dfc754
 _LOSSES = ('cross_entropy', 'focal')
 
+def _class_weights(weights, counts):
+    "Weights of the classes as a tensor; None: all count the same"
+    if weights is None: return None
+    if isinstance(weights, str):
+        if weights!='balanced' or counts is None: raise FitError(f"class_weights={weights!r} is unknown. Valid: None, 'balanced', one number a class.")
+        return class_weights(counts)
+    try: out = torch.as_tensor(np.asarray(weights, dtype=np.float32))
+    except (TypeError,ValueError) as e: raise FitError(f"class_weights={weights!r} are no numbers. Valid: None, 'balanced', one number a class.") from e
+    if out.ndim!=1 or counts is not None and len(out)!=len(counts):
+        raise FitError(f"class_weights has {out.numel()} numbers for {'the' if counts is None else len(counts)} classes.")
+    if not (out.isfinite() & (out>=0)).all() or not out.any(): raise FitError(f"class_weights={weights!r}: weights are finite, not below 0, and not all 0.")
+    return out
+
 def make_loss(
     loss=None, # None or 'cross_entropy', 'focal' (arXiv:1708.02002 §3.2), or a loss of your own, taken as it is
     multi_label:bool=False, # Several labels a row: binary cross-entropy
     label_smoothing:float=0., # Share of the target spread over all classes (arXiv:1512.00567 §7)
     weights=None, # None, one weight a class, or 'balanced'
     counts=None, # Training rows of each class, for 'balanced'
-    gamma:float=2., # How much 'focal' turns to the hard rows
+    gamma:float=2., # How much 'focal' turns to the hard rows; from 0, which is the cross-entropy
 ):  # A fastai loss: scores `(batch, classes)` and targets -> a number
     "The loss for a classification head"
     if callable(loss): return loss
     if loss not in (None, *_LOSSES): raise FitError(f"loss={loss!r} is unknown.{near(loss, _LOSSES)}")
     if not 0<=label_smoothing<1: raise FitError(f"label_smoothing={label_smoothing!r} is no share. Valid: 0 to below 1.")
-    if isinstance(weights, str):
-        if weights!='balanced' or counts is None: raise FitError(f"class_weights={weights!r} is unknown. Valid: None, 'balanced', one number a class.")
-        weights = class_weights(counts)
-    elif weights is not None:
-        weights = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-        if counts is not None and len(weights)!=len(counts): raise FitError(f"class_weights has {len(weights)} numbers for {len(counts)} classes.")
-    if multi_label:
-        if loss=='focal' or label_smoothing: raise FitError("With several labels a row the loss is binary cross-entropy; focal and label_smoothing do not apply.")
-        return BCEWithLogitsLossFlat(pos_weight=weights)
-    if loss=='focal':
-        if label_smoothing: raise FitError("focal and label_smoothing do not go together: take one.")
-        return FocalLossFlat(gamma=gamma, weight=weights)
+    if multi_label and (loss=='focal' or label_smoothing):
+        raise FitError("With several labels a row the loss is binary cross-entropy; focal and label_smoothing do not apply.")
+    if loss=='focal' and label_smoothing: raise FitError("focal and label_smoothing do not go together: take one.")
+    if not gamma>=0: raise FitError(f"gamma={gamma!r}: expected a number from 0, which is the cross-entropy; 2 is usual.")
+    weights = _class_weights(weights, counts)
+    if multi_label: return BCEWithLogitsLossFlat(pos_weight=weights)
+    if loss=='focal': return FocalLossFlat(gamma=gamma, weight=weights)
     return CrossEntropyLossFlat(weight=weights, label_smoothing=label_smoothing)

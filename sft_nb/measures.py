@@ -14,6 +14,7 @@ __all__ = ['measure_names', 'item_measures']
 import io, os
 import numpy as np, pandas as pd
 from .core import *
+from .rows import _blank
 
 # %% ../nbs/11c_measures.ipynb #0423061a
 def _picture(v):
@@ -45,11 +46,11 @@ def measure_names(
 
 def item_measures(
     rows:pd.DataFrame, # With the inputs: image, text, audio, source
-)->pd.DataFrame: # A column a number, a row an item, with the index of `rows`
+)->pd.DataFrame: # A column a number, a row an item, with the index of `rows`; NaN where the input is missing
     "Plain numbers of every item; pictures are decoded for it, one after another"
     out = {}
     for c,(f,names) in _BY_INPUT.items():
         if c not in rows or c=='text' and 'audio' in rows: continue
-        found = [f(v) for v in progress(list(rows[c]), f'Measuring {c}')]
+        found = [{} if _blank(v) else f(v) for v in progress(list(rows[c]), f'Measuring {c}')]
         out.update({n:[o.get(n, np.nan) for o in found] for n in names})
     return pd.DataFrame(out, index=rows.index)

@@ -27,17 +27,18 @@ def _values(ev, by):
     if by in measure_names(rows): return by,item_measures(rows)[by]
     raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *measure_names(rows)])} Valid too: a function of a row.")
 
-def _span(a, b): return f'{a:.4g} to {b:.4g}'
+def _span(a, b): return f'{a:.4g} to {b:.4g}' if a<b else f'{a:.4g}'
 
 def _cut(name, values, bins):
     "{name of a slice: mask over the rows}"
-    if any(isinstance(v, (list,tuple,np.ndarray)) for v in values):
-        return {f'{name} = {l}':np.array([l in v for v in values]) for l in sorted({l for v in values for l in v})}
     missing = values.isna().to_numpy()
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique()>max(bins, 5):
+    if any(isinstance(v, (list,tuple,np.ndarray)) for v in values):
+        each = [set(v) if isinstance(v, (list,tuple,np.ndarray)) else set() for v in values]
+        out = {f'{name} = {l}':np.array([l in v for v in each]) for l in sorted(set().union(*each), key=str)}
+    elif pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique()>max(bins, 5):
         found = pd.qcut(values, bins, duplicates='drop')
-        return {f'{name} {_span(values[found==o].min(), values[found==o].max())}':(found==o).to_numpy() for o in found.cat.categories}
-    out = {f'{name} = {v}':(values==v).to_numpy(dtype=bool, na_value=False) for v in sorted(values.dropna().unique(), key=str)}
+        out = {f'{name} {_span(values[found==o].min(), values[found==o].max())}':(found==o).to_numpy() for o in found.cat.categories}
+    else: out = {f'{name} = {v}':(values==v).to_numpy(dtype=bool, na_value=False) for v in sorted(values.dropna().unique(), key=str)}
     return {**out, **({f'{name} is missing':missing} if missing.any() else {})}
 
 # %% ../nbs/11d_slices.ipynb #f7511569

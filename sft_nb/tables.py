@@ -20,6 +20,7 @@ from .core import *
 from .evaluation import Evaluation
 from .lazy import is_lazy
 from .metrics import _codes
+from .rows import _READERS, _blank, _label
 
 # %% ../nbs/11b_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -29,11 +30,20 @@ def _task_of(frame, task):
     has = set(frame.columns)
     return get_task(next((t for own,t in _KIND if own<=has and t in all_tasks()), 'text'))
 
+def _labels_of(v): return v if isinstance(v, (list,tuple,np.ndarray)) else [v]
+
 def _class_names(frame, columns):
-    names = {str(l) for c in columns if c in frame for v in frame[c] for l in (v if isinstance(v, (list,tuple,np.ndarray)) else [v])}
+    names = {_label(l) for c in columns if c in frame for v in frame[c] for l in _labels_of(v)}
     return sorted(names, key=lambda o: (int(o),o)) if all(o.lstrip('-').isdecimal() for o in names) else sorted(names)
 
-def _as_names(cells, multi): return [[str(o) for o in v] if multi else str(v) for v in cells]
+def _as_names(cells, multi): return [[_label(o) for o in _labels_of(v)] if multi else _label(v) for v in cells]
+
+def _check_cells(frame, columns):
+    "Every row says what is right and what was said"
+    if not len(frame): raise DataError("The table has no rows. Pass one with a row an item.")
+    for c in columns:
+        lost = [i for i,v in enumerate(frame[c]) if not isinstance(v, str) and _blank(v)]
+        if lost: raise DataError(f"Column {c!r} is empty in {len(lost):,} of {len(frame):,} rows, the first is row {lost[0]}. Fill them or leave these rows out.")
 
 # %% ../nbs/11b_tables.ipynb #79888608
 def _class_loss(frame, probs, vocab, multi):
@@ -48,7 +58,6 @@ def _class_loss(frame, probs, vocab, multi):
 
 def _read_table(source):
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True)
-    from sft_nb.rows import _READERS
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() not in _READERS:
         raise DataError(f"{path} is no table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(_READERS)}.")
@@ -68,10 +77,12 @@ def evaluate_table(
     frame = _read_table(table)
     task = _task_of(frame, task)
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
+    _check_cells(frame, [c for c in (target,prediction) if c in frame])
     if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on)
-    multi = bool(len(frame)) and isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
-    vocab = list(map(str, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
-    if probabilities is None and set(vocab)<=set(map(str, frame.columns)): probabilities = frame.rename(columns=str)[vocab].to_numpy(dtype=np.float32)
+    multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
+    vocab = list(map(_label, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
+    if probabilities is None and set(vocab)<=set(map(_label, frame.columns)): probabilities = frame.rename(columns=_label)[vocab]
+    if probabilities is not None: probabilities = _checked(probabilities, len(frame), len(vocab))
     frame = frame.assign(target=_as_names(frame[target], multi))
     if prediction not in frame: frame = _from_probabilities(frame, prediction, vocab, probabilities, multi)
     frame = _in_order(frame.assign(**{prediction:_as_names(frame[prediction], multi)}), task, prediction, multi)
@@ -81,6 +92,15 @@ def evaluate_table(
     return Evaluation(frame, task, vocab, multi, probabilities, on)
 
 # %% ../nbs/11b_tables.ipynb #9026f149
+def _checked(probs, n, classes):
+    "Probabilities as float32 `(n, classes)`"
+    try: out = np.asarray(probs, dtype=np.float32)
+    except (TypeError,ValueError) as e: raise DataError(f"The probabilities are no numbers ({e}). Valid: one from 0 to 1 for each class.") from e
+    if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: a row an item, a column a class.")
+    odd = np.flatnonzero(~((out>=-1e-6) & (out<=1+1e-6)).all(1))
+    if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; scores become probabilities by a softmax.")
+    return out.clip(0, 1)
+
 def _from_probabilities(frame, prediction, vocab, probs, multi):
     if probs is None: raise DataError(f"The table has no column {prediction!r} for the prediction, nor a column of probabilities for each class. Name it by prediction=COLUMN.")
     said = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
@@ -108,7 +128,8 @@ _FORMAT,_PROBS = 1,'probabilities'
 def _storable(frame):
     "Pictures in memory as the bytes of a PNG file"
     def png(v):
-        if v is None or isinstance(v, (str,bytes)): return v
+        if _blank(v): return None
+        if isinstance(v, (str,bytes)): return v
         from sft_nb.pictures import read_picture
         out = io.BytesIO()
         read_picture(v).save(out, 'PNG')

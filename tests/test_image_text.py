@@ -3,6 +3,7 @@ import json, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, timm, torch, transformers
 from torch import nn
+from sft_nb.audit import audit
 from sft_nb.cache import cache_border, cache_info, frozen_cache
 from sft_nb.checkpoint import open_checkpoint
 from sft_nb.cli import main
@@ -12,8 +13,9 @@ from sft_nb.evaluate import evaluate
 from sft_nb.export import load_predictor, save_predictor
 from sft_nb.fusion import FusionHead, dual_towers
 from sft_nb.learner import discriminative_lrs, layer_table, sft_learner
+from sft_nb.tables import load_evaluation
 from sft_nb.texts import word_pieces
-import sft_nb.adapters, sft_nb.schedule
+import sft_nb.adapters, sft_nb.compare, sft_nb.schedule, sft_nb.slices
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tmp_path_factory.mktemp('pair')
@@ -84,6 +86,17 @@ def test_a_missing_side_has_no_influence(toy):
         m.head.missing['image'].add_(torch.randn(m.head.missing['image'].shape))
         now = m(x, t)
         assert torch.equal(now[:2], want[:2]) and not torch.equal(now[2], want[2])
+
+def test_rows_without_a_side_are_judged(toy, tmp_path):
+    dls = data(toy)
+    ev = evaluate(sft_learner(dls), on='train')
+    lost = ev.rows.image.isna()
+    assert lost.any() and ev.rows.text.isna().any() and {type(v) for v in ev.rows.image} == {str, type(None)}
+    cut = ev.slices(['brightness','length'], least=1)
+    assert cut.set_index('slice').rows['brightness is missing'] == lost.sum()
+    assert list(ev.baselines()) == ['majority', 'colours', 'words', 'untuned'] and not ev.compare().empty
+    assert load_evaluation(ev.save(tmp_path/'rows.parquet')).rows.image.isna().tolist() == lost.tolist()
+    assert audit(dls).duplicates.empty
 
 def test_batch_norm_counts_real_pictures_alone(toy):
     def stats(has, x):
