@@ -1,7 +1,7 @@
 """A processed notebook → markdown as Quarto reads it → HTML and plain markdown, by pandoc
 
 What Quarto would do and this does not is an error that names the page; nothing is left out silently."""
-import base64, json, re, subprocess
+import base64, html, json, re, subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 import pypandoc, yaml
@@ -188,7 +188,7 @@ class _Tree:
         self.headings = [h for h in self.headings if h[2] not in [n for n,_ in panels]]
         for i,(n,_) in enumerate(panels):
             at = f'tabs{self.tabs}-{i}'
-            out.append(_raw(f'<input type="radio" name="tabs{self.tabs}" id="{at}"{" checked" if not i else ""}><label for="{at}">{n}</label>'))
+            out.append(_raw(f'<input type="radio" name="tabs{self.tabs}" id="{at}"{" checked" if not i else ""}><label for="{at}">{html.escape(n)}</label>'))
         out += [dict(t='Div', c=[['', ['tab'], []], blocks]) for _,blocks in panels]
         return dict(t='Div', c=[['', ['tabs'], []], out])
 
