@@ -93,7 +93,7 @@ class Notebook:
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
         nbformat.write(nb, folder/f'{name}.ipynb')
         self.folder,(self.page,self.errors) = folder,new_page(browser)
-        self.page.goto(f'{address}/doc/tree/{name}.ipynb?reset')
+        self.page.goto(f'{address}/doc/workspaces/{name}/tree/{name}.ipynb')
         self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=slow_machine)
         self.run()
 
