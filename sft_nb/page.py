@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 from .core import *
 from .evaluation import Evaluation
-from .inspector import _bars_html, _confusion_html, _curves_html
+from .panes import _bars_html, _confusion_html, _curves_html
 from .select import ORDERS, Selection
 from .views import STYLE, _said, card_html, detail_html, row_text
 
