@@ -37,6 +37,7 @@ Modules:
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
 - `sft_nb.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
+- `sft_nb.panes`: What the Inspector and the page draw of many rows, and a pane that tells what was clicked
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings

@@ -11,121 +11,18 @@ Docs: https://sft-nb.github.io/sft_nb/inspector.html.md"""
 # %% auto #0
 __all__ = ['label_queue', 'Inspector']
 
-# %% ../nbs/15_inspector.ipynb #3447f5ab
+# %% ../nbs/15_inspector.ipynb #a29b1214
 import html
-from functools import lru_cache
+from contextlib import contextmanager
 import ipywidgets as W
 import pandas as pd
 from fastcore.basics import patch
 from .core import *
 from .evaluate import _decoded, _outputs, _parts, _read
 from .marks import Marks
-from .report import _colours, show_value
+from .panes import _bars_html, _confusion_html, _curves_html, _gallery_html, _pane, _table_html
 from .select import ORDERS, Selection
-from .views import STYLE, _said, card_html, cells_html, detail_html
-
-# %% ../nbs/15_inspector.ipynb #d8d1378c
-_PANE = '''
-function render({model, el}) {
-  el.classList.add('sft'); el.setAttribute('data-lm-suppress-shortcuts', 'true');
-  const draw = () => {
-    const had = el.contains(document.activeElement);
-    el.innerHTML = model.get('html');
-    el.setAttribute('aria-label', model.get('label')); el.setAttribute('role', 'region');
-    const now = el.querySelector('[aria-current=true]');
-    if (now) { if (had) now.focus({preventScroll: true}); now.scrollIntoView({block: 'nearest'}); }
-    else if (had) el.focus({preventScroll: true});
-  };
-  el.tabIndex = 0;
-  el.addEventListener('click', e => {
-    const t = e.target.closest('[data-do]');
-    if (t) model.send({do: t.dataset.do, value: t.dataset.value});
-  });
-  el.addEventListener('keydown', e => {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
-    if (!model.get('listens').includes(e.key)) return;
-    e.preventDefault(); e.stopPropagation();
-    model.send({do: 'key', value: e.key});
-  });
-  model.on('change:html', draw); draw();
-}
-export default {render};
-'''
-
-@lru_cache
-def _pane_class():
-    anywidget,traitlets = need('anywidget', 'inspect'),need('traitlets', 'inspect')
-    class Pane(anywidget.AnyWidget):
-        "HTML that reports clicks and keys"
-        _esm,_css = _PANE,STYLE
-        html,label,listens = traitlets.Unicode('').tag(sync=True),traitlets.Unicode('').tag(sync=True),traitlets.List([]).tag(sync=True)
-    return Pane
-
-def _pane(label, does, keys=()):
-    "A pane whose messages go to the functions of `does`"
-    pane = _pane_class()(label=label, listens=list(keys))
-    pane.on_msg(lambda _,said,buffers: does[said['do']](said.get('value')))
-    return pane
-
-# %% ../nbs/15_inspector.ipynb #f05a7704
-def _gallery_html(page, marks, at, wide):
-    cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}"{" aria-current=true" if i==at else ""}>{card_html(r, marks.get(r["item"]))}</button>' for i,r in page)
-    return f'<div class="sft-grid{" sft-wide" if wide else ""}">{cards}</div>' if page else '<p class="sft-empty">No row passes the filters.</p>'
-
-def _table_html(page, marks, at):
-    if not page: return '<p class="sft-empty">No row passes the filters.</p>'
-    head = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
-    def line(i, r):
-        cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, marks.get(r['item'])))
-        return f'<tr data-do="open" data-value="{i}" tabindex="0"{" aria-current=true" if i==at else ""}>{cells}</tr>'
-    return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(line(i, r) for i,r in page)}</tbody></table>'
-
-# %% ../nbs/15_inspector.ipynb #fa952b38
-def _cell_button(n, of, i, j, a, b):
-    if not n: return '<td></td>'
-    name,strength = f'{n:,} rows: target {a}, prediction {b}',.12+.6*n/max(of, 1)
-    colour = '68,119,170' if i==j else '238,102,119'
-    return (f'<td style="background:rgba({colour},{strength:.2f})"><button data-do="cell" data-value="{i},{j}" title="{html.escape(name)}" '
-            f'aria-label="{html.escape(name)}">{n:,}</button></td>')
-
-def _confusion_html(table, most=40):
-    "Counts as buttons; of many classes the pairs that are mixed up most"
-    names,counts = [str(o) for o in table.index],table.to_numpy()
-    if len(names)>most:
-        wrong = sorted(((counts[i,j],i,j) for i,j in zip(*counts.nonzero()) if i!=j), reverse=True)[:40]
-        rows = ''.join(f'<tr><td>{show_value(names[i], 60)}</td><td>{show_value(names[j], 60)}</td>{_cell_button(int(n), int(counts[i].sum()), i, j, names[i], names[j])}</tr>' for n,i,j in wrong)
-        return f'<table class="sft-conf"><tr><th>target</th><th>prediction</th><th>rows</th></tr>{rows}</table>'
-    head = ''.join(f'<th scope="col">{show_value(o, 20)}</th>' for o in names)
-    rows = ''.join(f'<tr><th scope="row">{show_value(a, 20)}</th>{"".join(_cell_button(int(n), int(counts[i].sum()), i, j, a, names[j]) for j,n in enumerate(counts[i]))}</tr>'
-                   for i,a in enumerate(names))
-    return f'<p class="sft-note">A row for each target, a column for each prediction. Click a number to see its rows.</p><table class="sft-conf"><tr><th></th>{head}</tr>{rows}</table>'
-
-# %% ../nbs/15_inspector.ipynb #c6767e3b
-def _bars_html(bars):
-    top = max(1, int((bars.correct+bars.wrong).max()))
-    def bar(i, r):
-        name = f'{r.correct:,} correct and {r.wrong:,} wrong with a probability of {r.low:.2f} to {r.high:.2f}'
-        parts = ''.join(f'<span class="{c}" style="height:{100*n/top:.1f}%"></span>' for c,n in (('w',r.wrong),('r',r.correct)))
-        return f'<button data-do="bin" data-value="{i}" title="{name}" aria-label="{name}">{parts}</button>'
-    body = ''.join(bar(i, r) for i,r in enumerate(bars.itertuples()))
-    axis = ''.join(f'<span>{o}</span>' for o in ('0','0.25','0.5','0.75','1'))
-    return (f'<p class="sft-note">Probability of the prediction: correct (blue) and wrong (red). Click a bar to see its rows. The highest has {top:,} rows.</p>'
-            f'<div class="sft-hist">{body}</div><div class="sft-axis">{axis}</div>')
-
-def _curves_html(curve, at, w=560, h=230):
-    "Precision and recall over the threshold, with a line where it stands"
-    px,py = lambda t: 40+(w-60)*t,lambda y: 24+(h-54)*(1-y)
-    out = [f'<path d="M40 {py(y):.1f}H{w-20}" class="g"/><text x="34" y="{py(y)+4:.1f}" text-anchor="end">{y:g}</text>' for y in (0,.25,.5,.75,1)]
-    out += [f'<text x="{px(t):.1f}" y="{h-12}" text-anchor="middle">{t:g}</text>' for t in (0,.25,.5,.75,1)]
-    for name,colour,x in (('precision',_colours[0],40),('recall',_colours[1],130)):
-        dash = ' stroke-dasharray="6,3"' if name=='recall' else ''
-        pts = [(px(t),py(y)) for t,y in zip(curve.threshold, curve[name]) if y==y]
-        out.append(f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a,b in pts)}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        out.append(f'<path d="M{x} 10h22" stroke="{colour}" stroke-width="2"{dash}/><text x="{x+27}" y="14">{name}</text>')
-    r = curve.iloc[(curve.threshold-at).abs().argmin()]
-    out.append(f'<path d="M{px(at):.1f} 24V{h-30}" stroke="currentColor"/>')
-    said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {int(r.answered):,} rows' if r.answered else f'At {r.threshold:.2f} no row is left'
-    return f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="precision and recall over the threshold">{"".join(out)}</svg><p class="sft-what">{said}</p>'
+from .views import _said, detail_html
 
 # %% ../nbs/15_inspector.ipynb #190e6c9e
 def label_queue(
@@ -142,18 +39,39 @@ def label_queue(
     out = pd.concat([rows[['item', *spec.task.inputs]], _decoded(_outputs(model, spec, rows, batch_size, 'Predicting'), spec)], axis=1)
     return out.sort_values('probability', kind='stable').head(len(out) if n is None else n).reset_index(drop=True)
 
-# %% ../nbs/15_inspector.ipynb #2c63e0fc
-_ALL = 'all'
+# %% ../nbs/15_inspector.ipynb #a5b89901
+_ALL = object()
 _KEYS = ('ArrowRight','ArrowLeft','j','k','PageDown','PageUp','a','x','c','u','r')
 
-def _dropdown(name, options, width='190px'):
-    return W.Dropdown(description=name, options=options, layout=W.Layout(width=width), style=dict(description_width='initial'))
+def _in_lines(parts): return W.HBox(parts, layout=W.Layout(flex_flow='row wrap'))
+
+def _choices(names, all='all'): return [(all, _ALL), *((o[:40], o) for o in names)]
+
+def _named(widget, name, width, **kw):
+    "A widget with its name beside it"
+    return widget(description=name, layout=W.Layout(width=width), style=dict(description_width='initial'), **kw)
+
+def _dropdown(name, options, width='190px'): return _named(W.Dropdown, name, width, options=options)
 
 def _button(name, f, tooltip='', width='auto'):
     b = W.Button(description=name, tooltip=tooltip or name, layout=W.Layout(width=width))
     b.on_click(lambda _: f())
     return b
 
+# %% ../nbs/15_inspector.ipynb #e0cc3fd6
+def _listed(text, vocab):
+    "Names out of a line, the longest that are classes first"
+    spaced = lambda o: ', '.join(p.strip() for p in o.split(','))
+    known,parts,out = {spaced(o):o for o in vocab},[o.strip() for o in text.split(',') if o.strip()],[]
+    while parts:
+        n = next((n for n in range(len(parts), 0, -1) if ', '.join(parts[:n]) in known), 1)
+        name,parts = ', '.join(parts[:n]),parts[n:]
+        out.append(known.get(name, name))
+    return out
+
+def _same(a, b): return sorted(a)==sorted(b) if isinstance(a, list) and isinstance(b, list) else a==b
+
+# %% ../nbs/15_inspector.ipynb #a6942998
 class Inspector(W.VBox):
     "Every prediction, to be looked at and corrected"
     def __init__(self,
@@ -176,89 +94,52 @@ class Inspector(W.VBox):
         super().__init__([])
         self._build()
 
-    def __repr__(self): return f"Inspector of {len(self.ev):,} rows; {self.now_marks!r}"
-    @property
-    def now_marks(self): return self.marks if self.sel is self.all['evaluated'] else self.pool_marks
+# %% ../nbs/15_inspector.ipynb #8de06bbb
+@patch(as_prop=True)
+def now_marks(self:Inspector):
+    "Those of the rows that are looked at"
+    return self.marks if self.sel is self.all['evaluated'] else self.pool_marks
 
-# %% ../nbs/15_inspector.ipynb #de55474a
+@patch
+def __repr__(self:Inspector): return f"Inspector of {len(self.ev):,} rows; {self.now_marks!r}"
+
+@patch
+@contextmanager
+def _silent(self:Inspector):
+    was,self._quiet = self._quiet,True
+    try: yield
+    finally: self._quiet = was
+
+# %% ../nbs/15_inspector.ipynb #0b0209fc
+@patch
+def _filter_widgets(self:Inspector):
+    "Name of a filter -> its widget"
+    sel,late = self.sel,dict(continuous_update=False)
+    by_class = {} if self.sequence else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
+    by_slice = dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {}
+    return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), text=_named(W.Text, 'text', '190px', placeholder='search', **late),
+                probability=_named(W.FloatRangeSlider, 'probability', '330px', value=(0,1), min=0, max=1, step=.01, **late),
+                marks=_dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px'), **by_slice)
+
 @patch
 def _filter_bar(self:Inspector):
-    sel,few = self.sel,lambda names: [(_ALL,_ALL), *[(o[:40], o) for o in names]]
-    self.w = dict(result=_dropdown('result', [_ALL,'correct','wrong'], '150px'), text=W.Text(placeholder='search', continuous_update=False, description='text', layout=W.Layout(width='190px'), style=dict(description_width='initial')),
-        probability=W.FloatRangeSlider(value=(0,1), min=0, max=1, step=.01, continuous_update=False, description='probability', layout=W.Layout(width='330px'), style=dict(description_width='initial')),
-        marks=_dropdown('marks', [_ALL,'marked','not marked','relabel','ambiguous','exclude'], '170px'))
-    if not self.sequence: self.w = dict(target=_dropdown('target', few(sel._target[1])), prediction=_dropdown('prediction', few(sel._prediction[1])), **self.w)
-    if sel.slices(): self.w.update(column=_dropdown('slice', [_ALL, *sel.slices()]), value=_dropdown('is', [_ALL], '200px'))
+    self.w = self._filter_widgets()
     for k,w in self.w.items(): w.observe(lambda c, k=k: self._filtered(k), 'value')
     self.order = _dropdown('order', [(v,k) for k,v in ORDERS.items()], '250px')
     self.reverse = W.Checkbox(description='reversed', indent=False, layout=W.Layout(width='90px'))
     for w in (self.order, self.reverse): w.observe(lambda c: self._ordered(), 'value')
-    return W.HBox([*self.w.values(), self.order, self.reverse, _button('Clear filters', self.clear_filters)], layout=W.Layout(flex_flow='row wrap'))
+    return _in_lines([*self.w.values(), self.order, self.reverse, _button('Clear filters', lambda: self.clear_filters())])
 
-# %% ../nbs/15_inspector.ipynb #dc7bf299
+# %% ../nbs/15_inspector.ipynb #0a819a9c
 @patch
-def _filtered(self:Inspector, k):
-    if self._quiet: return
-    v = self.w[k].value
-    if k=='column':
-        names = self.sel.slices()[v][1] if v!=_ALL else []
-        self.w['value'].options = [_ALL, *names]
-        return
-    if k=='value': self.sel.filter(column=None if v==_ALL else (self.w['column'].value, v))
-    elif k=='marks': self._filter_marks(v)
-    elif k=='probability': self.sel.filter(probability=None if v==(0,1) else v)
-    elif k=='text': self.sel.filter(text=v or None)
-    elif k in ('target','result') and 'target' not in self.sel.rows: return
-    else: self.sel.filter(**{k:None if v==_ALL else v})
-    self._first_page()
+def _label_keys(self:Inspector):
+    "Key -> class: the class itself where all are one character, else its place from 1"
+    vocab = self.ev.vocab if not (self.sequence or self.ev.multi_label) else []
+    if vocab and all(len(o)==1 and o.isdecimal() for o in vocab): return {o:o for o in vocab}
+    return {str(i):o for i,o in enumerate(vocab[:9], 1)}
 
 @patch
-def _filter_marks(self:Inspector, v):
-    kind = None if v in (_ALL,'marked','not marked') else v
-    self.sel.filter(items=None if v==_ALL else (self.now_marks.refresh().items(kind), v!='not marked'))
-
-@patch
-def _ordered(self:Inspector):
-    self.sel.sort(self.order.value, self.reverse.value)
-    self._first_page()
-
-@patch
-def _first_page(self:Inspector):
-    self.page,self.at = 0,None
-    self._draw()
-    self._draw_detail()
-
-# %% ../nbs/15_inspector.ipynb #bf8493d5
-@patch
-def show(
-    self:Inspector,
-    **filters, # As in `Selection.filter`: target, prediction, result, probability, text
-):
-    "Set filters from code, as the widgets would"
-    self._quiet = True
-    try:
-        for k,v in filters.items():
-            if k in self.w: self.w[k].value = v if v is not None else (0,1) if k=='probability' else '' if k=='text' else _ALL
-        self.sel.filter(**filters)
-    finally: self._quiet = False
-    self._first_page()
-
-@patch
-def clear_filters(self:Inspector):
-    "Take all filters away"
-    self._quiet = True
-    try:
-        for k,w in self.w.items(): w.value = (0,1) if k=='probability' else '' if k=='text' else _ALL
-        self.sel.clear()
-    finally: self._quiet = False
-    self._first_page()
-
-# %% ../nbs/15_inspector.ipynb #4cca1353
-@patch
-def _row_tab(self:Inspector):
-    does = dict(open=lambda v: self.look_at(int(v)), key=self._key)
-    label_keys = list(self._label_keys())
-    self.rows_pane = _pane('Rows', does, [*_KEYS, *label_keys])
+def _pager(self:Inspector):
     self.count = W.HTML()
     self.look = W.ToggleButtons(options=['gallery','table'], style=dict(button_width='70px'))
     self.look.observe(lambda c: self._draw(), 'value')
@@ -267,23 +148,206 @@ def _row_tab(self:Inspector):
         self.which = W.ToggleButtons(options=list(self.all), tooltips=['rows of the evaluation','unlabelled items, least certain first'], style=dict(button_width='90px'))
         self.which.observe(lambda c: self._switch(), 'value')
         pager.append(self.which)
-    left = W.VBox([W.HBox(pager, layout=W.Layout(flex_flow='row wrap')), self.rows_pane], layout=W.Layout(flex='3 1 420px', min_width='0'))
+    return _in_lines(pager)
+
+@patch
+def _row_tab(self:Inspector):
+    self.rows_pane = _pane('Rows', dict(open=lambda v: self.look_at(int(v)), key=self._key), [*_KEYS, *self._label_keys()])
+    left = W.VBox([self._pager(), self.rows_pane], layout=W.Layout(flex='3 1 420px', min_width='0'))
     return W.HBox([left, self._detail_box()], layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
 
+# %% ../nbs/15_inspector.ipynb #14826288
 @patch
-def _switch(self:Inspector):
-    "Between the evaluated rows and the queue"
-    self.sel = self.all[self.which.value]
-    self.clear_filters()
+def _mark_bar(self:Inspector):
+    typed = self.sequence or self.ev.multi_label
+    self.label = _named(W.Text, 'label', '320px') if typed else _dropdown('label', list(self.ev.vocab), '200px')
+    return _in_lines([self.label, _button('Relabel', lambda: self.relabel(), 'This label is right'), _button('Ambiguous', lambda: self.mark('ambiguous'), 'Nobody can tell (a)'),
+                   _button('Exclude', lambda: self.mark('exclude'), 'Leave it out (x)'), _button('No mark', lambda: self.mark('clear'), 'Take the mark away (c)'),
+                   _button('Undo', lambda: self.undo(), 'Take the last mark back (u)'), _button('Redo', lambda: self.redo(), 'Do it again (r)'), _button('Save CSV', lambda: self.save(), 'Write corrections.csv')])
 
 @patch
+def _how_to_explain(self:Inspector):
+    "Off, or one of the methods; off where there is no model, or no class"
+    self.how = _dropdown('explain', ['off','ig','gradcam','gradient'] if 'image' in self.ev.task.inputs else ['off','ig','gradient'], '150px')
+    self.how.disabled = self.learn is None or self.sequence
+    self.how.value = 'off' if self.how.disabled else 'ig'
+    self.how.observe(lambda c: self._draw_detail(), 'value')
+    return self.how
+
+@patch
+def _detail_box(self:Inspector):
+    self.detail,self.said = _pane('The open row', dict(key=self._key), [*_KEYS, *self._label_keys()]),W.HTML()
+    walk = [_button('←', lambda: self.step(-1), 'Previous row', '44px'), _button('→', lambda: self.step(1), 'Next row', '44px'), self._how_to_explain()]
+    return W.VBox([_in_lines(walk), self._mark_bar(), self.said, self.detail], layout=W.Layout(flex='2 1 380px', min_width='0', padding='0 0 0 12px'))
+
+# %% ../nbs/15_inspector.ipynb #935ccc68
+@patch
 def _draw(self:Inspector):
-    n,size = len(self.sel),self.page_size
+    n,size,total = len(self.sel),self.page_size,len(self.sel.rows)
     page,marks = self.sel.page(self.page, size),self.now_marks.refresh()
-    wide = 'image' not in self.sel.rows
-    self.rows_pane.html = _table_html(page, marks, self.at) if self.look.value=='table' else _gallery_html(page, marks, self.at, wide)
+    table = self.look.value=='table'
+    self.rows_pane.html = _table_html(page, marks, self.at) if table else _gallery_html(page, marks, self.at, 'image' not in self.sel.rows)
     first = self.page*size
-    self.count.value = f'<span class="sft-count" role="status">{first+1 if n else 0:,}–{min(n, first+size):,} of {n:,}{f" ({len(self.sel.rows):,} in all)" if n<len(self.sel.rows) else ""}</span>'
+    said = f'{first+1 if n else 0:,}–{min(n, first+size):,} of {n:,}{f" ({total:,} in all)" if n<total else ""}'
+    self.count.value = f'<span class="sft-count" role="status">{said}</span>'
+
+@patch
+def _draw_detail(self:Inspector):
+    if self.at is None:
+        self.detail.html = '<p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p>'
+        return
+    row = self.sel.row(self.at)
+    self.detail.html = detail_html(row, self._explained(row), self.sequence, self.now_marks.get(row['item']))
+
+@patch
+def _say(self:Inspector, text): self.said.value = f'<span class="sft-said" role="status">{html.escape(text)}</span>'
+
+# %% ../nbs/15_inspector.ipynb #e8b8eff5
+@patch
+def _threshold_tab(self:Inspector):
+    "The tab, and what draws it"
+    sel = self.all['evaluated']
+    self.curve_pane = _pane('Precision and recall', {})
+    self.of = _dropdown('class', _choices(sel.vocab if sel.probabilities is not None else [], 'whatever is predicted'), '260px')
+    at = W.FloatSlider(value=.5, min=0, max=1, step=.01, description='threshold', layout=W.Layout(width='360px'))
+    def draw(_=None): self.curve_pane.html = _curves_html(sel.thresholds(None if self.of.value is _ALL else self.of.value), at.value)
+    for w in (self.of, at): w.observe(draw, 'value')
+    return W.VBox([W.HBox([self.of, at]), self.curve_pane]),draw
+
+# %% ../nbs/15_inspector.ipynb #a862619b
+@patch
+def _head(self:Inspector):
+    "How many rows, the metrics, and the keys"
+    shown = ' · '.join(f'{html.escape(k)} <b>{v:.4f}</b>' for k,v in list(self.ev.metrics.items())[:6])
+    own = self._label_keys()
+    keys = ''.join(f', <b>{html.escape(k)}</b> {html.escape(v[:20])}' for k,v in own.items()) if any(k!=v for k,v in own.items()) else ', <b>0–9</b> label' if own else ''
+    return W.HTML(f'<div class="sft-head">{len(self.ev):,} rows{f" ({html.escape(self.ev.on)})" if self.ev.on else ""} · {shown}</div>'
+                  f'<details><summary>Keys</summary><b>→ ←</b> or <b>j k</b> rows, <b>PgDn PgUp</b> pages, <b>a</b> ambiguous, <b>x</b> exclude, <b>c</b> no mark, <b>u</b> undo, <b>r</b> redo{keys}. '
+                  f'Marks: {html.escape(str(self.marks.path))}</details>')
+
+@patch
+def _view_tabs(self:Inspector):
+    "Name -> (tab, what draws it)"
+    sel,out = self.all['evaluated'],{}
+    def drawn(pane, f): return pane,lambda: setattr(pane, 'html', f())
+    if self.ev.task.classes and not self.ev.multi_label: out['Confusion'] = drawn(_pane('Confusion', dict(cell=self._show_cell)), lambda: _confusion_html(sel.confusion()))
+    out['Confidence'] = drawn(_pane('Confidence', dict(bin=self._show_bin)), lambda: _bars_html(sel.histogram()))
+    return {**out, 'Thresholds':self._threshold_tab()}
+
+@patch
+def _build(self:Inspector):
+    "Put the parts together and draw the first page"
+    tabs,later = {'Rows':W.VBox([self._filter_bar(), self._row_tab()])},{}
+    for k,(tab,draw) in self._view_tabs().items(): tabs[k],later[k] = tab,draw
+    self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
+    def looked_at(change): later.pop(list(tabs)[change['new']], lambda: None)()
+    self.tabs.observe(looked_at, 'selected_index')
+    self.children = [self._head(), self.tabs]
+    self._draw()
+    self._draw_detail()
+
+# %% ../nbs/15_inspector.ipynb #8280bd63
+@patch
+def _key(self:Inspector, key):
+    "What a key does"
+    does = dict(ArrowRight=lambda: self.step(1), j=lambda: self.step(1), ArrowLeft=lambda: self.step(-1), k=lambda: self.step(-1), PageDown=lambda: self.turn(1),
+                PageUp=lambda: self.turn(-1), a=lambda: self.mark('ambiguous'), x=lambda: self.mark('exclude'), c=lambda: self.mark('clear'), u=lambda: self.undo(), r=lambda: self.redo())
+    if key in does: does[key]()
+    elif key in self._label_keys(): self.relabel(self._label_keys()[key])
+
+@patch
+def _go_to(self:Inspector, **filters):
+    "The evaluated rows that were counted: they alone, and without other filters"
+    if len(self.all)>1: self.which.value = 'evaluated'
+    self._blank_filters()
+    self.show(**filters)
+    self.tabs.selected_index = 0
+
+@patch
+def _show_cell(self:Inspector, value):
+    i,j = map(int, value.split(','))
+    names = list(self.all['evaluated'].confusion().index)
+    self._go_to(target=names[i], prediction=names[j])
+
+@patch
+def _show_bin(self:Inspector, value): self._go_to(probability=(int(value)/20, (int(value)+1)/20))
+
+# %% ../nbs/15_inspector.ipynb #df0b1b7d
+@patch
+def _filtered(self:Inspector, k):
+    "Do what the widget of a filter says"
+    if self._quiet: return
+    v = self.w[k].value
+    if k=='column': return self._offer_values(v)
+    if k=='value': self.sel.filter(column=None if v is _ALL else (self.w['column'].value, v))
+    elif k=='marks': self._filter_marks(v)
+    elif k=='probability': self.sel.filter(probability=None if v==(0,1) else v)
+    elif k=='text': self.sel.filter(text=v or None)
+    else: self.sel.filter(**{k:None if v is _ALL else v})
+    self._first_page()
+
+@patch
+def _offer_values(self:Inspector, column):
+    if 'value' in self.w: self.w['value'].options = _choices([] if column is _ALL else self.sel.slices()[column][1])
+
+@patch
+def _filter_marks(self:Inspector, v):
+    kind = None if v in (_ALL,'marked','not marked') else v
+    self.sel.filter(items=None if v is _ALL else (self.now_marks.refresh().items(kind), v!='not marked'))
+
+@patch
+def _first_page(self:Inspector):
+    self.page,self.at = 0,None
+    self._draw()
+    self._draw_detail()
+
+# %% ../nbs/15_inspector.ipynb #2a56abe7
+def _blank_of(k): return (0,1) if k=='probability' else '' if k=='text' else _ALL
+
+@patch
+def _set_widget(self:Inspector, k, v):
+    "Let a widget say what a filter is"
+    if k=='column':
+        name,value = (_ALL,_ALL) if v is None else v
+        self._set_widget('slice', name)
+        self._offer_values(name)
+        return self._set_widget('value', value)
+    w,v = self.w.get('column' if k=='slice' else k),_blank_of(k) if v is None else v
+    if w is None: return
+    if isinstance(w, W.Dropdown) and v not in (values := [o for _,o in w.options]):
+        raise DataError(f"{k}={v!r} does not occur.{near(v, [o for o in values if o is not _ALL])}")
+    w.value = v
+
+@patch
+def show(
+    self:Inspector,
+    **filters, # As in `Selection.filter`: target, prediction, result, probability, text, column
+):
+    "Set filters from code, as the widgets would"
+    with self._silent():
+        for k,v in filters.items(): self._set_widget(k, v)
+        self.sel.filter(**filters)
+    self._first_page()
+
+@patch
+def _blank_filters(self:Inspector):
+    with self._silent():
+        for k,w in self.w.items(): w.value = _blank_of(k)
+        self._offer_values(_ALL)
+        self.sel.clear()
+
+@patch
+def clear_filters(self:Inspector):
+    "Take all filters away"
+    self._blank_filters()
+    self._first_page()
+
+# %% ../nbs/15_inspector.ipynb #f329b809
+@patch
+def _ordered(self:Inspector):
+    if self._quiet: return
+    self.sel.sort(self.order.value, self.reverse.value)
+    self._first_page()
 
 @patch
 def turn(
@@ -295,68 +359,36 @@ def turn(
     self.page = min(last, max(0, self.page+by))
     self._draw()
 
-# %% ../nbs/15_inspector.ipynb #ab393a3d
+# %% ../nbs/15_inspector.ipynb #f6159125
 @patch
-def _detail_box(self:Inspector):
-    self.detail = _pane('The open row', dict(key=self._key), [*_KEYS, *self._label_keys()])
-    self.label = W.Text(description='label', layout=W.Layout(width='320px'), style=dict(description_width='initial')) if self.sequence or self.ev.multi_label else _dropdown('label', list(self.ev.vocab), '200px')
-    how = ['off','ig','gradcam','gradient'] if 'image' in self.ev.task.inputs else ['off','ig','gradient']
-    self.how = _dropdown('explain', how, '150px')
-    self.how.value = 'ig' if self.learn is not None and not self.sequence else 'off'
-    self.how.disabled = self.learn is None or self.sequence
-    self.how.observe(lambda c: self._draw_detail(), 'value')
-    mark = [self.label, _button('Relabel', self.relabel, 'This label is right'), _button('Ambiguous', lambda: self.mark('ambiguous'), 'Nobody can tell (a)'),
-            _button('Exclude', lambda: self.mark('exclude'), 'Leave it out (x)'), _button('No mark', lambda: self.mark('clear'), 'Take the mark away (c)'),
-            _button('Undo', self.undo, 'Take the last mark back (u)'), _button('Redo', self.redo, 'Do it again (r)'), _button('Save CSV', self.save, 'Write corrections.csv')]
-    walk = [_button('←', lambda: self.step(-1), 'Previous row', '44px'), _button('→', lambda: self.step(1), 'Next row', '44px'), self.how]
-    self.said = W.HTML()
-    wrap = W.Layout(flex_flow='row wrap')
-    return W.VBox([W.HBox(walk, layout=wrap), W.HBox(mark, layout=wrap), self.said, self.detail], layout=W.Layout(flex='2 1 380px', min_width='0', padding='0 0 0 12px'))
+def _switch(self:Inspector):
+    "Between the evaluated rows and the queue"
+    self.sel = self.all[self.which.value]
+    for k in {'target','result'}&{*self.w}: self.w[k].disabled = 'target' not in self.sel.rows
+    with self._silent():
+        self.order.value,self.reverse.value = self.sel.order,self.sel.reverse
+        for k in {'column','value'}&{*self.w}: self.w[k].disabled = not self.sel.slices()
+        if 'column' in self.w: self.w['column'].options = _choices(self.sel.slices())
+    self.clear_filters()
 
-@patch
-def _say(self:Inspector, text): self.said.value = f'<span class="sft-said" role="status">{html.escape(text)}</span>'
-
-@patch
-def _draw_detail(self:Inspector):
-    if self.at is None:
-        self.detail.html = '<p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p>'
-        return
-    row = self.sel.row(self.at)
-    self.detail.html = detail_html(row, self._explained(row), self.sequence, self.now_marks.get(row['item']))
-
-# %% ../nbs/15_inspector.ipynb #d024c9b0
-@patch
-def _explained(self:Inspector, row):
-    "Attributions of a row, the last hundred kept"
-    if self.learn is None or self.how.value=='off': return None
-    from sft_nb.explain import explain
-    key = (self.sel is self.all['evaluated'], self.at, self.how.value)
-    if key not in self._told:
-        how = self.how.value
-        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
-        except SftError as e:
-            self._say(str(e))
-            return None
-        while len(self._told)>100: self._told.pop(next(iter(self._told)))
-    return self._told[key]
-
+# %% ../nbs/15_inspector.ipynb #3f1043ec
 @patch
 def look_at(
     self:Inspector,
     i:int, # Number of a row in `ev.rows`
 ):
     "Show a row"
+    if not 0<=i<len(self.sel.rows): raise DataError(f"i={i!r}: no row has this number. Valid: 0 to {len(self.sel.rows)-1}.")
     self.at = i
     row = self.sel.row(i)
-    mark = self.now_marks.get(row['item'])
-    self._offer(mark['label'] if mark and mark.get('label') else row.get('target') if 'target' in row else row['prediction'])
+    mark = self.now_marks.get(row['item']) or {}
+    self._offer(mark['label'] if mark.get('label') is not None else row.get('target', row['prediction']))
     self._draw()
     self._draw_detail()
 
 @patch
 def _offer(self:Inspector, label):
-    if isinstance(self.label, W.Text): self.label.value = _said(label)
-    elif label in self.ev.vocab: self.label.value = label
+    if isinstance(self.label, W.Text) or _said(label) in self.ev.vocab: self.label.value = _said(label)
 
 @patch
 def step(
@@ -371,14 +403,22 @@ def step(
     self.page = to//self.page_size
     self.look_at(int(found[to]))
 
-# %% ../nbs/15_inspector.ipynb #71037a50
+# %% ../nbs/15_inspector.ipynb #8489c6cd
 @patch
-def _label_keys(self:Inspector):
-    "Key -> class: the class itself where all are one character, else its place from 1"
-    vocab = self.ev.vocab if not (self.sequence or self.ev.multi_label) else []
-    if vocab and all(len(o)==1 and o.isdecimal() for o in vocab): return {o:o for o in vocab}
-    return {str(i):o for i,o in enumerate(vocab[:9], 1)}
+def _explained(self:Inspector, row):
+    "Attributions of a row, the last hundred kept"
+    if self.learn is None or self.how.value=='off': return None
+    from sft_nb.explain import explain
+    key,how = (self.sel is self.all['evaluated'], self.at, self.how.value),self.how.value
+    if key not in self._told:
+        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
+        except SftError as e:
+            self._say(str(e))
+            return None
+        while len(self._told)>100: self._told.pop(next(iter(self._told)))
+    return self._told[key]
 
+# %% ../nbs/15_inspector.ipynb #1f8e34bc
 @patch
 def mark(
     self:Inspector,
@@ -389,25 +429,27 @@ def mark(
     if self.at is None: return self._say('Choose a row first.')
     row = self.sel.row(self.at)
     was = row.get('target')
-    if kind=='relabel' and was==label: kind,label = 'clear',None
+    if kind=='relabel' and _same(was, label): kind,label = 'clear',None
     try: self.now_marks.mark(row['item'], kind, label, was=was)
     except SftError as e: return self._say(str(e))
-    self._say(f"{row['item']}: {kind}{f' {_said(label)}' if label else ''}")
+    self._say(f"{row['item']}: {kind}{'' if label is None else f' {_said(label)}'}")
     self._draw()
     self._draw_detail()
 
 @patch
 def relabel(
     self:Inspector,
-    label=None, # None: what the widget says
+    label=None, # A class, or several as a list or with commas between; None: what the widget says
 ):
     "Give the open row another label"
     label = self.label.value if label is None else label
-    if self.ev.multi_label and isinstance(label, str): label = [o.strip() for o in label.split(',') if o.strip()]
+    if self.ev.multi_label: label = _listed(label, self.ev.vocab) if isinstance(label, str) else [str(o) for o in label]
+    elif not self.sequence: label = str(label)
     unknown = [o for o in (label if isinstance(label, list) else [label]) if not self.sequence and o not in self.ev.vocab]
     if unknown: return self._say(f"{unknown[0]!r} is no class.{near(unknown[0], self.ev.vocab)}")
     self.mark('relabel', label)
 
+# %% ../nbs/15_inspector.ipynb #a7247143
 @patch
 def undo(self:Inspector):
     "Take the last mark back"
@@ -429,65 +471,3 @@ def save(self:Inspector):
     "Write the marks as corrections.csv beside their file"
     path = self.now_marks.to_csv(self.now_marks.path.with_name('corrections.csv' if self.now_marks is self.marks else 'corrections-pool.csv'))
     self._say(f"{len(self.now_marks):,} marks in {path}: load_data(…, corrections={str(path)!r})")
-
-# %% ../nbs/15_inspector.ipynb #c86c089a
-@patch
-def _key(self:Inspector, key):
-    "What a key does"
-    does = dict(ArrowRight=lambda: self.step(1), j=lambda: self.step(1), ArrowLeft=lambda: self.step(-1), k=lambda: self.step(-1), PageDown=lambda: self.turn(1),
-                PageUp=lambda: self.turn(-1), a=lambda: self.mark('ambiguous'), x=lambda: self.mark('exclude'), c=lambda: self.mark('clear'), u=self.undo, r=self.redo)
-    if key in does: does[key]()
-    elif key in self._label_keys(): self.relabel(self._label_keys()[key])
-
-# %% ../nbs/15_inspector.ipynb #a90ad1c2
-@patch
-def _show_cell(self:Inspector, value):
-    i,j = map(int, value.split(','))
-    names = list(self.all['evaluated'].confusion().index)
-    self.show(target=names[i], prediction=names[j])
-    self.tabs.selected_index = 0
-
-@patch
-def _show_bin(self:Inspector, value):
-    self.show(probability=(int(value)/20, (int(value)+1)/20))
-    self.tabs.selected_index = 0
-
-@patch
-def _threshold_tab(self:Inspector):
-    sel = self.all['evaluated']
-    self.curve_pane = _pane('Precision and recall', {})
-    of = _dropdown('class', [('whatever is predicted', None), *([(o,o) for o in sel.vocab] if sel.probabilities is not None else [])], '260px')
-    at = W.FloatSlider(value=.5, min=0, max=1, step=.01, description='threshold', layout=W.Layout(width='360px'))
-    def draw(_=None): self.curve_pane.html = _curves_html(sel.thresholds(of.value), at.value)
-    for w in (of, at): w.observe(draw, 'value')
-    return W.VBox([W.HBox([of, at]), self.curve_pane]),draw
-
-# %% ../nbs/15_inspector.ipynb #de6a71f4
-@patch
-def _head(self:Inspector):
-    shown = ' · '.join(f'{html.escape(k)} <b>{v:.4f}</b>' for k,v in list(self.ev.metrics.items())[:6])
-    keys = ', '.join(f'<b>{html.escape(k)}</b> {html.escape(v[:20])}' for k,v in self._label_keys().items()) if any(k!=v for k,v in self._label_keys().items()) else '<b>0–9</b> label'
-    if self.sequence or self.ev.multi_label: keys = ''
-    return W.HTML(f'<div class="sft-head">{len(self.ev):,} rows{f" ({html.escape(self.ev.on)})" if self.ev.on else ""} · {shown}</div>'
-                  f'<details><summary>Keys</summary><b>→ ←</b> or <b>j k</b> rows, <b>PgDn PgUp</b> pages, <b>a</b> ambiguous, <b>x</b> exclude, <b>c</b> no mark, <b>u</b> undo, <b>r</b> redo{", " if keys else ""}{keys}. '
-                  f'Marks: {html.escape(str(self.marks.path))}</details>')
-
-@patch
-def _build(self:Inspector):
-    "Put the parts together and draw the first page"
-    sel,bar = self.sel,self._filter_bar()
-    tabs,later = {'Rows':W.VBox([bar, self._row_tab()])},{}
-    if self.ev.task.classes and not self.ev.multi_label:
-        self.confusion_pane = _pane('Confusion', dict(cell=self._show_cell))
-        tabs['Confusion'],later['Confusion'] = self.confusion_pane,lambda: setattr(self.confusion_pane, 'html', _confusion_html(sel.confusion()))
-    self.hist_pane = _pane('Confidence', dict(bin=self._show_bin))
-    tabs['Confidence'],later['Confidence'] = self.hist_pane,lambda: setattr(self.hist_pane, 'html', _bars_html(sel.histogram()))
-    tabs['Thresholds'],later['Thresholds'] = self._threshold_tab()
-    self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
-    def looked_at(change):
-        draw = later.pop(list(tabs)[change['new']], None)
-        if draw: draw()
-    self.tabs.observe(looked_at, 'selected_index')
-    self.children = [self._head(), self.tabs]
-    self._draw()
-    self._draw_detail()

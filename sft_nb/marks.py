@@ -27,12 +27,15 @@ def _whole(data):
     "Bytes up to the last line that is finished"
     return data[:data.rfind(b'\n')+1]
 
+def _is_label(o): return all(isinstance(l, (str,int,float)) for l in (o if isinstance(o, list) else [o]))
+
 def _is_action(o):
     if not isinstance(o, dict) or not isinstance(o.get('do'), str): return False
     if o['do'] in ('undo','redo'): return True
     labels = o.get('label') if isinstance(o.get('label'), list) else [o.get('label')]
-    return o['do'] in (*MARK_KINDS, 'clear') and isinstance(o.get('item'), str) and all(l is None or isinstance(l, (str,int,float)) for l in labels)
+    return o['do'] in (*MARK_KINDS, 'clear') and isinstance(o.get('item'), str) and _is_label([l for l in labels if l is not None])
 
+# %% ../nbs/14_marks.ipynb #6214ac2b
 def _actions(data, path, first=1):
     "What each line says"
     for i,line in enumerate(data.splitlines(), first):
@@ -57,16 +60,18 @@ class Marks:
 
     def _forget(self): self.state,self._done,self._undone,self._read,self._lines = {},[],[],0,0
     def __len__(self): return len(self.state)
-    def __contains__(self, item): return item in self.state
+    def __contains__(self, item): return str(item) in self.state
     def __repr__(self):
         n = {k:sum(o['mark']==k for o in self.state.values()) for k in MARK_KINDS}
         return f"Marks({str(self.path)!r}: {', '.join(f'{v:,} {k}' for k,v in n.items() if v) or 'none'})"
 
-    def get(self,
-        item:str, # As in `rows.item`
-    )->dict|None: # mark, label, was, note, at; None: no mark
-        "The mark of an item"
-        return self.state.get(item)
+# %% ../nbs/14_marks.ipynb #058d73f4
+@patch
+def get(self:Marks,
+    item:str, # As in `rows.item`
+)->dict|None: # mark, label, was, note, at; None: no mark
+    "The mark of an item"
+    return self.state.get(str(item))
 
 # %% ../nbs/14_marks.ipynb #c6aff357
 @patch
@@ -101,24 +106,32 @@ def refresh(self:Marks)->Marks: # Itself
     with open(self.path, 'rb') as f:
         f.seek(self._read)
         data = _whole(f.read())
-    for o in _actions(data, self.path, self._lines+1):
-        self._apply(o)
-        self._lines += 1
-    self._read += len(data)
+    new = list(_actions(data, self.path, self._lines+1))
+    for o in new: self._apply(o)
+    self._lines,self._read = self._lines+len(new),self._read+len(data)
     return self
 
+# %% ../nbs/14_marks.ipynb #d3c046fd
 @patch
 def _write(self:Marks, o):
     "Add a line, for good, and go to the state that follows"
+    line = (json.dumps(o, ensure_ascii=False)+'\n').encode()
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(self.path.with_name(f'.{self.path.name}.lock')):
         self.refresh()
         with open(self.path, 'ab') as f:
             f.truncate(self._read)
-            f.write((json.dumps(o, ensure_ascii=False)+'\n').encode())
+            f.write(line)
             f.flush()
             os.fsync(f.fileno())
         self.refresh()
+
+# %% ../nbs/14_marks.ipynb #ac533c93
+def _plain(o):
+    "A label as JSON has it, also out of numpy; what is not known is None"
+    if hasattr(o, 'tolist'): o = o.tolist()
+    if isinstance(o, (list,tuple)): return [_plain(v) for v in o]
+    return None if pd.api.types.is_scalar(o) and pd.isna(o) else o
 
 # %% ../nbs/14_marks.ipynb #aa8f5cb4
 @patch
@@ -132,8 +145,11 @@ def mark(
 ):
     "Mark an item, in place of the mark that it had"
     if kind not in (*MARK_KINDS, 'clear'): raise DataError(f"kind={kind!r}.{near(kind, (*MARK_KINDS, 'clear'))}")
+    label,was = _plain(label),_plain(was)
     if (kind=='relabel') != (label is not None): raise DataError(f"label={label!r} with kind={kind!r}: a label belongs to 'relabel', and to that alone.")
-    if label is not None and not label: raise DataError(f"label={label!r} of {item!r} is empty. Name a class or a text, or mark the item as 'exclude'.")
+    if label in ('', []): raise DataError(f"label={label!r} of {item!r} is empty. Name a class or a text, or mark the item as 'exclude'.")
+    for k,v in (('label',label), ('was',was)):
+        if v is not None and not _is_label(v): raise DataError(f"{k}={v!r} of {item!r} is no label. Valid: a text, a number, or a list of them.")
     o = dict(do=kind, item=str(item), label=label, was=was, note=note, at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     self._write({k:v for k,v in o.items() if v not in (None,'')})
 

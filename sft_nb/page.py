@@ -18,20 +18,22 @@ import numpy as np
 from fastcore.basics import patch
 from .core import *
 from .evaluation import Evaluation
-from .inspector import _bars_html, _confusion_html, _curves_html
+from .panes import _bars_html, _confusion_html, _curves_html
 from .select import ORDERS, Selection
 from .views import STYLE, _said, card_html, detail_html, row_text
 
-# %% ../nbs/15a_page.ipynb #a022e149
+# %% ../nbs/15a_page.ipynb #f831dcf9
+def _finite(v): return None if v is None or not np.isfinite(v) else round(float(v), 9)
+
 def _record(sel, i, rank, slices, sequence, told, sound):
     "One row, as the script has it"
     row = sel.row(i)
-    shown = row if sound else {k:v for k,v in row.items() if k!='audio'}
-    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(row.get('probability')), c=bool(row.get('correct')), r={k:int(v[i]) for k,v in rank.items()},
-                x=row_text(row).casefold(), s={k:names[codes[i]] for k,(codes,names) in slices.items()}, card=card_html(shown), full=detail_html(shown, told, sequence))
+    shown = row if sound or 'audio' not in row else {**row, 'audio':None}
+    places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
+    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(row.get('probability')), c=bool(row.get('correct')), r=places, x=row_text(row), s=values,
+                card=card_html(row), full=detail_html(shown, told, sequence))
 
-def _finite(v): return None if v is None or v!=v else round(float(v), 6)
-
+# %% ../nbs/15a_page.ipynb #4d20da4f
 def _ranks(sel):
     "Order -> place of each row in it"
     out = {}
@@ -40,26 +42,38 @@ def _ranks(sel):
         out[k][np.argsort(sel._key(k), kind='stable')] = np.arange(len(sel.rows))
     return out
 
-def _block(data): return json.dumps(data, ensure_ascii=False, separators=(',',':')).replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
+# %% ../nbs/15a_page.ipynb #01ccf43b
+def _block(data):
+    "JSON that can stand between tags"
+    text = json.dumps(data, ensure_ascii=False, separators=(',',':'))
+    return text.replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
 
-# %% ../nbs/15a_page.ipynb #498c5400
-_SCRIPT = r'''
+# %% ../nbs/15a_page.ipynb #1853561b
+_FIND_JS = r'''
 const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id), SIZE = 24;
 let found = [], page = 0, at = null;
 const val = id => $(id) ? $(id).value : '';
+const fold = s => [...s].map(c => c.toLowerCase().toUpperCase().toLowerCase()).join('');
+for (const o of D.rows) o.x = fold(o.x);
+function within(q, lo, hi) {
+  if (isNaN(lo) && isNaN(hi)) return true;
+  return q !== null && !(q < lo-1e-9) && !(q > hi+1e-9);
+}
 function passes(o) {
   const t = val('f-target'), p = val('f-prediction'), r = val('f-result'), s = val('f-slice'), v = val('f-value');
-  const lo = parseFloat(val('f-low')), hi = parseFloat(val('f-high'));
   if (t && o.t !== D.names[t]) return false;
   if (p && o.p !== D.names[p]) return false;
   if (r && o.c !== (r === 'correct')) return false;
-  if (!isNaN(lo) && !(o.q >= lo-1e-9)) return false;
-  if (!isNaN(hi) && !(o.q <= hi+1e-9)) return false;
+  if (!within(o.q, parseFloat(val('f-low')), parseFloat(val('f-high')))) return false;
   if (s && v && o.s[s] !== D.slices[s][v]) return false;
-  return val('f-text').toLowerCase().split(/\s+/).every(w => o.x.includes(w));
+  return fold(val('f-text')).split(/\s+/).every(w => o.x.includes(w));
 }
+'''
+
+# %% ../nbs/15a_page.ipynb #4e581675
+_DRAW_JS = r'''
 function draw() {
-  const k = val('f-order'), n = found.length;
+  const n = found.length;
   $('rows').innerHTML = found.slice(page*SIZE, page*SIZE+SIZE).map(i =>
     '<button class="sft-card" data-do="open" data-value="' + i + '"' + (i === at ? ' aria-current="true"' : '') + '>' + D.rows[i].card + '</button>').join('') ||
     '<p class="sft-empty">No row passes the filters.</p>';
@@ -78,20 +92,35 @@ function open(i, focus) {
   if (focus && now) now.focus();
 }
 function turn(by) { page = Math.max(0, Math.min(Math.ceil(found.length/SIZE)-1, page+by)); draw(); }
-function clear() { $('filters').reset(); values(); apply(); }
+'''
+
+# %% ../nbs/15a_page.ipynb #68639bb9
+_CLICK_JS = r'''
 function values() {
   if (!$('f-slice')) return;
   $('f-value').replaceChildren(new Option('all', ''), ...(D.slices[val('f-slice')] || []).map((o, i) => new Option(o, i)));
 }
-function set(id, v) { if ($(id)) $(id).value = v; }
+function clear() { $('filters').reset(); values(); apply(); }
+function only(filters) {
+  clear();
+  for (const [id, v] of Object.entries(filters)) if ($(id)) $(id).value = v;
+  apply(); $('gallery').scrollIntoView();
+}
 document.addEventListener('click', e => {
   const t = e.target.closest('[data-do]');
   if (!t) return;
   const v = t.dataset.value;
   if (t.dataset.do === 'open') open(parseInt(v), true);
-  if (t.dataset.do === 'cell') { const [i, j] = v.split(','); clear(); set('f-target', i); set('f-prediction', j); apply(); $('gallery').scrollIntoView(); }
-  if (t.dataset.do === 'bin') { clear(); set('f-low', (v/20).toFixed(2)); set('f-high', ((+v+1)/20).toFixed(2)); apply(); $('gallery').scrollIntoView(); }
+  if (t.dataset.do === 'cell') { const [i, j] = v.split(','); only({'f-target': i, 'f-prediction': j}); }
+  if (t.dataset.do === 'bin') only({'f-low': (v/20).toFixed(2), 'f-high': ((+v+1)/20).toFixed(2)});
 });
+$('filters').addEventListener('input', e => { if (e.target.id === 'f-slice') values(); apply(); });
+$('filters').addEventListener('submit', e => e.preventDefault());
+$('clear').addEventListener('click', clear); $('prev').addEventListener('click', () => turn(-1)); $('next').addEventListener('click', () => turn(1));
+'''
+
+# %% ../nbs/15a_page.ipynb #45234f28
+_KEYS_JS = r'''
 document.addEventListener('keydown', e => {
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
   const step = {ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1}[e.key];
@@ -105,28 +134,27 @@ function threshold() {
   const line = document.querySelector('#curve path:last-of-type'), x = 40+500*o[0];
   line.setAttribute('d', 'M' + x + ' 24V200');
 }
-$('filters').addEventListener('input', e => { if (e.target.id === 'f-slice') values(); apply(); });
-$('filters').addEventListener('submit', e => e.preventDefault());
-$('clear').addEventListener('click', clear); $('prev').addEventListener('click', () => turn(-1)); $('next').addEventListener('click', () => turn(1));
 $('threshold').addEventListener('input', threshold);
 values(); apply(); threshold();
 '''
+_SCRIPT = _FIND_JS+_DRAW_JS+_CLICK_JS+_KEYS_JS
 
-# %% ../nbs/15a_page.ipynb #6bc8959f
+# %% ../nbs/15a_page.ipynb #1c96ee69
 def _select(id, name, options):
-    body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o))[:60]}</option>' for v,o in options)
+    body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o)[:60])}</option>' for v,o in options)
     return f'<label>{name} <select id="f-{id}">{body}</select></label>'
 
 def _filter_form(names, slices, sequence):
     every = [('', 'all')]
     by_class = [] if sequence else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
     by_slice = [_select('slice', 'slice', [*every, *((k,k) for k in slices)]), _select('value', 'is', every)] if slices else []
-    parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]),
-             *(f'<label>{n} <input id="f-{k}" type="number" min="0" max="1" step="0.01" size="5"></label>' for k,n in (('low','probability from'),('high','to'))), *by_slice,
-             '<label>text <input id="f-text" type="search"></label>', _select('order', 'order', [(k,v) for k,v in ORDERS.items()]),
+    bounds = [f'<label>{n} <input id="f-{k}" type="number" min="0" max="1" step="0.01" size="5"></label>' for k,n in (('low','probability from'),('high','to'))]
+    parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *bounds, *by_slice,
+             '<label>text <input id="f-text" type="search"></label>', _select('order', 'order', list(ORDERS.items())),
              '<label><input id="f-reverse" type="checkbox"> reversed</label>', '<button id="clear" type="button">Clear filters</button>']
     return f'<form id="filters" aria-label="Filters">{"".join(parts)}</form>'
 
+# %% ../nbs/15a_page.ipynb #ed4a22bb
 _PAGE_STYLE = '''
 body { margin:0; } main { max-width:1280px; margin:0 auto; padding:16px; } h1 { font-size:1.4em; margin:0 0 .2em; } h2 { font-size:1.05em; margin:1.6em 0 .5em; }
 form { display:flex; flex-wrap:wrap; gap:8px 14px; margin:12px 0; align-items:center; } input,select,form button,.pager button { font:inherit; color:inherit; background:var(--bg); border:1px solid var(--line);
@@ -135,7 +163,37 @@ border-radius:4px; padding:3px 6px; } select { max-width:180px; } input[type=num
 .views>section { flex:1 1 420px; min-width:0; overflow-x:auto; } .metrics { display:flex; flex-wrap:wrap; gap:.4em 2em; } .metrics b { font-size:1.25em; } @media (max-width:800px) { .both { grid-template-columns:1fr; } }
 '''
 
-# %% ../nbs/15a_page.ipynb #e4c9f29a
+# %% ../nbs/15a_page.ipynb #4f313eab
+def _head_part(ev, shown, sounds, title):
+    "Title, metrics, and what is left out"
+    tiles = ''.join(f'<div><b>{v:.4f}</b> {html.escape(k)}</div>' for k,v in ev.metrics.items())
+    left = f' The gallery has the {shown:,} rows of the highest loss; the counts are of all.' if shown<len(ev) else ''
+    if 'audio' in ev.rows and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
+    return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p><div class="metrics">{tiles}</div>')
+
+def _gallery_part(form, wide):
+    "Filters, a page of cards, and the row that is open"
+    pager = ('<button id="prev" type="button" aria-label="Previous page">◀</button><button id="next" type="button" aria-label="Next page">▶</button><span id="count" role="status"></span>')
+    return (f'<h2 id="gallery">Rows</h2>{form}<div class="both"><section aria-label="Gallery"><div class="pager">{pager}</div><div id="rows" class="sft-grid{" sft-wide" if wide else ""}"></div></section>'
+            '<section id="full" aria-label="The open row" aria-live="polite"><p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p></section></div>')
+
+def _views_part(ev, sel):
+    "Confusion, confidence, thresholds"
+    confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.classes and not ev.multi_label else ''
+    slider = '<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label>'
+    return (f'<div class="views">{confusion}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>{slider}'
+            f'<div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div><p id="threshold-said" role="status"></p></section></div>')
+
+# %% ../nbs/15a_page.ipynb #3e896f29
+def _whole_page(title, body, data):
+    "The document, with its style, its data, its script and its policy"
+    mark = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mark}'; base-uri 'none'; form-action 'none'"
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{_PAGE_STYLE}</style></head><body class="sft sft-auto">{body}'
+            f'<script type="application/json" id="data">{_block(data)}</script><script>{_SCRIPT}</script></body></html>\n')
+
+# %% ../nbs/15a_page.ipynb #9317be07
 def _chosen(sel, max_rows):
     "The rows of the highest loss, as many as are wanted"
     return [int(i) for i in np.argsort(sel._key('loss'), kind='stable')[:max_rows]]
@@ -146,27 +204,11 @@ def _told(learn, sel, chosen, n):
     from sft_nb.explain import explain
     return dict(zip(chosen, explain(learn, sel.rows.iloc[chosen[:n]])))
 
-def _body(ev, sel, shown, title, sequence):
-    tiles = ''.join(f'<div><b>{v:.4f}</b> {html.escape(k)}</div>' for k,v in ev.metrics.items())
-    names = list(sel.confusion().index) if not sequence else []
-    confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.classes and not ev.multi_label else ''
-    left = f' The gallery has the {shown:,} rows of the highest loss; the counts are of all.' if shown<len(ev) else ''
-    wide = '' if 'image' in sel.rows else ' sft-wide'
-    return (f'<main class="sft sft-auto"><h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p>'
-            f'<div class="metrics">{tiles}</div><h2 id="gallery">Rows</h2>{_filter_form(names, sel.slices(), sequence)}<div class="both"><section aria-label="Gallery"><div class="pager">'
-            f'<button id="prev" type="button" aria-label="Previous page">◀</button><button id="next" type="button" aria-label="Next page">▶</button><span id="count" role="status"></span></div>'
-            f'<div id="rows" class="sft-grid{wide}"></div></section><section id="full" aria-label="The open row" aria-live="polite"><p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p></section></div>'
-            f'<div class="views">{confusion}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>'
-            f'<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label><div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div>'
-            f'<p id="threshold-said" role="status"></p></section></div></main>')
-
-# %% ../nbs/15a_page.ipynb #1aa35966
-def _whole_page(title, body, data):
-    mark = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mark}'; base-uri 'none'; form-action 'none'"
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{_PAGE_STYLE}</style></head><body class="sft sft-auto">{body}'
-            f'<script type="application/json" id="data">{_block(data)}</script><script>{_SCRIPT}</script></body></html>\n')
+# %% ../nbs/15a_page.ipynb #94e67593
+def _page_data(sel, rows, names):
+    "All that the script reads"
+    curve = [[_finite(v) for v in o] for o in sel.thresholds().itertuples(index=False)]
+    return dict(rows=rows, names=names, slices={k:n for k,(_,n) in sel.slices().items()}, curve=curve)
 
 @patch
 def to_html(
@@ -184,7 +226,6 @@ def to_html(
     chosen,rank,slices = _chosen(sel, max_rows),_ranks(sel),sel.slices()
     told = _told(None if sequence else learn, sel, chosen, explain)
     rows = [_record(sel, i, rank, slices, sequence, told.get(i), n<sounds) for n,i in enumerate(chosen)]
-    curve = [[_finite(v) for v in o] for o in sel.thresholds().itertuples(index=False)]
-    names = [str(o) for o in sel.confusion().index] if not sequence else []
-    data = dict(rows=rows, names=names, slices={k:n for k,(_,n) in slices.items()}, curve=curve)
-    return write_atomic(path, _whole_page(title, _body(self, sel, len(rows), title, sequence), data))
+    names = [] if sequence else [str(o) for o in sel.confusion().index]
+    body = ''.join([_head_part(self, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, sequence), 'image' not in self.rows), _views_part(self, sel)])
+    return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names)))

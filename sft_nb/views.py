@@ -12,11 +12,12 @@ __all__ = ['STYLE', 'picture_uri', 'heat_overlay', 'tokens_html', 'align_html', 
            'row_text', 'card_html', 'cells_html', 'detail_html']
 
 # %% ../nbs/14a_views.ipynb #e3f7b2c0
-import base64, html, io, re
+import base64, codecs, html, io, re
 from functools import lru_cache
-import numpy as np
+import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
+from . import sounds
 from .core import *
 from .explain import Attribution
 from .report import show_value
@@ -29,6 +30,11 @@ def _encoded(im, kind='JPEG', **kw):
     im.save(buf, kind, **kw)
     return _uri(buf.getvalue(), f'image/{kind.lower()}')
 
+def _img(uri, alt, cls=''):
+    if uri is None: return f'<span class="sft-none">{html.escape(alt)}: cannot be read</span>'
+    return f'<img class="{cls}" alt="{html.escape(alt)}" src="{uri}">'
+
+# %% ../nbs/14a_views.ipynb #0b7e79c3
 def _read_small(picture, side):
     "A picture; of a large JPEG file no more than is shown is decoded"
     from sft_nb.pictures import read_picture
@@ -37,7 +43,7 @@ def _read_small(picture, side):
             with Image.open(picture) as im:
                 im.draft('RGB', (side, side))
                 return read_picture(im)
-        except OSError: pass
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): pass
     return read_picture(picture)
 
 def picture_uri(
@@ -51,10 +57,6 @@ def picture_uri(
     if times>1: im = im.resize([o*times for o in im.size], Image.Resampling.NEAREST)
     else: im.thumbnail((side, side))
     return _encoded(im, 'PNG', optimize=True) if times>1 else _encoded(im, quality=82)
-
-def _img(uri, alt, cls=''):
-    if uri is None: return f'<span class="sft-none">{html.escape(alt)}: cannot be read</span>'
-    return f'<img class="{cls}" alt="{html.escape(alt)}" src="{uri}">'
 
 # %% ../nbs/14a_views.ipynb #e77326cb
 def heat_overlay(
@@ -74,26 +76,67 @@ def _heat(a, item):
             f'<b>{show_value(a.of, 60)}</b> (orange) and against it (blue); {a.method}</figcaption></figure>')
 
 # %% ../nbs/14a_views.ipynb #9444ed2a
-def _token(t):
-    "(what stands before it, its text)"
-    if t.startswith('##'): return '',t[2:]
-    for mark in ('Ġ','▁'):
-        if t.startswith(mark): return ' ',t[1:]
-    return (None,t)
+@lru_cache
+def _byte_letters():
+    "Letter -> the byte that it stands for, as GPT-2 and its heirs write them"
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [b for b in range(256) if b not in plain]
+    return {chr(b):b for b in plain} | {chr(256+i):b for i,b in enumerate(other)}
+
+def _read_bytes(parts, errors='strict'):
+    "The text of each of several byte strings; one that ends within a letter stands with the next"
+    read,held,out = codecs.getincrementaldecoder('utf-8')(errors),'',[]
+    for o in parts:
+        held += read.decode(o)
+        out.append('' if read.getstate()[0] else held)
+        held = held if read.getstate()[0] else ''
+    if read.getstate()[0]: out[-1] = held+'\ufffd'
+    return out
+
+# %% ../nbs/14a_views.ipynb #489f1387
+def _from_letters(tokens):
+    "Texts of tokens that are letters for bytes; None where they are not"
+    if all(t.isascii() for t in tokens): return None
+    try: return _read_bytes([bytes(_byte_letters()[c] for c in t) for t in tokens])
+    except (KeyError, UnicodeDecodeError): return None
+
+def _from_pieces(tokens):
+    "Texts of SentencePiece tokens"
+    single = [re.fullmatch('<0x([0-9A-F]{2})>', t) for t in tokens]
+    return _read_bytes([bytes.fromhex(m[1]) if m else t.replace('▁', ' ').encode() for t,m in zip(tokens, single)], 'replace')
+
+def _token_texts(tokens):
+    "The text of each token, with the space before or after it"
+    ends = [t.endswith('</w>') for t in tokens]
+    if any(ends):
+        bare = [t.removesuffix('</w>') for t in tokens]
+        return [t+' '*e for t,e in zip(_from_letters(bare) or bare, ends)]
+    if any('▁' in t for t in tokens): return _from_pieces(tokens)
+    return _from_letters(tokens) or [t[2:] if t.startswith('##') else ' '+t for t in tokens]
+
+# %% ../nbs/14a_views.ipynb #f112ca63
+def _coloured(tokens, values):
+    "(text, value) of what can be shown: tokens that end within a letter are taken together with the next"
+    held = 0.
+    for t,v in zip(_token_texts(tokens), values):
+        held += v
+        if not t: continue
+        yield t,held
+        held = 0.
+
+def _token_html(text, v, top):
+    body = text.strip() or text
+    colour = '230,97,1' if v>0 else '33,102,220'
+    before,after = text.split(body, 1)
+    return f'{before}<span class="sft-tok" title="{v:+.3f}" style="background:rgba({colour},{.75*abs(v)/top:.2f})">{html.escape(body)}</span>{after}'
 
 def tokens_html(
     a, # `Attribution` of a text
 )->str: # HTML
     "A text whose tokens are coloured by what they add"
-    top = max(np.abs(a.values).max(initial=0), 1e-12)
-    marks = any(_token(t)[0] is not None and not t.startswith('##') for t in a.tokens)
-    out = []
-    for t,v in zip(a.tokens, a.values):
-        gap,text = _token(t)
-        colour = '230,97,1' if v>0 else '33,102,220'
-        out.append(f'{(" " if gap is None and not marks else gap or "")}<span class="sft-tok" title="{v:+.3f}" '
-                   f'style="background:rgba({colour},{.75*abs(v)/top:.2f})">{html.escape(text)}</span>')
-    return f'<p class="sft-text">{"".join(out).strip()}</p>'
+    parts = list(_coloured(a.tokens, a.values))
+    top = max((abs(v) for _,v in parts), default=0) or 1
+    return f'<p class="sft-text">{"".join(_token_html(t, v, top) for t,v in parts).strip()}</p>'
 
 # %% ../nbs/14a_views.ipynb #b5d2b627
 @patch
@@ -102,12 +145,15 @@ def _repr_html_(self:Attribution):
     return _heat(self, 'this picture')
 
 # %% ../nbs/14a_views.ipynb #f6c51a77
+_EDITS = dict(equal='equal', replace='substitution', delete='deletion', insert='insertion')
+
 def _alignment(reference, output):
     "(kind, words of the reference, words of the output) of each stretch"
     from rapidfuzz.distance import Levenshtein
     a,b = reference.split(),output.split()
-    return [(o.tag, a[o.src_start:o.src_end], b[o.dest_start:o.dest_end]) for o in Levenshtein.opcodes(a, b)]
+    return [(_EDITS[o.tag], a[o.src_start:o.src_end], b[o.dest_start:o.dest_end]) for o in Levenshtein.opcodes(a, b)]
 
+# %% ../nbs/14a_views.ipynb #a2960999
 def _edit(kind, words, tag):
     return f'<{tag} class="sft-{kind}" title="{kind}">{html.escape(" ".join(words))}</{tag}>' if words else ''
 
@@ -118,14 +164,13 @@ def align_html(
     "Reference and output, word by word"
     parts,n = [],dict(substitution=0, deletion=0, insertion=0)
     for kind,a,b in _alignment(reference, output):
-        name = dict(equal='equal', replace='substitution', delete='deletion', insert='insertion')[kind]
-        if kind!='equal': n[name] += max(len(a), len(b))
-        parts.append(html.escape(' '.join(a)) if kind=='equal' else _edit(name, a, 'del')+_edit(name, b, 'ins'))
+        if kind!='equal': n[kind] += max(len(a), len(b))
+        parts.append(html.escape(' '.join(a)) if kind=='equal' else _edit(kind, a, 'del')+_edit(kind, b, 'ins'))
     counts = ', '.join(f'{v} {k}{"s" if v!=1 else ""}' for k,v in n.items())
     return f'<p class="sft-text">{" ".join(parts)}</p><p class="sft-note">{counts} of {len(reference.split())} words</p>'
 
 # %% ../nbs/14a_views.ipynb #93dac957
-_MARK = re.compile(r'%(?:\([^)]*\))?[-+#0]*\d*(?:\.\d+)?[sdfrixXeg]|\{[^{}]*\}|\$\w+')
+_MARK = re.compile(r'%(?:\([^)]*\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?l{0,2}[sdufrixXegc@]|\{[^{}]*\}|\$[^\W\d]\w*')
 
 def placeholders_html(
     source:str, # Text with its marks
@@ -143,15 +188,13 @@ def placeholders_html(
 
 # %% ../nbs/14a_views.ipynb #f376d066
 def _samples(sound):
-    "(samples `(time,)`, Hz) of a file, of its bytes, or of an array with its rate"
-    sf = need('soundfile', 'speech')
-    if isinstance(sound, dict): sound = sound.get('bytes') or sound.get('path') or (sound['array'], sound['sampling_rate'])
-    if isinstance(sound, (tuple,list)): return np.asarray(sound[0], dtype=np.float32),int(sound[1])
-    x,rate = sf.read(io.BytesIO(sound) if isinstance(sound, bytes) else sound, dtype='float32', always_2d=True)
-    return x.mean(1),rate
+    "(samples `(time,)`, Hz) of whatever `sounds` reads, or of a dict with the bytes or the path of a file"
+    if isinstance(sound, dict) and sound.get('array') is None: sound = sound.get('bytes') or sound.get('path')
+    x,rate = sounds._samples(sound)
+    return np.nan_to_num(x.mean(1) if x.ndim==2 else x, posinf=0, neginf=0),int(rate)
 
 def audio_uri(
-    sound, # Path, bytes of a file, or `(samples, Hz)`
+    sound, # Path, bytes of a file, or `(samples, Hz)`: `(time,)` or `(time, channel)`, -1 to 1 or whole numbers
 )->str: # Data address of a FLAC file, one channel of 16 bits
     "A sound as an address that holds it"
     x,rate = _samples(sound)
@@ -159,6 +202,7 @@ def audio_uri(
     need('soundfile', 'speech').write(buf, x, rate, format='FLAC', subtype='PCM_16')
     return _uri(buf.getvalue(), 'audio/flac')
 
+# %% ../nbs/14a_views.ipynb #09b2998e
 def _wave(x, w=640, h=80):
     "Range of the samples in each of `w` columns, an SVG"
     cuts = np.array_split(x, min(w, max(1, len(x))))
@@ -166,31 +210,41 @@ def _wave(x, w=640, h=80):
     path = ''.join(f'M{i*w/len(cuts):.1f} {h/2*(1-c.max()/top):.1f}V{h/2*(1-c.min()/top)+.5:.1f}' for i,c in enumerate(cuts) if len(c))
     return f'<svg class="sft-wave" viewBox="0 0 {w} {h}" preserveAspectRatio="none" role="img" aria-label="waveform"><path d="{path}" stroke="currentColor" fill="none"/></svg>'
 
+# %% ../nbs/14a_views.ipynb #79fe0d15
 def _spectrogram(x, rate, size=(640,120)):
     "Decibels over time and frequency, bright is loud"
     n = min(512, 2**int(np.log2(max(64, rate*.032))))
     x = np.pad(x, (0, max(0, n-len(x))))
-    frames = np.lib.stride_tricks.sliding_window_view(x, n)[::max(1, n//4)]*np.hanning(n)
+    frames = np.lib.stride_tricks.sliding_window_view(x, n)[::max(n//4, len(x)//(2*size[0]))]*np.hanning(n)
     db = 20*np.log10(np.abs(np.fft.rfft(frames)).T+1e-5)
     db = ((db-db.max())/70+1).clip(0, 1)
     return Image.fromarray((255*db[::-1]).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
 
+# %% ../nbs/14a_views.ipynb #82001a01
 def sound_html(
     sound, # As for `audio_uri`
     name:str='', # Of the item
 )->str: # HTML
     "Player, waveform and spectrogram"
-    try: x,rate = _samples(sound)
-    except (RuntimeError, OSError) as e: return f'<p class="sft-none">{html.escape(name)}: cannot be read ({html.escape(str(e)[:120])})</p>'
-    return (f'<audio controls preload="auto" aria-label="{html.escape(name)}" src="{audio_uri((x, rate))}"></audio>{_wave(x)}'
+    try:
+        x,rate = _samples(sound)
+        uri = audio_uri((x, rate))
+    except (DataError, RuntimeError) as e: return f'<p class="sft-none">{html.escape(name)}: cannot be read ({html.escape(str(e)[:120])})</p>'
+    return (f'<audio controls preload="auto" aria-label="{html.escape(name)}" src="{uri}"></audio>{_wave(x)}'
             f'{_img(_encoded(_spectrogram(x, rate), quality=80), "spectrogram", "sft-wave")}<p class="sft-note">{len(x)/rate:.2f} s, {rate:,} Hz</p>')
 
 # %% ../nbs/14a_views.ipynb #201227f1
 _OWN = ('item','image','audio','text','source','target','prediction','probability','loss','correct','group')
 
-def _has(row, k): return row.get(k) is not None and not (isinstance(row[k], float) and row[k]!=row[k])
+def _missing(v): return v is None or pd.api.types.is_scalar(v) and bool(pd.isna(v))
 
-def _said(v): return ', '.join(map(str, v)) if isinstance(v, (list,tuple)) else '' if v is None or v!=v else str(v)
+def _has(row, k): return not _missing(row.get(k))
+
+def _said(v):
+    "A target, a prediction or a text as text; nothing where there is none"
+    if isinstance(v, str): return v
+    if isinstance(v, (list,tuple,np.ndarray)): return ', '.join(map(str, v))
+    return '' if _missing(v) else str(v)
 
 def row_text(
     row, # A row as a dict
@@ -198,23 +252,29 @@ def row_text(
     "All text of a row"
     return '\n'.join(_said(row[k]) for k in ('item','text','source','target','prediction') if _has(row, k))
 
-def _number(v): return '–' if v is None or v!=v else f'{v:.2f}'
+# %% ../nbs/14a_views.ipynb #7818ecf4
+def _number(v): return '–' if _missing(v) else f'{v:.2f}'
 
 def _verdict(row):
     if not _has(row, 'target'): return ''
     return '<span class="sft-ok">✓</span>' if row.get('correct') else '<span class="sft-bad">✗</span>'
 
-def _badge(mark): return '' if mark is None else f'<span class="sft-mark">{show_value(mark["mark"])}{": "+show_value(mark["label"], 40) if mark.get("label") else ""}</span>'
+def _badge(mark):
+    if mark is None: return ''
+    label = '' if mark.get('label') is None else f': {show_value(mark["label"], 40)}'
+    return f'<span class="sft-mark">{show_value(mark["mark"])}{label}</span>'
 
-# %% ../nbs/14a_views.ipynb #c1dff9c7
 def _line(row, n=60):
     "Target and prediction, short"
     t,p = show_value(_said(row.get('target')), n),show_value(_said(row.get('prediction')), n)
     if not _has(row, 'target') or row.get('correct'): return f'{_verdict(row)} <b>{p}</b>'
     return f'{_verdict(row)} <b>{t}</b> → <b>{p}</b>'
 
+# %% ../nbs/14a_views.ipynb #c1dff9c7
 @lru_cache(512)
 def _thumb(path): return picture_uri(path)
+
+def _repeats(row, k): return k=='text' and _has(row, 'audio') and _said(row[k])==_said(row.get('target'))
 
 def _small(row, n=140):
     "The input, small"
@@ -222,9 +282,10 @@ def _small(row, n=140):
     if _has(row, 'image'): out += _img(_thumb(row['image']) if isinstance(row['image'], str) else picture_uri(row['image']), str(row['item']))
     if _has(row, 'audio'): out += '<span class="sft-icon" aria-hidden="true">♪</span>'
     for k in ('text','source'):
-        if _has(row, k) and row[k] is not row.get('target'): out += f'<span class="sft-snip">{show_value(_said(row[k]), n)}</span>'
+        if _has(row, k) and not _repeats(row, k): out += f'<span class="sft-snip">{show_value(_said(row[k]), n)}</span>'
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
 
+# %% ../nbs/14a_views.ipynb #fdc29d13
 def card_html(
     row, # A row as a dict
     mark=None, # From `Marks`; None: none
@@ -246,7 +307,7 @@ def _facts(row):
     "What else is known about a row"
     more = {k:v for k,v in row.items() if k not in (*_OWN, 'split', 'row') and not isinstance(v, (bytes,np.ndarray,dict))}
     facts = {k:row.get(k) for k in ('probability','loss','group') if k in row}
-    return ''.join(f'<div><dt>{show_value(k, 40)}</dt><dd>{show_value(_said(v) if isinstance(v, (list,tuple)) else v, 200)}</dd></div>' for k,v in {**facts, **more}.items())
+    return ''.join(f'<div><dt>{show_value(k, 40)}</dt><dd>{show_value(None if _missing(v) else v, 200)}</dd></div>' for k,v in {**facts, **more}.items())
 
 def _picture_part(row, a):
     if not _has(row, 'image'): return ''
@@ -273,6 +334,7 @@ def _sequence_part(row):
     if t: out += _labelled('Difference', align_html(t, p))
     return out+(placeholders_html(_said(row['source']), p) if _has(row, 'source') else '')
 
+# %% ../nbs/14a_views.ipynb #0372d303
 def detail_html(
     row, # A row as a dict
     attribution=None, # Input column -> `Attribution`, from `explain`; None: none
@@ -287,11 +349,15 @@ def detail_html(
             f'{_sequence_part(row) if sequence else ""}<dl class="sft-facts">{_facts(row)}</dl>')
 
 # %% ../nbs/14a_views.ipynb #9b0c2301
-STYLE = '''
+_BASE_STYLE = '''
 .sft { --line:#c9c9c9; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:#fff; --link:#0b57d0; --good:#146c2e; --bad:#b3261e; color:var(--ink); background:var(--bg);
   font:14px/1.45 system-ui,sans-serif; }
 @media (prefers-color-scheme:dark) { .sft-auto { --line:#555; --soft:#26282b; --ink:#eee; --dim:#bbb; --bg:#16181a; --link:#8ab4f8; --good:#7bd88f; --bad:#ff8a80; } }
 .sft h3 { font-size:1.05em; margin:.2em 0 .4em; overflow-wrap:anywhere; } .sft h4 { font-size:.85em; margin:.8em 0 .1em; color:var(--dim); font-weight:600; }
+'''
+
+# %% ../nbs/14a_views.ipynb #2fe58fe4
+_CARD_STYLE = '''
 .sft-grid { display:grid; grid-template-columns:repeat(auto-fill,minmax(136px,1fr)); gap:8px; } .sft-grid.sft-wide { grid-template-columns:repeat(auto-fill,minmax(240px,1fr)); }
 .sft-card { display:block; width:100%; box-sizing:border-box; text-align:left; border:1px solid var(--line); border-radius:6px; padding:6px; background:var(--bg); color:var(--ink);
   font:inherit; cursor:pointer; overflow:hidden; } .sft-card:hover { border-color:var(--link); }
@@ -302,12 +368,20 @@ STYLE = '''
 .sft-what { overflow-wrap:anywhere; } .sft-nums,.sft-note,.sft figcaption { color:var(--dim); font-size:.86em; margin:.2em 0; }
 .sft-ok { color:var(--good); } .sft-bad { color:var(--bad); } .sft-none { color:var(--dim); font-style:italic; }
 .sft-mark { display:inline-block; background:#fff3c4; color:#5c4400; border:1px solid #c9a200; border-radius:4px; padding:0 5px; font-size:.84em; font-weight:600; }
+'''
+
+# %% ../nbs/14a_views.ipynb #3f391281
+_ROW_STYLE = '''
 .sft-pics { display:flex; flex-wrap:wrap; gap:10px; } .sft figure { margin:0; flex:0 1 220px; } .sft-big { width:100%; max-width:320px; display:block; border:1px solid var(--line); }
 .sft-text { font-size:1.05em; line-height:1.7; margin:.2em 0; overflow-wrap:anywhere; white-space:pre-wrap; } .sft-tok { border-radius:3px; padding:1px 0; }
 .sft del { background:#ffd7d5; color:#82071e; text-decoration:line-through; } .sft ins { background:#ccf0d4; color:#0a4b1f; text-decoration:underline; }
 .sft del.sft-substitution,.sft ins.sft-substitution { background:#fff0b3; color:#5c4400; } .sft del+ins { margin-left:.25em; }
 .sft-wave { display:block; width:100%; max-width:640px; height:80px; margin:.3em 0; background:var(--soft); } .sft audio { width:100%; max-width:640px; }
 .sft-facts { display:flex; flex-wrap:wrap; gap:2px 18px; margin:.8em 0 0; font-size:.9em; } .sft-facts div { display:flex; gap:6px; } .sft-facts dt { color:var(--dim); } .sft-facts dd { margin:0; overflow-wrap:anywhere; }
+'''
+
+# %% ../nbs/14a_views.ipynb #fe6c9139
+_TABLE_STYLE = '''
 .sft table { border-collapse:collapse; width:100%; font-size:.92em; } .sft th,.sft td { padding:3px 8px; text-align:left; border-bottom:1px solid var(--line); vertical-align:top; overflow-wrap:anywhere; }
 .sft tr[data-do] { cursor:pointer; } .sft tr[data-do]:hover { background:var(--soft); } .sft td img { max-height:40px; }
 .sft-conf { width:auto!important; } .sft .sft-conf td { padding:0; text-align:center; border:1px solid var(--line); min-width:34px; } .sft .sft-conf th { border:0; font-weight:600; max-width:120px; }
@@ -317,3 +391,4 @@ STYLE = '''
 .sft-axis { display:flex; justify-content:space-between; max-width:640px; color:var(--dim); font-size:.86em; } .sft svg { font-size:11px; fill:currentColor; max-width:640px; display:block; }
 .sft svg .g { stroke:currentColor; stroke-opacity:.15; } .sft svg .t { font-weight:600; font-size:13px; } .sft-empty { padding:24px; color:var(--dim); text-align:center; }
 '''
+STYLE = _BASE_STYLE+_CARD_STYLE+_ROW_STYLE+_TABLE_STYLE

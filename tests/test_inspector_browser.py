@@ -372,3 +372,45 @@ def test_the_static_page(report, browser, shots):
                          ".filter(o => !(o.labels?.length || o.getAttribute('aria-label') || o.alt || o.textContent.trim())).map(o => o.outerHTML)")
     assert bare==[] and said==[]
     page.close()
+
+@pytest.fixture
+def odd_page(browser, tmp_path):
+    "A page of rows whose texts have unusual cases, one of them without a probability"
+    import numpy as np, pandas as pd
+    from sft_nb.core import get_task
+    from sft_nb.evaluation import Evaluation
+    import sft_nb.page
+    texts = ['Straße','ΟΔΟΣ','ﬁne İzmir','GROẞ']
+    rows = pd.DataFrame(dict(item=['a','b','c','d'], text=texts, target=['x & '*20,'y','y','y'], prediction=['y','y','y','y'], probability=[.9,np.nan,.2,.5], loss=[2.,np.nan,.3,.1], correct=[False,True,True,True]))
+    page,said = new_page(browser)
+    page.goto(Evaluation(rows, get_task('text'), sorted(set(rows.target))).to_html(tmp_path/'odd.html').as_uri())
+    yield page
+    assert said==[]
+    page.close()
+
+@pytest.mark.parametrize('words,found', [('STRASSE','Straße'), ('straße','Straße'), ('οδος','ΟΔΟΣ'), ('ΟΔΟΣ','ΟΔΟΣ'), ('οδο','ΟΔΟΣ'), ('FINE i̇zmir','ﬁne İzmir'), ('gross','GROẞ'), ('groß','GROẞ')])
+def test_the_static_page_searches_in_any_case(odd_page, words, found):
+    odd_page.get_by_label('text').fill(words)
+    expect(odd_page.locator('#count')).to_have_text('1–1 of 1')
+    expect(odd_page.locator('.sft-card')).to_contain_text(found)
+
+@pytest.mark.parametrize('low,high,items', [('0','','dca'), ('','1','dca'), ('0','1','dca'), ('','0.5','dc'), ('0.5','','da'), ('','','dcba')])
+def test_the_static_page_bounds_what_is_known(odd_page, low, high, items):
+    "A row of unknown probability is within no bounds"
+    odd_page.get_by_label('probability from').fill(low)
+    odd_page.get_by_label('to', exact=True).fill(high)
+    expect(odd_page.locator('.sft-card')).to_have_count(len(items))
+    shown = [next(o for o in 'abcd' if t in o_texts[o]) for t in odd_page.locator('.sft-snip').all_text_contents()]
+    assert sorted(shown)==sorted(items)
+
+o_texts = dict(a='Straße', b='ΟΔΟΣ', c='ﬁne İzmir', d='GROẞ')
+
+def test_the_static_page_clicked(odd_page):
+    "A number or a bar takes other filters away and shows its rows, also where the click meets a part of it; a long name is cut as text"
+    odd_page.get_by_label('text').fill('nothing')
+    odd_page.get_by_role('button', name='3 rows: target y, prediction y').click()
+    expect(odd_page.locator('#count')).to_have_text('1–3 of 3')
+    odd_page.locator('[data-do=bin][aria-label*="0.90 to 0.95"] .w').click()
+    expect(odd_page.locator('.sft-card')).to_contain_text('Straße')
+    expect(odd_page.locator('#count')).to_have_text('1–1 of 1')
+    assert odd_page.locator('#f-target option').nth(1).text_content()==('x & '*20)[:60]
