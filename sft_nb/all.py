@@ -13,6 +13,7 @@ from .core import (Task, register, all_tasks, get_task, cache_home, SftError, Ta
 from .assets import *
 from .ctranslate import *
 from .checkpoint import *
+from .small_nets import *
 from .distributed import *
 from .rows import *
 from .data import *
@@ -27,6 +28,9 @@ from .guards import *
 from .ctc import *
 from .whisper import *
 from .sequences import *
+from .sequence_data import *
+from .speech_data import *
+from .translation_data import *
 from .timm_nets import *
 from .fusion import *
 from .learner import *
@@ -36,6 +40,7 @@ from .regularise import *
 from .resume import *
 from .adapters import *
 from .metrics import *
+from .text_scores import *
 from .evaluation import *
 from .evaluate import *
 from .tables import *

@@ -2,6 +2,7 @@
 import json
 import numpy as np, pandas as pd, pytest, torch
 sf = pytest.importorskip('soundfile')
+import sft_nb.compare # gives evaluations their `compare`
 from sft_nb.cache import activations
 from sft_nb.core import CheckpointError, DataError, FitError, HeadError, cache_home
 from sft_nb.ctranslate import read_ctranslate, whisper_folder
@@ -11,6 +12,7 @@ from sft_nb.export import load_predictor, save_predictor
 from sft_nb.learner import sft_learner
 from sft_nb.schedule import KeepBest
 from sft_nb.sequences import opened
+from sft_nb.small_nets import small_ctc, small_whisper
 from sft_nb.sounds import read_sound
 import sft_nb.tasks.speech as speech
 
@@ -18,17 +20,7 @@ import sft_nb.tasks.speech as speech
 def toy(tmp_path, home, one_thread): return speech.toy_sounds(tmp_path/'toy')
 
 @pytest.fixture
-def ctc(tmp_path):
-    "A wav2vec2 of two layers with random weights"
-    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Processor
-    folder = tmp_path/'ctc'
-    folder.mkdir()
-    (folder/'vocab.json').write_text(json.dumps({o:i for i,o in enumerate(['<pad>','<s>','</s>','<unk>','|',*'abcdefghijklmnopqrstuvwxyz'])}))
-    torch.manual_seed(0)
-    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,16), conv_kernel=(40,8),
-        conv_stride=(20,16), num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, apply_spec_augment=False, pad_token_id=0)).save_pretrained(folder)
-    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), Wav2Vec2CTCTokenizer(folder/'vocab.json')).save_pretrained(folder)
-    return str(folder)
+def ctc(tmp_path): return str(small_ctc(tmp_path/'ctc', 'abcdefghijklmnopqrstuvwxyz'))
 
 def data(toy, **kw): return load_data('speech', toy['source'], **{'checkpoint':toy['checkpoint'], 'valid':.25, **kw})
 
@@ -48,11 +40,24 @@ def test_options_are_checked(toy, option, words):
     with pytest.raises(DataError, match=words): data(toy, **option)
 
 def test_several_languages_are_asked_for(toy, tmp_path):
-    path = tmp_path/'toy'/'whisper'/'generation_config.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'lang_to_id':{'<|en|>':258, '<|fr|>':259}}))
+    toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
     with pytest.raises(DataError, match='is for 2 languages: say which'): data(toy)
     with pytest.raises(DataError, match="'xx' is no language"): data(toy, language='xx')
-    assert speech.speech_coder(data(toy, language='en').sft).prompt==[257,258,260,264]
+    assert speech.speech_coder(data(toy, language='en').sft).prompt==[257,258,261,265]
+
+def test_runs_in_two_languages_do_not_disturb_each_other(toy, tmp_path):
+    from sft_nb.speech_data import _processor
+    toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
+    learn,other = (sft_learner(data(toy, language=o)) for o in ('en','zh'))
+    _processor.cache_clear()
+    assert [speech.speech_coder(o.spec).prompt[1] for o in (learn,other,learn)]==[258,259,258]
+    learn.fit_head(1, 1e-3)
+    ev = evaluate(learn)
+    save_predictor(other, tmp_path/'zh')
+    folder = save_predictor(learn, tmp_path/'en')
+    assert load_predictor(folder).predict(list(ev.rows.audio)).prediction.tolist()==ev.rows.prediction.tolist()
+    from transformers import AutoProcessor
+    assert [AutoProcessor.from_pretrained(tmp_path/o).tokenizer.prefix_tokens[1] for o in ('en','zh')]==[258,259]
 
 @pytest.mark.parametrize('rate', [8000, 11025, 44100])
 @pytest.mark.parametrize('ending', ['wav','flac','ogg','mp3'])
@@ -115,7 +120,7 @@ def test_ctc_cached_equals_live(toy, ctc):
 def test_ctc_refuses(toy, ctc):
     dls = data(toy, checkpoint=ctc)
     for kw,error,words in ((dict(label_smoothing=.1), FitError, 'the CTC loss has none'), (dict(loss='focal'), FitError, 'valid are None'),
-                           (dict(head=[8]), HeadError, 'keeps the output layer')):
+                           (dict(head=[8]), HeadError, 'keeps its own output layer')):
         with pytest.raises(error, match=words): sft_learner(dls, **kw)
     rows = pd.read_csv(toy['source']).assign(audio=lambda d: [str(toy['source'].parent/o) for o in d.audio])
     rows.loc[0, 'text'] = 'word '*60
@@ -124,7 +129,7 @@ def test_ctc_refuses(toy, ctc):
 def test_the_runtimes_own_converter_and_back(tmp_path):
     "A small Whisper that ctranslate2 itself has put into its layout"
     ct = pytest.importorskip('ctranslate2')
-    source = speech.small_whisper(tmp_path/'small')
+    source = small_whisper(tmp_path/'small')
     ct.converters.TransformersConverter(str(source)).convert(str(tmp_path/'ct'), quantization='float16')
     vocabulary = json.loads((tmp_path/'ct'/'vocabulary.json').read_text())
     (tmp_path/'ct'/'vocabulary.txt').write_text('\n'.join(vocabulary))

@@ -11,7 +11,7 @@ from sft_nb.export import load_predictor, save_predictor
 from sft_nb.learner import sft_learner
 from sft_nb.schedule import KeepBest
 from sft_nb.sequences import shifted, taught
-from sft_nb.tasks import translation
+import sft_nb.text_scores as text_scores
 from sft_nb.tasks.translation import odd_pairs, pair_coder, small_marian, translation_scores, translation_signature
 
 PAIRS = [(f'the {a} {n}', f'{m} {b}') for a,b in (('red','rouge'),('small','petite'),('old','ancienne'),('white','blanche'))
@@ -310,7 +310,7 @@ def test_intervals_and_comparisons_count_each_row_once(monkeypatch):
         again = translation_scores(a.rows.iloc[np.repeat(np.arange(n), w)])
         assert {k:v[i] for k,v in found.items()}==pytest.approx(again)
     counted = []
-    monkeypatch.setattr(translation, '_kept', lambda t, p: counted.append(t))
+    monkeypatch.setattr(text_scores, '_kept', lambda t, p: counted.append(t))
     report,against = a.report(),a.compare(b).set_index('metric')
     assert len(counted)==3*n and list(report.metric)==['bleu','chrf','exact','length_ratio','placeholders']
     assert against.verdict['chrf']=='better' and against.low['chrf']<against.difference['chrf']<against.high['chrf']
@@ -318,7 +318,7 @@ def test_intervals_and_comparisons_count_each_row_once(monkeypatch):
 @pytest.mark.parametrize('target,prediction,kept', [
     ('%s of %d', '%d de %s', True), ('%s', 's', False), ('%(n)d rows', '%(n)d lignes', True), ('{name}', '{nom}', False), ('$HOME', '$HOME', True),
     ('100 % sure', 'x', None), ('costs $5', 'x', None), ('%1$s: %2$s', '%2$s %1$s', True), ('%s %s', '%s', False), ('%.2f', '%.2f', True), ('{}', '{} {}', False)])
-def test_placeholders(target, prediction, kept): assert translation._kept(target, prediction) is kept
+def test_placeholders(target, prediction, kept): assert text_scores._kept(target, prediction) is kept
 
 @pytest.mark.parametrize('side', ['source', 'target'])
 @pytest.mark.parametrize('cell', ['', '   ', None])
