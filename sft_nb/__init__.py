@@ -42,10 +42,12 @@ Modules:
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 - `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
+- `sft_nb.runs`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
 - `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
+- `sft_nb.states`: A tree of plain values and tensors as two files that are there wholly or not at all
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
 - `sft_nb.tasks.image_text`: A picture and a text → classes: two networks under one head, or one CLIP-like network
