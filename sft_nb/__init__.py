@@ -21,6 +21,7 @@ Modules:
 - `sft_nb.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
 - `sft_nb.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
+- `sft_nb.entries`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
 - `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.explain`: `explain` says which pixels and which tokens a prediction rests on; `deletion_test` checks that they do

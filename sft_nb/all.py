@@ -30,6 +30,7 @@ from .sequences import *
 from .timm_nets import *
 from .fusion import *
 from .learner import *
+from .entries import *
 from .cache import *
 from .schedule import *
 from .regularise import *
