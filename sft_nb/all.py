@@ -34,6 +34,7 @@ from .translation_data import *
 from .timm_nets import *
 from .fusion import *
 from .learner import *
+from .entries import *
 from .cache import *
 from .schedule import *
 from .regularise import *

@@ -13,15 +13,26 @@ __all__ = ['LAZY_BYTES', 'ArrowRows', 'rows_folder', 'unpack_parquet', 'DatasetR
 
 # %% ../nbs/01b_lazy.ipynb #7d25972a
 import hashlib, os, tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from pandas.api import extensions, indexers
 from .core import *
 
 # %% ../nbs/01b_lazy.ipynb #aa600bdc
-def _in_a_row(idxs): return idxs[-1]-idxs[0]==len(idxs)-1 and bool((np.diff(idxs)==1).all())
+def _in_a_row(idxs): return len(idxs)>0 and idxs[-1]-idxs[0]==len(idxs)-1 and bool((np.diff(idxs)==1).all())
 
+@contextmanager
+def _utf8(what):
+    "Say in words that something is no UTF-8 text"
+    try: yield
+    except UnicodeDecodeError as e: raise DataError(f"{what} is no UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+
+def _some_cell(column, idxs): return f'A cell of column {column!r}, in rows {min(idxs, default=-1)+1:,} to {max(idxs, default=-1)+1:,},'
+
+# %% ../nbs/01b_lazy.ipynb #9e4f8c07
 class ArrowRows:
     "Rows of an Arrow file"
     def __init__(self,
@@ -36,16 +47,15 @@ class ArrowRows:
     def __len__(self): return self.table.num_rows
     def __reduce__(self): return ArrowRows, (self.path,)
 
-    def read(self,
-        column:str, # Name of the column
-        idxs, # Numbers of rows, an array
-    )->list: # Their cells
-        "Some cells of a column"
-        try: return self._read(self.table.column(column), idxs)
-        except UnicodeDecodeError as e:
-            raise DataError(f"Column {column!r} is no UTF-8 text in one of rows {min(idxs)+1:,} to {max(idxs)+1:,}: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
-
-    def _read(self, cells, idxs):
+# %% ../nbs/01b_lazy.ipynb #25f42f8c
+@patch
+def read(self:ArrowRows,
+    column:str, # Name of the column
+    idxs, # Numbers of rows, an array
+)->list: # Their cells
+    "Some cells of a column"
+    cells = self.table.column(column)
+    with _utf8(_some_cell(column, idxs)):
         if _in_a_row(idxs): return cells.slice(int(idxs[0]), len(idxs)).to_pylist()
         at = np.searchsorted(self.ends, idxs, side='right')
         return [cells.chunk(c)[int(i)].as_py() for c,i in zip(at, idxs-self.starts[at])]
@@ -55,17 +65,32 @@ def rows_folder()->Path: # `cache_home()/'rows'`
     "Where unpacked tables are kept"
     return cache_home()/'rows'
 
+def _plain_schema(schema):
+    "A schema with values in place of numbers of values"
+    import pyarrow as pa
+    for i,f in enumerate(schema):
+        if pa.types.is_dictionary(f.type): schema = schema.set(i, f.with_type(f.type.value_type))
+    return schema
+
 def _unpack(path, out):
     import pyarrow as pa, pyarrow.parquet as pq
-    with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file, pa.OSFile(str(out), 'wb') as f, pa.ipc.new_file(f, file.schema_arrow) as w:
-        for part in file.iter_batches(batch_size=4096, use_threads=False): w.write_batch(part)
+    with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file, pa.OSFile(str(out), 'wb') as f:
+        schema = _plain_schema(file.schema_arrow)
+        with pa.ipc.new_file(f, schema) as w:
+            for part in file.iter_batches(batch_size=4096, use_threads=False): w.write_batch(_plain(part, schema))
 
+def _plain(part, schema):
+    import pyarrow as pa
+    return pa.RecordBatch.from_arrays([c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns], schema=schema)
+
+# %% ../nbs/01b_lazy.ipynb #0e42f1a7
 def unpack_parquet(
     path, # A Parquet file
 )->Path: # An Arrow file with the same rows
     "Unpack a Parquet file, once, without holding it"
     import pyarrow as pa
     path = Path(path).resolve()
+    if not path.is_file(): raise DataError(f"{path} is missing.")
     now = path.stat()
     out = rows_folder()/f"{hashlib.sha256(f'{path} {now.st_size} {now.st_mtime_ns}'.encode()).hexdigest()[:40]}.arrow"
     if out.exists(): return out
@@ -94,9 +119,10 @@ class DatasetRows:
         idxs, # Numbers of rows, an array
     )->list: # Their cells
         "Some cells of a column"
+        if not len(idxs): return []
         if column not in self.columns: self.columns[column] = self.ds.select_columns([column]).with_format('arrow')
         part = slice(int(idxs[0]), int(idxs[-1])+1) if _in_a_row(idxs) else list(map(int, idxs))
-        return self.columns[column][part].column(column).to_pylist()
+        with _utf8(_some_cell(column, idxs)): return self.columns[column][part].column(column).to_pylist()
 
 # %% ../nbs/01b_lazy.ipynb #f9e53661
 class _Held:
@@ -117,6 +143,8 @@ class _Joined:
         return out
 
 # %% ../nbs/01b_lazy.ipynb #a1ce64e4
+def _missing(o): return o is None or o is pd.NA or o is pd.NaT or isinstance(o, float) and o!=o
+
 class _Column(extensions.ExtensionArray):
     "What pandas asks of a column"
     @classmethod
@@ -130,16 +158,37 @@ class _Column(extensions.ExtensionArray):
         return a._with(np.concatenate([o.idxs for o in parts])) if same else LazyArray(_Joined(parts))
     @property
     def nbytes(self): return self.idxs.nbytes
-    def isna(self): return np.fromiter((o is None for o in self), bool, len(self))
+    def isna(self): return np.fromiter(map(_missing, self), bool, len(self))
     def copy(self): return self._with(self.idxs.copy())
-    def take(self, indices, *, allow_fill=False, fill_value=None): return self._with(extensions.take(self.idxs, np.asarray(indices), allow_fill=allow_fill, fill_value=-1))
-    def __eq__(self, other):
-        if isinstance(other, (pd.Series,pd.Index,pd.DataFrame)): return NotImplemented
-        return np.fromiter((a==b for a,b in zip(self, other if hasattr(other, '__len__') and not isinstance(other, (str,bytes)) else [other]*len(self))), bool, len(self))
-    def __array__(self, dtype=None, copy=None):
-        out = np.empty(len(self), dtype=object)
-        for i,o in enumerate(self): out[i] = o
-        return out if dtype in (None, object) else out.astype(dtype)
+
+# %% ../nbs/01b_lazy.ipynb #4e55983d
+@patch
+def take(self:_Column, indices, *, allow_fill=False, fill_value=None):
+    at = extensions.take(np.arange(len(self)), np.asarray(indices, dtype=np.int64), allow_fill=allow_fill, fill_value=-1)
+    if _missing(fill_value) or not (at<0).any(): return self._with(np.append(self.idxs, -1)[at])
+    return LazyArray(_Joined([self, LazyArray(_Held([fill_value]))]), idxs=np.where(at<0, len(self), at))
+
+@patch
+def __setitem__(self:_Column, key, value):
+    at = np.arange(len(self))[indexers.check_array_indexer(self, key)]
+    values = [value]*np.size(at) if np.ndim(at)==0 or not pd.api.types.is_list_like(value) else list(value)
+    idxs = np.arange(len(self))
+    idxs[at] = np.arange(len(values)).reshape(np.shape(at))+len(self)
+    self.rows,self.column,self.convert,self.idxs = _Joined([self.copy(), LazyArray(_Held(values))]),'',None,idxs
+
+# %% ../nbs/01b_lazy.ipynb #b9f3105d
+@patch
+def __eq__(self:_Column, other):
+    if isinstance(other, (pd.Series,pd.Index,pd.DataFrame)): return NotImplemented
+    if not pd.api.types.is_list_like(other): other = [other]*len(self)
+    if len(other)!=len(self): raise ValueError(f'{len(self)} cells cannot be compared with {len(other)}')
+    return np.fromiter((a==b for a,b in zip(self, other)), bool, len(self))
+
+@patch
+def __array__(self:_Column, dtype=None, copy=None):
+    out = np.empty(len(self), dtype=object)
+    for i,o in enumerate(self): out[i] = o
+    return out if dtype in (None, object) else out.astype(dtype)
 
 # %% ../nbs/01b_lazy.ipynb #735a8909
 class LazyDtype(extensions.ExtensionDtype):
@@ -171,26 +220,29 @@ class LazyArray(_Column):
         return LazyArray(self.rows, self.column, self.idxs, f if self.convert is None else partial(_then, self.convert, f))
 
 # %% ../nbs/01b_lazy.ipynb #c9b92754
-def _cells(self:LazyArray, places):
+@patch
+def cells(self:LazyArray,
+    places, # Numbers of the cells, an array
+)->list: # One value each, None where the cell is empty
     "Cells at some places of the column"
     idxs = self.idxs[places]
     if not len(idxs): return []
     if (idxs<0).any():
-        found = iter(_cells(self, np.asarray(places)[idxs>=0]))
+        found = iter(self.cells(np.asarray(places)[idxs>=0]))
         return [next(found) if i>=0 else None for i in idxs]
     cells = self.rows.read(self.column, idxs)
     return cells if self.convert is None else [self.convert(o) for o in cells]
 
-def _get(self:LazyArray, item):
+@patch
+def __getitem__(self:LazyArray, item):
     if isinstance(item, (int,np.integer)):
         if not -len(self)<=item<len(self): raise IndexError(f'cell {item} of {len(self)}')
-        return _cells(self, np.array([item]))[0]
+        return self.cells(np.array([item]))[0]
     return self._with(self.idxs[indexers.check_array_indexer(self, item)])
 
-def _iter(self:LazyArray):
-    for at in range(0, len(self), self.part): yield from _cells(self, np.arange(at, min(at+self.part, len(self))))
-
-LazyArray.cells,LazyArray.__getitem__,LazyArray.__iter__ = _cells,_get,_iter
+@patch
+def __iter__(self:LazyArray):
+    for at in range(0, len(self), self.part): yield from self.cells(np.arange(at, min(at+self.part, len(self))))
 
 # %% ../nbs/01b_lazy.ipynb #0553fab5
 def is_lazy(
@@ -221,16 +273,23 @@ def parquet_frame(
     def column(c): return rows.table.column(c).to_pandas() if _is_small(rows.table.schema.field(c).type) else pd.Series(LazyArray(rows, c))
     return pd.DataFrame({c:column(c) for c in names}, index=range(len(rows)))
 
+# %% ../nbs/01b_lazy.ipynb #a5850549
+def _class_names(v, f):
+    "A class number as its name, several as a list of names"
+    if isinstance(v, list): return [_class_names(o, f) for o in v]
+    return None if v is None or v<0 else f.names[v]
+
 def dataset_frame(
     ds, # A Hugging Face `Dataset`
 )->pd.DataFrame: # Its columns, lazy where they are neither numbers nor names of classes
     "A frame of a `Dataset` that holds little of it"
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Value
     rows = DatasetRows(ds)
     def column(c):
         f,cells = rows.ds.features[c],LazyArray(rows, c)
-        if isinstance(f, ClassLabel): return pd.Series([None if v is None or v<0 else f.names[v] for v in cells], dtype=object)
-        return pd.Series(list(cells)) if hasattr(f, 'pa_type') and _is_small(f.pa_type) else pd.Series(cells)
+        names = next((o for o in (f, getattr(f, 'feature', None)) if isinstance(o, ClassLabel)), None)
+        if names: return pd.Series([_class_names(v, names) for v in cells], dtype=object)
+        return pd.Series(list(cells)) if isinstance(f, Value) and _is_small(f.pa_type) else pd.Series(cells)
     return pd.DataFrame({c:column(c) for c in rows.ds.column_names}, index=range(len(rows)))
 
 # %% ../nbs/01b_lazy.ipynb #c6b98b9f

@@ -1,8 +1,8 @@
 """Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 
 A machine is taken away, a battery runs out, a cell is interrupted. `Resume(folder)` keeps what a run needs to go on: weights, optimiser, place in the schedule and in the data, random
-states, what callbacks remember. The same call in a new process goes on from there; a call with other arguments or other data is refused. All is safetensors and JSON, written
-beside what was there before and moved into place, with a checksum that is verified on reading.
+states, what callbacks remember. The same call in a new process goes on from there; a call with other arguments or other data is refused. How it is written stands in `states`, what is
+compared and put back in `runs`; here is when.
 
 Docs: https://sft-nb.github.io/sft_nb/resume.html.md"""
 
@@ -11,248 +11,34 @@ Docs: https://sft-nb.github.io/sft_nb/resume.html.md"""
 # %% auto #0
 __all__ = ['Resume']
 
-# %% ../nbs/10_resume.ipynb #562e0a8c
-import contextlib, hashlib, inspect, itertools, json, math, os, random, signal, tempfile, threading, time
+# %% ../nbs/10_resume.ipynb #ae642252
+import contextlib, signal, threading, time
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.schedule import LRFinder, ParamScheduler
-from fastai.data.load import DataLoader
-from fastai.learner import Metric
+from fastai.callback.schedule import LRFinder
 from fastai.optimizer import Optimizer
 from fastcore.basics import patch
-from fastcore.foundation import L
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from .core import *
-from .core import _umask
-from .cache import *
-from .cache import _content, _hash_tensors, _versions
+from .cache import _hash_tensors, _versions
 from .distributed import *
 from .learner import *
 from .learner import _load_opt
+from .states import _numbers, _prune_states, _read_state, _write_state
+from .runs import (_asked, _data_words, _differences, _memory, _order, _own_state, _place, _random_states, _remembered, _remind, _remind_one, _rest, _Run,
+                         _set_order)
 
-# %% ../nbs/10_resume.ipynb #585fa723
-_LISTS = dict(list=list, tuple=tuple, L=L)
-
-def _pack(
-    o, # None, numbers, text, tensors, arrays, and lists, tuples and dicts of them
-    tensors:dict, # Tensors are added here by name
-):  # What `json` can write
-    "A plain value as JSON, its tensors apart"
-    if o is None or isinstance(o, (bool,str)): return o
-    if isinstance(o, np.generic): o = o.item()
-    if isinstance(o, int) or isinstance(o, float) and math.isfinite(o): return o
-    if isinstance(o, float): return {'~':'float', 'v':repr(o)}
-    if isinstance(o, torch.Tensor): return {'~':'tensor', 'v':_put(o, tensors)}
-    if isinstance(o, np.ndarray): return {'~':'array', 'dtype':str(o.dtype), 'v':_put(_from_array(o), tensors)}
-    if isinstance(o, dict): return _pack_dict(o, tensors)
-    if isinstance(o, (list,tuple,L)) and type(o).__name__ in _LISTS: return _pack_list(o, tensors)
-    raise TypeError(f'a {type(o).__name__} is no plain value')
-
-# %% ../nbs/10_resume.ipynb #ada2c4d6
-def _put(t, tensors):
-    name = f't{len(tensors)}'
-    tensors[name] = t.detach().as_subclass(torch.Tensor)
-    return name
-
-def _from_array(a):
-    if a.dtype.kind not in 'iufb': raise TypeError(f'an array of {a.dtype} is no plain value')
-    return torch.from_numpy(a.astype(np.int64) if a.dtype.kind=='u' else a.copy())
-
-def _pack_dict(o, tensors):
-    if all(isinstance(k, str) and k!='~' for k in o): return {k:_pack(v, tensors) for k,v in o.items()}
-    return {'~':'dict', 'v':[[_pack(k, tensors), _pack(v, tensors)] for k,v in o.items()]}
-
-def _pack_list(o, tensors, many=32):
-    "A long list of numbers is one tensor"
-    kind,kinds = type(o).__name__,{type(v) for v in o}
-    if len(o)>=many and kinds<={float,np.float64}: return {'~':kind, 'numbers':_put(torch.tensor(list(o), dtype=torch.float64), tensors)}
-    if len(o)>=many and kinds=={int} and max(map(abs, o))<2**62: return {'~':kind, 'numbers':_put(torch.tensor(list(o)), tensors)}
-    if len(o)>=many and all(isinstance(v, torch.Tensor) and v.ndim==0 for v in o) and len({v.dtype for v in o})==1:
-        return {'~':kind, 'scalars':_put(torch.stack([v.detach().as_subclass(torch.Tensor) for v in o]), tensors)}
-    return [_pack(v, tensors) for v in o] if kind=='list' else {'~':kind, 'v':[_pack(v, tensors) for v in o]}
-
-# %% ../nbs/10_resume.ipynb #ac178789
-def _unpack(
-    o, # What `_pack` made
-    tensors:dict, # The tensors that belong to it
-):  # The value
-    "The value that was packed"
-    if isinstance(o, list): return [_unpack(v, tensors) for v in o]
-    if not isinstance(o, dict): return o
-    kind = o.get('~')
-    if kind is None: return {k:_unpack(v, tensors) for k,v in o.items()}
-    if kind=='float': return float(o['v'])
-    if kind=='tensor': return tensors[o['v']]
-    if kind=='array': return tensors[o['v']].numpy().astype(o['dtype'])
-    if kind=='dict': return {_unpack(k, tensors):_unpack(v, tensors) for k,v in o['v']}
-    if 'numbers' in o: return _LISTS[kind](tensors[o['numbers']].tolist())
-    return _LISTS[kind](tensors[o['scalars']].clone().unbind() if 'scalars' in o else [_unpack(v, tensors) for v in o['v']])
-
-# %% ../nbs/10_resume.ipynb #6680c131
-_STATE_FORMAT = 1
-
-def _sync(folder):
-    "Force the names in a folder to disk, where the system can"
-    with contextlib.suppress(PermissionError):
-        fd = os.open(folder, os.O_RDONLY)
-        try: os.fsync(fd)
-        finally: os.close(fd)
-
-def _own(tensors):
-    "On the CPU, each with memory of its own"
-    seen,out = set(),{}
-    for n,t in tensors.items():
-        t = t.cpu().contiguous()
-        at = t.untyped_storage().data_ptr()
-        out[n] = t.clone() if at in seen or t.untyped_storage().nbytes()>t.nbytes else t
-        seen.add(at)
-    return out
-
-def _write_tensors(path, tensors):
-    fd,part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(fd)
-    try:
-        save_file(_own(tensors), part)
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
-        os.chmod(part, 0o666 & ~_umask())
-        digest = sha256_file(part)
-        os.replace(part, path)
-    except SafetensorError as e: raise OSError(str(e)) from e
-    finally: Path(part).unlink(missing_ok=True)
-    return digest
-
-# %% ../nbs/10_resume.ipynb #0edc9e24
-def _text(tree): return json.dumps(tree, sort_keys=True, allow_nan=False)
-def _hash(text): return hashlib.sha256(text.encode()).hexdigest()
-def _path(folder, n): return Path(folder)/f'state-{n:06d}.json'
-def _numbers(folder): return sorted(int(p.stem[6:]) for p in Path(folder).glob('state-*.json') if p.stem[6:].isdigit())
-
-def _write_state(
-    folder, # Where states are kept
-    n:int, # Number of the state; a higher one is newer
-    state:dict, # Plain values and tensors
-)->Path: # The JSON file
-    "Write a state wholly or not at all"
-    tensors,path = {},_path(folder, n)
-    tree = _pack(state, tensors)
-    digest = _write_tensors(path.with_suffix('.safetensors'), tensors)
-    write_atomic(path, _text(dict(format=_STATE_FORMAT, sha256=_hash(_text(tree)), tensors=digest, state=tree)))
-    _sync(folder)
-    return path
-
-def _read_state(
-    folder, # Where states are kept
-    n:int, # Number of the state
-)->dict: # The state
-    "Read a state whose checksums are right"
-    path = _path(folder, n)
-    try: o = json.loads(path.read_text(encoding='utf8'))
-    except (OSError,ValueError) as e: raise FolderError(f"{path} cannot be read: {e}.") from e
-    if not isinstance(o, dict) or 'format' not in o: raise FolderError(f"{path} is no state of a run.")
-    if o['format']!=_STATE_FORMAT: raise FolderError(f"{path} has format {o['format']!r}, this version of sft_nb reads {_STATE_FORMAT}. Go on with the version that wrote it.")
-    file = path.with_suffix('.safetensors')
-    if _hash(_text(o.get('state')))!=o.get('sha256'): raise FolderError(f"{path} is damaged: its checksum is wrong.")
-    if not file.is_file() or sha256_file(file)!=o['tensors']: raise FolderError(f"{file} is missing or damaged: its checksum is wrong.")
-    return _unpack(o['state'], load_file(file))
-
-# %% ../nbs/10_resume.ipynb #3678377a
-def _latest_state(
-    folder, # Where states are kept
-)->tuple: # Number and state, None and None where there is none; and the numbers of damaged ones
-    "The newest state that is whole"
-    bad,why = [],[]
-    for n in reversed(_numbers(folder)):
-        try: return n,_read_state(folder, n),bad
-        except FolderError as e:
-            bad.append(n)
-            why.append(str(e))
-            say(f'Resume: {e} Going back to the state before it.')
-    if bad: raise FolderError(f"None of the {len(bad)} states in {folder} can be read: {why[0]} Delete the folder to begin anew.")
-    return None,None,[]
-
-# %% ../nbs/10_resume.ipynb #1c655659
-def _prune_states(
-    folder, # Where states are kept
-    keep, # Numbers to keep besides the newest
-    bad=(), # Numbers of damaged ones
-    newest:int=2, # So many of the newest whole ones stay
-):
-    "Remove states that are not needed any more"
-    ns = [n for n in _numbers(folder) if n not in bad]
-    for n in {*ns[:-newest], *bad}-set(keep):
-        _path(folder, n).unlink(missing_ok=True)
-        _path(folder, n).with_suffix('.safetensors').unlink(missing_ok=True)
-    for p in Path(folder).glob('.state-*'): p.unlink(missing_ok=True)
-    known = {_path(folder, n).stem for n in _numbers(folder)}
-    for p in Path(folder).glob('state-*.safetensors'):
-        if p.stem not in known: p.unlink(missing_ok=True)
-
-# %% ../nbs/10_resume.ipynb #68da8849
-def _random_states()->dict: # Of python, numpy, torch, and each CUDA device
-    "All global random states"
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda)
-
-def _set_random_states(
-    s:dict, # From `_random_states`
-):
-    "Put all global random states back"
-    random.setstate(s['python'])
-    np.random.set_state(s['numpy'])
-    torch.set_rng_state(s['torch'])
-    if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
-
-# %% ../nbs/10_resume.ipynb #f3555219
-def _chain(dl):
-    "A loader and those that it takes its order from"
-    yield dl
-    while 'source' in vars(dl):
-        dl = dl.source
-        yield dl
-
-def _order(dl):
-    "What makes the order of an epoch that is about to begin"
-    return dict(random=_random_states(), rng=inner_loader(dl).rng.getstate(), epochs=[vars(o).get('epoch') for o in _chain(dl)])
-
-def _set_order(dl, order):
-    _set_random_states(order['random'])
-    inner_loader(dl).rng.setstate(order['rng'])
-    for o,e in zip(_chain(dl), order['epochs']):
-        if 'epoch' in vars(o) and e is not None: o.epoch = e
-
-# %% ../nbs/10_resume.ipynb #a3a9443f
-def _rest(dl, n, random):
-    "The batches of an epoch after the first `n`, with their numbers"
-    if not n: yield from enumerate(dl)
-    elif isinstance(dl, DataLoader) and dl.bs and not dl.fake_l.num_workers: yield from _skipping(dl, n, random)
-    else:
-        it = iter(dl)
-        for _ in range(n): next(it)
-        _set_random_states(random)
-        yield from enumerate(it, n)
-
-def _skipping(dl, n, random):
-    def sample():
-        left = itertools.islice(type(dl).sample(dl), n*dl.bs, None)
-        _set_random_states(random)
-        yield from left
-    dl.sample = sample
-    try: yield from enumerate(dl, n)
-    finally: del dl.sample
-
-# %% ../nbs/10_resume.ipynb #f600e410
+# %% ../nbs/10_resume.ipynb #380ef4b6
 def _interval(every):
     "Steps and seconds, one of them None"
-    try:
-        if isinstance(every, int) and not isinstance(every, bool) and every>0: return every,None
-        if isinstance(every, str) and (s := pd.Timedelta(every).total_seconds())>0: return None,s
-    except ValueError: pass
+    if isinstance(every, (int,np.integer)) and not isinstance(every, bool) and every>0: return int(every),None
+    with contextlib.suppress(ValueError):
+        if isinstance(every, str) and (s := pd.Timedelta(every).total_seconds())>=1e-3: return None,s
     raise FitError(f"every={every!r} is no interval. Valid: a number of steps from 1 up, or a time such as '5min' or '30s'.")
 
+# %% ../nbs/10_resume.ipynb #0b4f565f
 class Resume(Callback):
     "Keep a run in a folder, so that the same call in a new process goes on where it stopped"
     order,run_valid = 200,False
@@ -262,127 +48,6 @@ class Resume(Callback):
     ):
         self.folder,(self.every_steps,self.every_seconds) = Path(folder),_interval(every)
         self.on,self.at,self.pending,self.start,self.stop,self.busy,self.stepped = False,None,None,None,None,False,False
-
-# %% ../nbs/10_resume.ipynb #f2393ad7
-_CLOCKS = {'learn', 'begun', 'start_epoch'}
-
-def _plain(o):
-    try: _pack(o, {})
-    except TypeError: return False
-    return True
-
-def _memory(o): return {k:v for k,v in vars(o).items() if k not in _CLOCKS and _plain(v)}
-
-def _remembered(cbs):
-    "Plain values of callbacks and of the metrics that they hold"
-    return [dict(name=type(c).__name__, own=_memory(c), metrics={k:_memory(v) for k,v in vars(c).items() if isinstance(v, Metric)})
-            for c in cbs if not isinstance(c, Resume)]
-
-def _remind(cbs, kept):
-    for c in cbs:
-        at = next((i for i,o in enumerate(kept) if o['name']==type(c).__name__), None)
-        if at is None or isinstance(c, Resume): continue
-        o = kept.pop(at)
-        vars(c).update(o['own'])
-        for k,v in o['metrics'].items(): vars(vars(c)[k]).update(v)
-
-# %% ../nbs/10_resume.ipynb #cb1658b0
-def _word(o):
-    "An argument as JSON can show it"
-    if o is None or isinstance(o, (bool,int,float,str)): return o
-    if isinstance(o, slice): return f'slice({o.start}, {o.stop})'
-    if isinstance(o, (np.ndarray,np.generic)): return o.tolist()
-    if isinstance(o, (list,tuple)): return [_word(v) for v in o]
-    if isinstance(o, dict): return {str(k):_word(v) for k,v in o.items()}
-    if isinstance(o, partial): return dict(name=_word(o.func), **{k:_word(v) for k,v in o.keywords.items()})
-    return getattr(o, '__qualname__', type(o).__name__)
-
-def _schedule(cbs):
-    return {k:[_word(np.asarray(f(x/10))) for x in range(11)] for c in cbs if isinstance(c, ParamScheduler) for k,f in c.scheds.items()}
-
-_SILENT = {'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','EpochRows','StopAtNaN','Resume','ParamScheduler','CSVLogger','ShowGraphCallback'}
-
-def _settings(c):
-    "The arguments of a callback that are plain"
-    names = inspect.signature(type(c).__init__).parameters
-    return {k:v for k,v in vars(c).items() if k in names and (v is None or isinstance(v, (bool,int,float,str)))}
-
-# %% ../nbs/10_resume.ipynb #fc331730
-def _loss_words(loss):
-    inner = getattr(loss, 'func', loss)
-    own = {k:v for k,v in getattr(inner, '__dict__', {}).items() if isinstance(v, (int,float,str)) and not k.startswith('_') and k!='training'}
-    return dict(own, name=_word(inner), **{k:v.tolist() for k,v in inner.named_buffers()} if isinstance(inner, torch.nn.Module) else {})
-
-def _model_words(learn):
-    params = list(learn.model.named_parameters())
-    on = {n:tuple(p.shape) for n,p in params if p.requires_grad}
-    groups = [g for g,ns in learn.model.groups.items() if on.keys()&set(ns)]
-    kind = f"{type(learn.model.net).__name__}, {sum(p.numel() for _,p in params):,} parameters ({_hash(str([(n, tuple(p.shape)) for n,p in params]))[:8]})"
-    return dict(model=kind, trains=f"{', '.join(groups)} ({sum(math.prod(s) for s in on.values()):,} parameters, {_hash(str(on))[:8]})")
-
-# %% ../nbs/10_resume.ipynb #74c7928c
-def _data_words(learn):
-    "The rows that are trained and checked on, in a few words"
-    spec,dls = learn.spec,learn.dls
-    if spec is None or not len(spec.rows): return f'{len(dls.train_ds):,} and {len(dls.valid_ds):,} items'
-    rows,h = spec.rows[spec.rows.split!='test'],hashlib.sha256()
-    for c in ('item', 'split', spec.task.target):
-        for v in rows[c]: h.update(f'{v!r}\n'.encode())
-    for c in spec.task.inputs:
-        for v in rows[c]: h.update(str(Path(v).stat().st_size).encode() if c in FILE_COLUMNS and isinstance(v, (str,Path)) else _content(v, False))
-    return f"{(rows.split=='train').sum():,} and {(rows.split=='valid').sum():,} rows ({h.hexdigest()[:8]})"
-
-def _asked(
-    learn, # A learner that is about to fit
-    data:str, # The data in words
-    n_epoch:int, lr, wd, start_epoch, # Arguments of `fit`
-)->dict: # What -> how, as JSON has it
-    "All that decides what a fit does"
-    name,args = learn.call
-    args = {k:_word(v) for k,v in {**args, **args.get('kwargs', {})}.items() if k not in ('cbs','kwargs')}
-    spec,train = learn.spec,inner_loader(learn.dls.train)
-    own = [dict(name=type(c).__name__, **_settings(c)) for c in learn.cbs.sorted('order') if type(c).__name__ not in _SILENT]
-    out = {'call':name, **{f'{name}({k}=)':v for k,v in args.items()}, 'phase':learn.phase, 'epochs':n_epoch, 'lr':_word(learn.lr if lr is None else lr),
-           'wd':learn.wd if wd is None else wd, 'start_epoch':start_epoch, 'seed':learn.seed, 'batch_size':train.bs, **_model_words(learn), 'data':data,
-           'checkpoint':spec and f'{spec.checkpoint.ref} {str(spec.checkpoint.sha256)[:12]}', 'preprocess':spec and _word(spec.preprocess),
-           'options':spec and {k:_word(v) for k,v in spec.options.items() if k not in ('batch_size','num_workers','max_items')},
-           'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimiser':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
-           'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {})}
-    return json.loads(json.dumps(out))
-
-# %% ../nbs/10_resume.ipynb #79198e57
-def _differences(was, now):
-    "What differs, in words"
-    def short(o):
-        text = o if isinstance(o, str) else json.dumps(o)
-        return text if len(text)<=80 else f'{text[:60]}… ({_hash(text)[:6]})'
-    was,now = {'processes':1, **was},{'processes':1, **now}
-    return [f'{k} was {short(was.get(k))}, is {short(now.get(k))}' for k in {**was, **now} if was.get(k)!=now.get(k)]
-
-# %% ../nbs/10_resume.ipynb #bd1dfeef
-class _Run:
-    "The fits of a learner that are kept in one folder"
-    def __init__(self):
-        self.base,self.now,self.unread,self.bad,self.saved = 0,0,True,[],None
-        self.found,self.n,self.journal,self.pinned,self.last = None,None,[],{},None
-    def close(self, ok):
-        "A call has ended"
-        if ok and self.now>self.base and self.last and self.last[0]==self.now-1: self.pinned[self.now-1] = self.last[1]
-        self.base = self.now = self.now if ok else self.base
-        self.unread = self.unread or not ok
-    def read(self, folder):
-        "Find the newest state; an older one than what this process has is left alone"
-        self.n,state,self.bad = from_first(partial(_latest_state, folder))
-        state = _own_state(state)
-        self.unread,self.found = False,state if state and state['fit']>=self.base else None
-        if self.found: self.journal,self.pinned,self.saved = state['journal'],state['pinned'],_place(state)
-
-def _own_state(state):
-    "A state with the random states of this process"
-    rank = process_rank()
-    return {**state, **state['others'][rank-1]} if state and rank else state
-
-def _place(o): return f"{o['phase']!r}, epoch {o['epoch']+1} of {o['n_epoch']}, step {o['step']}" if not o['done'] else f"the end of {o['phase']!r}"
 
 # %% ../nbs/10_resume.ipynb #b8dd82fc
 @patch
@@ -401,7 +66,7 @@ def _begin(self:Resume, fit):
         raise FitError(f"{self.folder} holds a run that was begun otherwise: {'; '.join(diff)}. Call it as before to go on, or take another folder to begin anew.")
     return self._skip() if self.at<run.found['fit'] or run.found['done'] else self._go_on()
 
-# %% ../nbs/10_resume.ipynb #987a37e6
+# %% ../nbs/10_resume.ipynb #f034ed97
 @patch
 def _begin_new(self:Resume, now):
     run = self._run()
@@ -416,6 +81,7 @@ def _trained(self:Resume):
 
 def _frozen(learn, trained): return _hash_tensors((n,p) for n,p in learn.model.named_parameters() if n not in trained)
 
+# %% ../nbs/10_resume.ipynb #ec5cf527
 @patch
 def _skip(self:Resume):
     "A fit that is done"
@@ -468,7 +134,7 @@ def _kept(self:Resume):
     if not saved: return f'Nothing of the run is kept in {self.folder} yet.'
     return f'The run is kept in {self.folder} up to {saved}: the same call goes on from there, other arguments need another folder.'
 
-# %% ../nbs/10_resume.ipynb #b3f7e7e8
+# %% ../nbs/10_resume.ipynb #627a2d86
 @contextlib.contextmanager
 def _locked(folder):
     lock = contextlib.ExitStack()
@@ -483,6 +149,7 @@ def _locked(folder):
 
 def _unwritable(folder, e): return FolderError(f"{folder} cannot be written to: {e.strerror or e}. Free space in it, or take another folder: Resume('…').")
 
+# %% ../nbs/10_resume.ipynb #f5ba1259
 @patch
 @contextlib.contextmanager
 def _signals(self:Resume):
@@ -501,21 +168,27 @@ def _asked_to_stop(self:Resume, sig, frame):
 
 def _leave(sig): raise KeyboardInterrupt if sig==signal.SIGINT else SystemExit(128+sig)
 
-# %% ../nbs/10_resume.ipynb #df23d472
+# %% ../nbs/10_resume.ipynb #7e2f930c
 @patch
 def _state(self:Resume, step, done):
     "All that the run needs to go on from here"
     learn,run,trained = self.learn,self._run(),self._trained()
     run.journal[self.at]['trained'] = sorted(trained)
-    weights = {n:p for n,p in learn.model.named_parameters() if n in trained}
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
-    rest = dict(fits=learn._fits, history=learn.history, peak_lrs=learn.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
-    scaler = vars(learn).get('scaler')
-    own = from_processes(dict(order=self.start, random=_random_states()))
-    return dict(place, journal=run.journal, pinned=run.pinned, weights=weights, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
-                optimiser=learn.opt.state_dict(), callbacks=_remembered(learn.cbs), learner=rest, **own[0], others=own[1:],
-                metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [], scaler=scaler and scaler.state_dict(),
-                cache=self._cache_keys(), versions=_versions())
+    scaler,own = vars(learn).get('scaler'),from_processes(dict(order=self.start, random=_random_states()))
+    return dict(place, journal=run.journal, pinned=run.pinned, weights={n:p for n,p in learn.model.named_parameters() if n in trained},
+                buffers=dict(learn.model.named_buffers()), frozen=self.frozen, optimiser=learn.opt.state_dict(), callbacks=_remembered(_others(learn)),
+                learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [],
+                scaler=scaler and scaler.state_dict(), cache=self._cache_keys(), versions=_versions())
+
+def _others(learn): return [c for c in learn.cbs if not isinstance(c, Resume)]
+
+# %% ../nbs/10_resume.ipynb #3be05d9c
+@patch
+def _learner_state(self:Resume):
+    "What the learner counts and logs"
+    learn = self.learn
+    return dict(fits=learn._fits, history=learn.history, peak_lrs=learn.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
 
 @patch
 def _seconds(self:Resume):
@@ -542,7 +215,7 @@ def _set_rest(self:Resume, state):
     "Optimiser, callbacks, history"
     learn,rest = self.learn,dict(state['learner'])
     _set_opt(learn.opt, state['optimiser'])
-    _remind(learn.cbs, list(state['callbacks']))
+    _remind(_others(learn), state['callbacks'])
     learn._fits = rest.pop('fits')
     for k,v in rest.items(): setattr(learn, k, v)
 
@@ -551,7 +224,7 @@ def _set_opt(opt, sd):
     for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({k:v.to(p.device) for k,v in s.items() if isinstance(v, torch.Tensor)})
     _load_opt(opt, sd)
 
-# %% ../nbs/10_resume.ipynb #2f124455
+# %% ../nbs/10_resume.ipynb #04c1f1ca
 @patch
 def before_train(self:Resume):
     "Put back what was begun; else note where the epoch begins"
@@ -559,10 +232,11 @@ def before_train(self:Resume):
     state,self.pending = self.pending,None
     if state: self._put_back(state)
     first,self.start = self.start is None,_order(self.dl)
-    self.steps,self.clock,self.stepped = 0,time.monotonic(),False
+    self.stepped = False
     if first and not state: self.save(0)
     self.busy = True
 
+# %% ../nbs/10_resume.ipynb #9a96f404
 @patch
 def _put_back(self:Resume, state):
     learn = self.learn
@@ -571,7 +245,7 @@ def _put_back(self:Resume, state):
     if state['versions']!=_versions(): say('Resume: other versions of the libraries than before: the run goes on, but not bit for bit.')
     if bool(state['cache'])!=bool(self._cache_keys()): say('Resume: the cache was on and is off now, or the reverse: equal up to rounding.')
     self._set_rest(state)
-    for m,kept in zip(learn.metrics, state['metrics']): vars(m).update(kept)
+    for m,kept in zip(learn.metrics, state['metrics']): _remind_one(m, kept)
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     _set_order(self.dl, state['order'])
     learn.rest = partial(_rest, n=state['step'], random=state['random'])
@@ -582,11 +256,11 @@ def _break(self:Resume, error):
     self.learn.stopped = error
     raise CancelFitException()
 
-# %% ../nbs/10_resume.ipynb #893022fa
+# %% ../nbs/10_resume.ipynb #c34d8a9f
 @patch
 def before_fit(self:Resume):
-    "No epoch has begun"
-    self.start = None
+    "No epoch has begun; steps and time are counted from here, over all epochs"
+    self.start,self.steps,self.clock = None,0,time.monotonic()
 
 @patch
 def after_step(self:Resume):
@@ -603,6 +277,7 @@ def after_batch(self:Resume):
     if due or self.stop is not None: self.save(self.iter+1)
     if self.stop is not None: _leave(self.stop)
 
+# %% ../nbs/10_resume.ipynb #c4ac6729
 @patch
 def _agreed(self:Resume, due=False):
     "Whether a state is due in any process; what one was asked to do, all do"
@@ -624,7 +299,7 @@ def after_fit(self:Resume):
     self._run().journal[self.at]['log'] = list(vars(self.recorder).get('log', []))
     self.save(0, done=True)
 
-# %% ../nbs/10_resume.ipynb #c27be2fd
+# %% ../nbs/10_resume.ipynb #d7b49243
 @patch
 def save(self:Resume,
     step:int, # Steps of the epoch that are done
@@ -638,6 +313,7 @@ def save(self:Resume,
     from_first(lambda: _prune_states(self.folder, run.pinned.values(), run.bad))
     run.bad = []
 
+# %% ../nbs/10_resume.ipynb #c1441fd2
 @patch
 def _write(self:Resume, run, state):
     "Write a state; where there is no room, without the one before the last"
@@ -654,10 +330,10 @@ def _not_saved(self:Resume, state, e):
     if not self._run().saved: self._break(_unwritable(self.folder, e))
     say(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; what is kept is {self._run().saved}. Free space for {self.folder}.")
 
-# %% ../nbs/10_resume.ipynb #7cd1a0b6
+# %% ../nbs/10_resume.ipynb #f7a09f99
 @patch
 def clear(self:Resume):
     "Remove all states, and the folder where nothing else is in it"
     if process_rank(): return
-    for p in [*self.folder.glob('state-*'), self.folder/'.lock']: p.unlink(missing_ok=True)
+    for p in [*self.folder.glob('state-*'), *self.folder.glob('.state-*'), self.folder/'.lock']: p.unlink(missing_ok=True)
     with contextlib.suppress(OSError): self.folder.rmdir()

@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np, pandas as pd
 from .core import *
 from .lazy import *
+from .lazy import _utf8
 
 # %% ../nbs/02a_rows.ipynb #970782fe
 def _table(problems): return pd.DataFrame(problems, columns=['item','row','problem']).astype(object)
@@ -134,8 +135,7 @@ def _read_parquet(path):
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except Exception as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from e
-    try: return _read_frame(frame, f'{Path(path).name} row ', 1)
-    except UnicodeDecodeError as e: raise DataError(f"{path} has a cell that is no UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+    with _utf8(f'A cell of {path}'): return _read_frame(frame, f'{Path(path).name} row ', 1)
 
 _READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from fastai.optimizer import Optimizer
 from safetensors.torch import load_file, save_file
-from sft_nb import cache, resume
+from sft_nb import cache, resume, states
 from sft_nb.core import get_task
 from sft_nb.data import load_data
 from sft_nb.learner import SFTLearner, sft_learner
@@ -16,7 +16,7 @@ from sft_nb.regularise import Accumulate
 from sft_nb.resume import Resume
 from sft_nb.schedule import KeepBest
 
-PLACES = dict(save=[(resume, 'save_file'), (os, 'fsync'), (os, 'replace'), (os, 'chmod'), (resume, '_prune_states')],
+PLACES = dict(save=[(states, 'save_file'), (os, 'fsync'), (os, 'replace'), (os, 'chmod'), (resume, '_prune_states')],
               stage=[(SFTLearner, 'freeze_to'), (SFTLearner, 'create_opt'), (cache, '_fill')], step=[(Optimizer, 'step')])
 
 def arm(place, n):
@@ -78,7 +78,7 @@ def plan(rng, seconds, kills):
 
 def in_the_middle(folder):
     "Whether the run in a folder goes on within an epoch"
-    n,state,_ = resume._latest_state(folder) if folder.exists() else (None,None,None)
+    n,state,_ = states._latest_state(folder) if folder.exists() else (None,None,None)
     return bool(state) and not state['done'] and state['step']>0
 
 def outcome(learn):

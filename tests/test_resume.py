@@ -3,7 +3,7 @@ import contextlib, json, os, resource, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
-from sft_nb import resume
+from sft_nb import states
 from sft_nb.cache import clear_cache
 from sft_nb.core import FitError, FolderError, get_task
 from sft_nb.data import load_data
@@ -160,11 +160,11 @@ def test_a_disk_that_fills_up(shapes, disk, capsys):
     assert same(whole, tuned(shapes, disk.path/'run', {('finetune', i):disk.fill for i in range(1, 9)}))
     said = capsys.readouterr().err
     assert 'was not saved' in said and 'Training goes on; what is kept is' in said and 'Free space' in said
-    kept = resume._latest_state(disk.path/'run')[1]
+    kept = states._latest_state(disk.path/'run')[1]
     assert kept['phase']=='finetune' and not kept['done'] and not list((disk.path/'run').glob('.state*'))
     disk.free()
     assert same(whole, tuned(shapes, disk.path/'run'))
-    assert resume._latest_state(disk.path/'run')[1]['done']
+    assert states._latest_state(disk.path/'run')[1]['done']
 
 def test_a_disk_that_is_full(shapes, disk):
     learn = learner(shapes)
