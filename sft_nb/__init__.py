@@ -52,6 +52,7 @@ Modules:
 - `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
 - `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.timm_nets`: A timm network in named groups, with cuts between them
-- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw"""
+- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
+- `sft_nb.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them"""
 
 __version__ = "0.1.0"

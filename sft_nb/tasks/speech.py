@@ -97,7 +97,7 @@ def small_whisper(
     "A small Whisper with random weights, whose tokens are bytes"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     backend = Tokenizer(models.BPE(vocab={o:i for i,o in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
     backend.pre_tokenizer,backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
     backend.add_special_tokens(_SPECIAL)
@@ -435,7 +435,7 @@ def save_speech_model(
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoProcessor` and `AutoModelForSpeechSeq2Seq` or `AutoModelForCTC` open; a Whisper hears its whole window again"
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     coder = speech_coder(spec)
     if coder.kind=='whisper' and coder.language:
         model.net.generation_config.language,model.net.generation_config.task = coder.language,'transcribe'

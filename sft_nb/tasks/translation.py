@@ -297,7 +297,7 @@ def save_translation_model(
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` open"
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     with _quiet(): model.net.save_pretrained(folder)
     pair_coder(spec).tokenizer.save_pretrained(folder)
 
@@ -380,7 +380,7 @@ def small_marian(
 )->Path: # `folder`: a checkpoint in Marian's layout
     "A small Transformer with random weights and a tokenizer trained on the texts"
     from transformers import MarianConfig, MarianMTModel
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     with folder_atomic(folder) as tmp:
         tok = sentence_pieces(texts, tmp, size)
         pad = tok.pad_token_id
