@@ -16,6 +16,7 @@ from .weights import *
 from .checkpoint import *
 from .distributed import *
 from .rows import *
+from .splits import *
 from .data import *
 from .pictures import *
 from .texts import *
