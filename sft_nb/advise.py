@@ -18,7 +18,7 @@ from .core import *
 from .evaluate import evaluate
 from .features import item_features
 from .learner import sft_learner
-from .metrics import _codes
+from .metrics import _codes, group_codes
 
 # %% ../nbs/17_advise.ipynb #128e38d8
 def _evidence(sigma, z2, rest, n, d, steps=200, tol=1e-6):
@@ -37,13 +37,16 @@ def _evidence(sigma, z2, rest, n, d, steps=200, tol=1e-6):
     logs = d*np.log(alpha)+n*np.log(beta)-np.log(alpha+beta*sigma).sum()-(d-len(sigma))*np.log(alpha)-n*np.log(2*np.pi)
     return (logs-beta*res2-alpha*m2)/2/n,alpha,beta
 
+# %% ../nbs/17_advise.ipynb #9d3beac0
 def logme(
     x, # `(rows, d)` features
     y, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1
 )->float: # Nats a row; only differences on the same rows mean something
     "How well features explain labels: mean log evidence of a linear model over the classes"
     x,y = np.asarray(x, dtype=np.float64),np.asarray(y)
-    targets = y.astype(float) if y.ndim==2 else np.eye(int(y.max())+1)[y][:,np.unique(y)]
+    if not len(x): raise DataError("logme has no rows. Pass features and labels of the training rows.")
+    targets = y.astype(float) if y.ndim==2 else np.eye(int(y.max())+1)[y]
+    targets = targets[:,targets.any(0)]
     u,s,_ = np.linalg.svd(x, full_matrices=False)
     z2 = (u.T@targets)**2
     rest = np.maximum((targets**2).sum(0)-z2.sum(0), 0)
@@ -64,26 +67,30 @@ def _check_classes(dls):
     if not spec.task.classes: raise TaskError(f"Task {spec.task.name!r} has no classes, which this needs.")
     return spec
 
+# %% ../nbs/17_advise.ipynb #b832e9be
 def rank_checkpoints(
     dls, # DataLoaders of `load_data`
     refs, # References as `load_data(checkpoint=…)` takes them; a pair (reference, group) takes the features at the input of that layer group
-    max_items:int=5000, # Training rows that are used at most, taken at random
+    max_items:int=5000, # Training rows that are used at most, taken at random; 2 or more
 )->pd.DataFrame: # checkpoint, group, logme, parameters, mb (of the weights), seconds (of the features, nearly 0 where they were cached), rows; the best first
     "Order pretrained models by how well their features explain the labels"
     spec,rows = _check_classes(dls),[]
-    train = spec.rows[spec.rows.split=='train']
+    if max_items<2: raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
+    train = spec.split('train')
     if len(train)>max_items: train = train.sample(max_items, random_state=spec.seed).sort_index()
     y = _codes(train[spec.task.target], spec.vocab, spec.multi_label)
     for o in progress([refs] if isinstance(refs, str) else list(refs), 'Checkpoints', unit='checkpoint'):
         ref,group = o if isinstance(o, tuple) else (o,None)
         data,start = _data_for(dls, ref),time.perf_counter()
         x,ckpt = item_features(data, train, group),data.sft.checkpoint
-        rows.append((ckpt.ref, group, logme(x, y), ckpt.params, (ckpt.bytes or 0)/1e6, time.perf_counter()-start, len(train)))
+        seconds = time.perf_counter()-start
+        rows.append((ckpt.ref, group, logme(x, y), ckpt.params, (ckpt.bytes or 0)/1e6, seconds, len(train)))
     out = pd.DataFrame(rows, columns=['checkpoint','group','logme','parameters','mb','seconds','rows'])
     return out.sort_values('logme', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/17_advise.ipynb #09c520e0
 def _fitted(dls, fit, seed, pretrained, kwargs):
+    "The evaluation of one run"
     learn = sft_learner(dls, seed=seed, pretrained=pretrained, freeze='body' if pretrained else None, **kwargs)
     with learn.no_bar(), learn.no_logging():
         if callable(fit): fit(learn)
@@ -96,12 +103,13 @@ def _fitted(dls, fit, seed, pretrained, kwargs):
 def compare_scratch(
     dls, # DataLoaders of `load_data`
     fit=3, # Epochs of `fine_tune`, which has one more for the head, so that from scratch there is one more too; or a function that trains the learner it is given
-    seeds=(42,), # One run of both for each
-    **kwargs, # To `sft_learner`
+    seeds=(42,), # A seed or several; one run of both for each
+    **kwargs, # To `sft_learner`: all but freeze, seed and pretrained, which are set here
 )->pd.DataFrame: # seed, then the columns of `ev.compare`: `value` is fine-tuned, `other` from scratch
     "Fine-tuned against trained from scratch with the same budget"
     importlib.import_module('sft_nb.compare')
-    parts = []
+    seeds,parts = [seeds] if isinstance(seeds, int) else list(seeds),[]
+    if not seeds: raise FitError("seeds is empty: name at least one, for instance seeds=(42,).")
     for seed in seeds:
         tuned,fresh = (_fitted(dls, fit, seed, p, kwargs) for p in (True,False))
         parts.append(tuned.compare({'from scratch':fresh}).assign(seed=seed))
@@ -109,23 +117,33 @@ def compare_scratch(
     return out[['seed',*(c for c in out if c!='seed')]]
 
 # %% ../nbs/17_advise.ipynb #2f0a9b1f
+def _probe_skill(x, y, n_classes, groups=None):
+    "Skill of a linear model on rows that it has not seen: 0 is chance, 1 always right; NaN where it cannot be told"
+    from sklearn.metrics import balanced_accuracy_score
+    from sft_nb.audit import _fold_probs
+    if y.ndim==2 or np.bincount(y)[np.bincount(y)>0].min()<2: return float('nan')
+    probs = _fold_probs(x, y, n_classes, groups)
+    told = np.isfinite(probs).all(1)
+    n = len(np.unique(y[told]))
+    return max(0., (balanced_accuracy_score(y[told], probs[told].argmax(1))-1/n)/(1-1/n)) if n>1 else float('nan')
+
+def _device():
+    import torch
+    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+
 def _facts(dls):
     "What the suggestions rest on"
     from sft_nb.data import data_summary
     spec = _check_classes(dls)
-    counts,train = data_summary(spec).train,spec.rows[spec.rows.split=='train']
+    counts,train = data_summary(spec).train,spec.split('train')
     some = train.sample(min(len(train), 2000), random_state=spec.seed)
-    y,skill = _codes(some[spec.task.target], spec.vocab, spec.multi_label),float('nan')
-    if y.ndim==1 and np.bincount(y)[np.bincount(y)>0].min()>1:
-        from sklearn.metrics import balanced_accuracy_score
-        from sft_nb.audit import _fold_probs
-        chance = 1/len(np.unique(y))
-        skill = max(0., (balanced_accuracy_score(y, _fold_probs(item_features(dls, some), y, len(spec.vocab)).argmax(1))-chance)/(1-chance))
-    import torch
-    device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, device=device, cores=os.cpu_count() or 1)
+    y = _codes(some[spec.task.target], spec.vocab, spec.multi_label)
+    skill = _probe_skill(item_features(dls, some), y, len(spec.vocab), group_codes(some)) if y.ndim==1 else float('nan')
+    return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, device=_device(), cores=os.cpu_count() or 1)
 
+# %% ../nbs/17_advise.ipynb #8dd517ab
 def _freezing(f):
+    "Suggestion, reason, source"
     few = f['rows']<50*f['classes'] or f['rows']<500
     if f['skill']>.9: return "freeze='body', learn.fit_head(None)",f"a linear head on the features already has skill {f['skill']:.2f} of 1: there is little left to gain", \
         "these rows, cross-validated; that fine-tuning still tends to beat such a head a little: Kornblith et al. 2019, arXiv:1805.08974"
@@ -138,7 +156,9 @@ def _freezing(f):
     return "learn.fine_tune: the head first, then all layers","under a fresh head the features are distorted while it is learnt; fitted first, it does best on shifted data", \
         "Kumar et al. 2022, arXiv:2202.10054"
 
+# %% ../nbs/17_advise.ipynb #e435f228
 def _regularising(f):
+    "(topic, suggestion, reason, source)"
     if f['rows']<2000: yield 'regularise',"sft_learner(dropout=.1), augmentation on, KeepBest; L2SP holds weights near the checkpoint", \
         f"{f['rows']:,} rows against {f['params']:,} parameters", \
         "Li et al. 2018, arXiv:1802.01483"
@@ -151,15 +171,20 @@ def _regularising(f):
     if f['rows']>=2000: yield 'probabilities',"label_smoothing=.1, or calibrate(learn) afterwards","modern networks are often too sure; smoothing and one temperature both mend it", \
         "Guo et al. 2017, arXiv:1706.04599; Müller et al. 2019, arXiv:1906.02629"
 
+# %% ../nbs/17_advise.ipynb #1bd93c52
+def _computing(f):
+    if f['device']=='cpu': yield 'compute',"the cache (fit_head, fine_tune) with the body frozen as high as it goes",f"no GPU, {f['cores']} cores: what is frozen is computed once", \
+        "measured in benchmarks/README.md"
+    elif f['params']>3e8: yield 'compute',"add_adapter(learn) (LoRA), Autocast", \
+        f"{f['params']:,} parameters: weights, gradients, Adam's moments take {16*f['params']/1e9:.0f} GB", "Hu et al. 2021, arXiv:2106.09685"
+
+# %% ../nbs/17_advise.ipynb #ed7ee8ad
 def suggest(
     dls, # DataLoaders of `load_data`
 )->pd.DataFrame: # topic, suggestion, reason, source
     "Where to begin: how much to freeze, rates, regularisation, cost"
     f = _facts(dls)
-    rows = [('freeze', *_freezing(f)), ('rates', "learn.fine_tune(decay=.8 to .9): each layer group a smaller rate than the one above it",
-             "layers hold different kinds of information; the paper divides by 2.6 a layer, here each step is smaller", "Howard and Ruder 2018, arXiv:1801.06146 §3.2"), *_regularising(f)]
-    if f['device']=='cpu': rows.append(('compute', "the cache (fit_head, fine_tune) with the body frozen as high as it goes", f"no GPU, {f['cores']} cores: what is frozen is computed once",
-                                           "measured in benchmarks/README.md"))
-    elif f['params']>3e8: rows.append(('compute', "add_adapter(learn) (LoRA), Autocast", f"{f['params']:,} parameters: weights, gradients, Adam's moments take {16*f['params']/1e9:.0f} GB",
-                                             "Hu et al. 2021, arXiv:2106.09685"))
+    rates = ('rates', "learn.fine_tune(decay=.8 to .9): each layer group a smaller rate than the one above it",
+             "layers hold different kinds of information; the paper divides by 2.6 a layer, here each step is smaller", "Howard and Ruder 2018, arXiv:1801.06146 §3.2")
+    rows = [('freeze', *_freezing(f)), rates, *_regularising(f), *_computing(f)]
     return pd.DataFrame(rows, columns=['topic','suggestion','reason','source'])

@@ -12,10 +12,12 @@ from .core import (Task, register, all_tasks, get_task, cache_home, SftError, Ta
                          HeadError, FitError, FolderError, MissingExtra, process_count, process_rank)
 from .assets import *
 from .ctranslate import *
+from .weights import *
 from .checkpoint import *
 from .small_nets import *
 from .distributed import *
 from .rows import *
+from .splits import *
 from .data import *
 from .pictures import *
 from .texts import *

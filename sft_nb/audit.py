@@ -23,37 +23,50 @@ from .measures import item_measures
 from .metrics import _codes, group_codes
 
 # %% ../nbs/12_audit.ipynb #74dfd4aa
+def _folds(x, y, groups=None, k=5, seed=0):
+    "(rows to fit on, rows held out), each row held out once; rows of one group are held out together, classes in proportion"
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+    n = len(x)//2 if groups is None else len(np.unique(groups))
+    if n<2: return _folds(x, y, k=k, seed=seed)
+    how,k = dict(shuffle=True, random_state=seed),max(2, min(k, n))
+    if y.ndim==2: return (KFold(k, **how) if groups is None else GroupKFold(k)).split(x, None, groups)
+    if groups is not None: return StratifiedGroupKFold(k, **how).split(x, y, groups)
+    return StratifiedKFold(max(2, min(k, np.bincount(y)[np.bincount(y)>0].min())), **how).split(x, y)
+
+# %% ../nbs/12_audit.ipynb #5646d0d2
 def _fold_probs(x, y, n_classes, groups=None, k=5, seed=0):
-    "Probabilities `(rows, classes)` of each row from a linear model that has not seen it"
-    from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
-    k = max(2, min(k, len(x)//2))
-    if y.ndim==2: folds = KFold(k, shuffle=True, random_state=seed).split(x)
-    elif groups is not None: folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(x, y, groups)
-    else: folds = StratifiedKFold(max(2, min(k, np.bincount(y)[np.bincount(y)>0].min())), shuffle=True, random_state=seed).split(x, y)
-    out = np.zeros((len(x), n_classes))
-    for a,b in folds:
-        fit = linear_probe(x[a], y[a])
-        if y.ndim==2: out[b] = fit.predict_proba(x[b])
-        else: out[np.ix_(b, np.asarray(fit.classes_, dtype=int))] = fit.predict_proba(x[b])
+    "Probabilities `(rows, classes)` of each row from a linear model that has not seen it; NaN where the model has not seen the row's class either"
+    out = np.full((len(x), n_classes), np.nan)
+    for a,b in _folds(x, y, groups, k, seed):
+        if y.ndim==2: out[b] = linear_probe(x[a], y[a]).predict_proba(x[b])
+        else:
+            seen = np.unique(y[a])
+            b = b[np.isin(y[b], seen)]
+            if len(seen)<2 or not len(b): continue
+            out[b] = 0
+            out[np.ix_(b, seen)] = linear_probe(x[a], y[a]).predict_proba(x[b])
     return out
 
+# %% ../nbs/12_audit.ipynb #75b2ca65
 def label_quality(
     probs, # `(rows, classes)`, from models that have not seen the row
     y, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1
 ):  # Quality `(rows,)` from 0 (certainly wrong) to 1, and whether each row is suspect
     "How far each label is to be trusted"
     need('cleanlab', 'inspect')
-    if np.ndim(y)==2:
-        from cleanlab.multilabel_classification.filter import find_label_issues
-        from cleanlab.multilabel_classification.rank import get_label_quality_scores
-        lists = [list(np.flatnonzero(o)) for o in y]
-        return get_label_quality_scores(lists, probs),find_label_issues(lists, probs)
+    if np.ndim(y)==2: return _several_quality(probs, y)
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     seen = np.unique(y)
     y,probs = np.searchsorted(seen, y),probs[:,seen]
     probs = (probs+1e-9)/(probs+1e-9).sum(1, keepdims=True)
     return get_label_quality_scores(y, probs, method='self_confidence'),find_label_issues(y, probs, filter_by='prune_by_noise_rate', n_jobs=1)
+
+def _several_quality(probs, y):
+    from cleanlab.multilabel_classification.filter import find_label_issues
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores
+    lists = [list(np.flatnonzero(o)) for o in y]
+    return get_label_quality_scores(lists, probs),find_label_issues(lists, probs)
 
 # %% ../nbs/12_audit.ipynb #a8caee28
 def two_sample_test(
@@ -72,6 +85,7 @@ def two_sample_test(
     found = mannwhitneyu(a, b, alternative='greater')
     return float(found.statistic/(len(a)*len(b))),float(found.pvalue)
 
+# %% ../nbs/12_audit.ipynb #c278da63
 def outlier_scores(
     cosines, # `(rows, k)` of the nearest neighbours
 ):  # Distance of each row from its neighbours, and whether it is an outlier
@@ -81,34 +95,107 @@ def outlier_scores(
     return d,d>high+3*(high-low)
 
 # %% ../nbs/12_audit.ipynb #c9ba5134
+def _cue_inputs(values):
+    "`(rows, d)` for a tree: ranks of numbers; which of the most frequent words each row has"
+    s = pd.Series(values)
+    if pd.api.types.is_numeric_dtype(s) and not pd.api.types.is_bool_dtype(s):
+        x = s.rank().to_numpy(dtype=float, na_value=np.nan)
+        return np.where(np.isnan(x), (len(x)+1)/2, x)[:,None]
+    words = s.astype(str)
+    return pd.get_dummies(words.where(words.isin(words.value_counts().index[:30]), 'other')).to_numpy(dtype=float)
+
+# %% ../nbs/12_audit.ipynb #9c98b381
 def cue_skill(
-    values, # One number or word a row
+    values, # `(rows,)`: a number or a word each
     y, # `(rows,)` class numbers
     seed:int=0, # Of the folds
-):  # Skill, p value
+):  # Skill, p value; 0 and 1 where fewer than two classes have four rows
     "How well one number or word predicts the label"
     from scipy.stats import chi2_contingency
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
-    s = pd.Series(values)
-    if pd.api.types.is_numeric_dtype(s) and not pd.api.types.is_bool_dtype(s): x = s.fillna(s.median()).to_numpy(dtype=float)[:,None]
-    else:
-        top = s.astype(str).where(s.astype(str).isin(s.astype(str).value_counts().index[:30]), 'other')
-        x = pd.get_dummies(top).to_numpy(dtype=float)
-    least = np.bincount(y)[np.bincount(y)>0].min()
-    if least<4 or len(np.unique(y))<2: return 0.,1.
-    tree = DecisionTreeClassifier(max_leaf_nodes=max(16, 2*len(np.unique(y))), min_samples_leaf=3, class_weight='balanced', random_state=seed)
-    said = cross_val_predict(tree, x, y, cv=StratifiedKFold(min(4, int(least)), shuffle=True, random_state=seed))
-    chance,table = 1/len(np.unique(y)),pd.crosstab(said, y)
-    skill = (balanced_accuracy_score(y, said)-chance)/(1-chance)
+    often = np.bincount(y)[y]>=4
+    x,y = _cue_inputs(values)[often],np.asarray(y)[often]
+    n = len(np.unique(y))
+    if n<2: return 0.,1.
+    tree = DecisionTreeClassifier(max_leaf_nodes=max(16, 2*n), min_samples_leaf=3, class_weight='balanced', random_state=seed)
+    said = cross_val_predict(tree, x, y, cv=StratifiedKFold(4, shuffle=True, random_state=seed))
+    table,skill = pd.crosstab(said, y),(balanced_accuracy_score(y, said)-1/n)/(1-1/n)
     return max(0., float(skill)),float(chi2_contingency(table).pvalue) if min(table.shape)>1 else 1.
 
+# %% ../nbs/12_audit.ipynb #7bb8b24f
 def _cue_columns(rows, spec):
-    own = {'item','row','split','problem_',*spec.task.inputs,spec.task.target}
-    return [c for c in rows if c not in own and 1<rows[c].astype(str).nunique() and (pd.api.types.is_numeric_dtype(rows[c]) or rows[c].astype(str).nunique()<len(rows)/2)]
+    "Names of the columns that may give the label away"
+    own,kinds = {'item','row','split','problem_',*spec.task.inputs,spec.task.target},{c:rows[c].astype(str).nunique() for c in rows}
+    return [c for c in rows if c not in own and 1<kinds[c] and (pd.api.types.is_numeric_dtype(rows[c]) or kinds[c]<len(rows)/2)]
 
-# %% ../nbs/12_audit.ipynb #392530fa
+# %% ../nbs/12_audit.ipynb #ef8b2ece
+def _count(n, word): return f"{n:,} {word}{'' if n==1 else 'es' if word.endswith('s') else 's'}"
+
+def _leaks(a):
+    d = a.duplicates[a.duplicates.across]
+    for kind,severity in (('exact','error'),('near','warning')):
+        n = len(d[d.kind==kind])
+        how = 'the same content' if kind=='exact' else 'nearly the same content'
+        if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} on two sides of the split (audit.duplicates names them)",
+                     "Leave out those on the training side, load_data(exclude=audit.exclude('leak')), or split by group=; what the validation said before is too good.")
+
+def _doubles(a):
+    d = a.duplicates[~a.duplicates.across]
+    n = len(d)
+    if n: yield 'duplicates','warning' if n>.01*len(a.rows) else 'note',n,f"{_count(n, 'pair')} of items with the same or nearly the same content on one side", \
+        "They count twice in training and make intervals too narrow: load_data(exclude=audit.exclude('duplicates'))."
+
+# %% ../nbs/12_audit.ipynb #fd9a421b
+def _disagreeing(pairs):
+    "Pairs whose labels differ"
+    differ = [(set(a)!=set(b) if isinstance(a, list) else a!=b) for a,b in zip(pairs.label, pairs.other_label)]
+    return pairs[np.array(differ, dtype=bool)]
+
+def _conflicts(a):
+    d = _disagreeing(a.duplicates) if a.spec.task.classes else a.duplicates[:0]
+    exact = int((d.kind=='exact').sum())
+    if len(d): yield 'conflict','error' if exact else 'warning',len(d),f"{_count(len(d), 'pair')} of (nearly) the same content with different labels, {exact:,} of them exactly the same", \
+        "Decide which label is right; one of the two is wrong, or the item belongs to several classes."
+
+def _labels(a):
+    n = int(a.rows.suspect.sum())
+    share = n/max(1, int(a.rows.quality.notna().sum()))
+    if n: yield 'labels','warning' if share>.02 else 'note',n,f"{_count(n, 'label')} ({share:.1%}) {'is' if n==1 else 'are'} improbable for a model that has not seen the row", \
+        "Look at audit.suspects(), the most doubtful first, and correct what is wrong. Hard items are among them: do not remove them unseen."
+
+# %% ../nbs/12_audit.ipynb #52fe42f3
+def _classes(a):
+    if not len(a.classes): return
+    train = a.classes.train if 'train' in a.classes else a.classes.iloc[:,0]
+    ratio = train.max()/max(1, train.min())
+    if ratio>=5: yield 'imbalance','warning' if ratio>=20 else 'note',int(train.min()), \
+        f"the largest class has {ratio:.0f} times the rows of the smallest ({train.idxmin()}: {train.min():,})", \
+        "Judge by balanced accuracy or macro F1; sft_learner(class_weights='balanced') counts rare classes more."
+    few = list(train.index[train<10])
+    if few: yield 'imbalance','note',len(few),f"{_count(len(few), 'class')} with fewer than 10 training rows: {', '.join(map(str, few[:8]))}", "Collect more of them, or join classes."
+    lost = [c for c in a.classes.index if 'valid' in a.classes and not a.classes.valid[c]]
+    if lost: yield 'imbalance','warning',len(lost), \
+        f"{_count(len(lost), 'class')} without a validation row: {', '.join(map(str, lost[:8]))}", "Nothing is known of how well they are found: hold out some."
+
+# %% ../nbs/12_audit.ipynb #f8ffcd17
+def _shifts(a):
+    for side,(area,p) in a.shift.items():
+        if p<.001 and area>.6: yield 'shift','warning',int((a.rows.split==side).sum()),f"a linear model tells {side} rows from training rows (area {area:.2f}, p {p:.1g})", \
+            f"Was {side} collected otherwise, or later? Its numbers are then those of another kind of data; split at random to see the difference."
+
+def _cues(a):
+    for c in a.cues.itertuples():
+        if c.skill>=.2 and c.p<.001: yield 'cue','warning',len(a.rows),f"{c.cue} alone predicts the label with skill {c.skill:.2f} (0 is chance, 1 always right)", \
+            f"Make sure that the model does not live by it: ev.slices({c.cue!r}), or evaluate on rows where {c.cue} and label do not go together."
+
+def _outliers(a):
+    n = int(a.rows.outlier.sum())
+    if n: yield 'outliers','note',n,f"{_count(n, 'item')} {'is' if n==1 else 'are'} far from all others", \
+        "Look at audit.rows[audit.rows.outlier]: broken files, another kind of data, or rare and precious ones."
+
+# %% ../nbs/12_audit.ipynb #f5210bc4
 _SEVERITY = dict(error=0, warning=1, note=2)
 
 class Audit:
@@ -127,84 +214,38 @@ class Audit:
         table = pd.DataFrame(found, columns=['kind','severity','rows','what','suggestion'])
         self.findings = table.sort_values('severity', key=lambda s: s.map(_SEVERITY), kind='stable', ignore_index=True)
 
-    def __repr__(self):
-        n = self.findings.severity.value_counts()
-        return f"Audit of {len(self.rows):,} rows: {', '.join(f'{n.get(s, 0)} {s}s' for s in _SEVERITY)}\n{self.findings[['kind','severity','rows','what']].to_string(index=False)}"
-    def _repr_html_(self): return self.findings.to_html(index=False)
+# %% ../nbs/12_audit.ipynb #c913e254
+@patch
+def __repr__(self:Audit):
+    n,found = self.findings.severity.value_counts(),self.findings[['kind','severity','rows','what']]
+    said = ', '.join(_count(n.get(s, 0), s) for s in _SEVERITY)
+    return f"Audit of {_count(len(self.rows), 'row')}: {said}\n{found.to_string(index=False) if len(found) else 'Nothing was found.'}"
 
-# %% ../nbs/12_audit.ipynb #ffdfd0f5
-def _count(n, word): return f"{n:,} {word}{'' if n==1 else 'es' if word.endswith('s') else 's'}"
-
-def _leaks(a):
-    d = a.duplicates[a.duplicates.across]
-    for kind,severity in (('exact','error'),('near','warning')):
-        n = len(d[d.kind==kind])
-        how = 'the same content' if kind=='exact' else 'nearly the same content'
-        if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} stand on two sides of the split (audit.duplicates names them)",
-                     "Leave out those on the training side, load_data(exclude=audit.exclude('leak')), or split by group=; what the validation said before is too good.")
-
-def _doubles(a):
-    d = a.duplicates[~a.duplicates.across]
-    n = len(d)
-    if n: yield 'duplicates','warning' if n>.01*len(a.rows) else 'note',n,f"{_count(n, 'pair')} of items with the same or nearly the same content on one side", \
-        "They count twice in training and make intervals too narrow: load_data(exclude=audit.exclude('duplicates'))."
-
-def _conflicts(a):
-    d = a.duplicates
-    n = int((d.label.map(str)!=d.other_label.map(str)).sum()) if a.spec.task.classes else 0
-    exact = int(((d.label.map(str)!=d.other_label.map(str)) & (d.kind=='exact')).sum()) if n else 0
-    if n: yield 'conflict','error' if exact else 'warning',n,f"{_count(n, 'pair')} of (nearly) the same content with different labels, {exact:,} of them exactly the same", \
-        "Decide which label is right; one of the two is wrong, or the item belongs to several classes."
-
-def _labels(a):
-    n = int(a.rows.suspect.sum())
-    share = n/max(1, int(a.rows.quality.notna().sum()))
-    if n: yield 'labels','warning' if share>.02 else 'note',n,f"{_count(n, 'label')} ({share:.1%}) {'is' if n==1 else 'are'} improbable for a model that has not seen the row", \
-        "Look at audit.suspects(), the most doubtful first, and correct what is wrong. Hard items are among them: do not remove them unseen."
-
-def _classes(a):
-    if not len(a.classes): return
-    train = a.classes.train if 'train' in a.classes else a.classes.iloc[:,0]
-    ratio = train.max()/max(1, train.min())
-    if ratio>=5: yield 'imbalance','warning' if ratio>=20 else 'note',int(train.min()), \
-        f"the largest class has {ratio:.0f} times the rows of the smallest ({train.idxmin()}: {train.min():,})", \
-        "Judge by balanced accuracy or macro F1; sft_learner(class_weights='balanced') counts rare classes more."
-    few = list(train.index[train<10])
-    if few: yield 'imbalance','note',len(few),f"{_count(len(few), 'class')} with fewer than 10 training rows: {', '.join(map(str, few[:8]))}", "Collect more of them, or join classes."
-    lost = [c for c in a.classes.index if 'valid' in a.classes and not a.classes.valid[c]]
-    if lost: yield 'imbalance','warning',len(lost), \
-        f"{_count(len(lost), 'class')} without a validation row: {', '.join(map(str, lost[:8]))}", "Nothing is known of how well they are found: hold out some."
-
-def _shifts(a):
-    for side,(area,p) in a.shift.items():
-        if p<.001 and area>.6: yield 'shift','warning',int((a.rows.split==side).sum()),f"a linear model tells {side} rows from training rows (area {area:.2f}, p {p:.1g})", \
-            f"Was {side} collected otherwise, or later? Its numbers are then those of another kind of data; split at random to see the difference."
-
-def _cues(a):
-    for c in a.cues.itertuples():
-        if c.skill>=.2 and c.p<.001: yield 'cue','warning',len(a.rows),f"{c.cue} alone predicts the label with skill {c.skill:.2f} (0 is chance, 1 always right)", \
-            f"Make sure that the model does not live by it: ev.slices({c.cue!r}), or evaluate on rows where {c.cue} and label do not go together."
-
-def _outliers(a):
-    n = int(a.rows.outlier.sum())
-    if n: yield 'outliers','note',n,f"{_count(n, 'item')} {'is' if n==1 else 'are'} far from all others", \
-        "Look at audit.rows[audit.rows.outlier]: broken files, another kind of data, or rare and precious ones."
+@patch
+def _repr_html_(self:Audit): return self.findings.to_html(index=False)
 
 # %% ../nbs/12_audit.ipynb #0b6c3cfd
+def _held_probs(learn, rows):
+    "Probabilities of the validation rows from a learner that has not learnt from them"
+    from sft_nb.evaluate import evaluate
+    mine,held = learn.dls.sft.split('valid')['item'],rows[rows.split=='valid']['item']
+    if list(mine)!=list(held):
+        raise DataError(f"The learner has {len(mine):,} validation rows, and they are not the {len(held):,} of these data. Audit the DataLoaders it was made with: audit(learn.dls, learn).")
+    return evaluate(learn, 'valid', keep=True).probabilities
+
 def _judged(spec, rows, x, learn):
-    "Quality of each label and whether it is suspect; test rows are not judged"
+    "Quality of each label (NaN: not judged) and whether it is suspect; test rows are not judged"
     quality,suspect = np.full(len(rows), np.nan),np.zeros(len(rows), bool)
     at = np.flatnonzero((rows.split!='test').to_numpy())
     if not spec.task.classes or len(at)<20: return quality,suspect
     y = _codes(rows[spec.task.target].iloc[at], spec.vocab, spec.multi_label)
     probs = _fold_probs(x[at], y, len(spec.vocab), group_codes(rows.iloc[at]))
-    if learn is not None:
-        from sft_nb.evaluate import evaluate
-        held = (rows.split.iloc[at]=='valid').to_numpy()
-        probs[held] = evaluate(learn, 'valid', keep=True).probabilities
-    quality[at],suspect[at] = label_quality(probs, y)
+    if learn is not None: probs[(rows.split.iloc[at]=='valid').to_numpy()] = _held_probs(learn, rows)
+    told = np.isfinite(probs).all(1)
+    if told.any(): quality[at[told]],suspect[at[told]] = label_quality(probs[told], y[told])
     return quality,suspect
 
+# %% ../nbs/12_audit.ipynb #9a054e1a
 def _cue_table(spec, rows, measures):
     if not spec.task.classes or spec.multi_label: return pd.DataFrame(columns=['cue','skill','p'])
     y = _codes(rows[spec.task.target], spec.vocab, False)
@@ -220,6 +261,7 @@ def _sides(rows, x):
         if other.any(): out[side] = two_sample_test(x[train|other], other[train|other])
     return out
 
+# %% ../nbs/12_audit.ipynb #16517560
 def audit(
     dls, # DataLoaders of `load_data`
     learn=None, # A trained learner of these data; None: before training
@@ -239,6 +281,32 @@ def audit(
 
 # %% ../nbs/12_audit.ipynb #4e3ceffa
 @patch
+def _joined(
+    self:Audit,
+    pairs, # Some of `duplicates`
+):  # `(rows,)` numbers, equal for rows that pairs join, also by way of a third
+    "Which rows belong together"
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+    at = {o:i for i,o in enumerate(self.rows['item'])}
+    i,j = [at[o] for o in pairs['item']],[at[o] for o in pairs.other_item]
+    return connected_components(csr_matrix((np.ones(len(i)), (i,j)), (len(self.rows),)*2), directed=False)[1]
+
+@patch
+def _leaked(self:Audit):
+    "Training items that have a copy on another side"
+    part,train = self._joined(self.duplicates),(self.rows.split=='train').to_numpy()
+    return list(self.rows['item'][train & np.isin(part, part[~train])])
+
+@patch
+def _copies(self:Audit):
+    "All but the first of each side among items of one content"
+    d = self.duplicates
+    part = self._joined(d[~d.across | (d.kind=='exact')])
+    return list(self.rows['item'][self.rows.assign(part=part).duplicated(['part','split']).to_numpy()])
+
+# %% ../nbs/12_audit.ipynb #9c888f56
+@patch
 def suspects(
     self:Audit,
     n:int|None=None, # How many; None: those that are called suspect
@@ -253,46 +321,39 @@ def exclude(
     *kinds, # 'leak': training items that are on another side too; 'duplicates': all copies but one on a side; 'labels': suspect labels of training. None named: 'leak' and 'duplicates'
 )->list: # Names of items, for `load_data(exclude=…)`
     "What to leave out; nothing is taken from validation or test for a leak"
-    kinds,d = kinds or ('leak','duplicates'),self.duplicates
+    kinds = kinds or ('leak','duplicates')
     for k in kinds:
         if k not in ('leak','duplicates','labels'): raise DataError(f"exclude({k!r}): valid are 'leak', 'duplicates' and 'labels'.")
     out = []
     if 'leak' in kinds: out += self._leaked()
-    if 'duplicates' in kinds: out += list(d[~d.across].other_item)
+    if 'duplicates' in kinds: out += self._copies()
     if 'labels' in kinds: out += list(self.rows[self.rows.suspect & (self.rows.split=='train')]['item'])
     return list(dict.fromkeys(out))
 
-@patch
-def _leaked(self:Audit):
-    "Training items that have a copy on another side, also by way of a third"
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import connected_components
-    d,names = self.duplicates,list(self.rows['item'])
-    at = {o:i for i,o in enumerate(names)}
-    i,j = [at[o] for o in d['item']],[at[o] for o in d.other_item]
-    part = connected_components(csr_matrix((np.ones(len(i)), (i,j)), (len(names),)*2), directed=False)[1]
-    held = set(part[(self.rows.split!='train').to_numpy()])
-    return [o for o,p,s in zip(names, part, self.rows.split) if s=='train' and p in held]
-
 # %% ../nbs/12_audit.ipynb #a407d648
+@patch
+def _with_content(self:Audit, pairs):
+    "`pairs` with what the first input has; a sound is not shown"
+    c = self.spec.task.inputs[0]
+    if c=='audio': return pairs
+    of = dict(zip(self.rows['item'], self.rows[c]))
+    out = pairs.copy()
+    out.insert(2, 'content', pairs['item'].map(of))
+    out.insert(6, 'other_content', pairs.other_item.map(of))
+    return out
+
 @patch
 def _page_tables(self:Audit):
     "(title, table, columns with pictures)"
-    rows = self.rows.set_index('item')
-    picture = self.spec.task.inputs[0]=='image'
-    shown = [c for c in self.spec.task.inputs if c!='audio']
-    pairs = self.duplicates.head(100).copy()
-    if shown:
-        pairs.insert(2, 'content', [rows.loc[o, shown[0]] for o in pairs['item']])
-        pairs.insert(6, 'other_content', [rows.loc[o, shown[0]] for o in pairs.other_item])
-    target = self.spec.task.target
-    bad,far = self.suspects().head(100)[['item',*shown,target,'split','quality']],self.rows[self.rows.outlier].head(50)[['item',*shown,target,'split','distance']]
-    yield 'Items that are there twice',pairs,('content','other_content') if picture else ()
-    yield 'Labels that are probably wrong',bad,('image',) if picture else ()
-    yield 'Items far from all others',far,('image',) if picture else ()
+    task = self.spec.task
+    shown,picture = ['item',*(c for c in task.inputs if c!='audio'),task.target,'split'],task.inputs[0]=='image'
+    yield 'Items that are there twice',self._with_content(self.duplicates.head(100)),('content','other_content') if picture else ()
+    yield 'Labels that are probably wrong',self.suspects().head(100)[[*shown,'quality']],('image',) if picture else ()
+    yield 'Items far from all others',self.rows[self.rows.outlier].head(50)[[*shown,'distance']],('image',) if picture else ()
     yield 'What predicts the label',self.cues,()
     yield 'Classes',self.classes.reset_index(),()
 
+# %% ../nbs/12_audit.ipynb #0fcbf170
 @patch
 def to_html(
     self:Audit,

@@ -139,7 +139,7 @@ def whisper_folder(
 )->Path: # `out`
     "Write a Whisper of CTranslate2 as transformers writes it"
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     folder,(spec,tensors) = Path(folder),read_ctranslate(Path(folder)/'model.bin')
     if spec!='WhisperSpec': raise CheckpointError(f"{folder} holds a {spec}. Only a WhisperSpec is converted.")
     state = whisper_tensors(tensors)

@@ -269,7 +269,7 @@ def opened(
 ):  # The network
     "A network of transformers with every weight of the folder, and no other"
     import transformers
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     with _quiet():
         net,info = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
                                                                local_files_only=True, output_loading_info=True, **kw)

@@ -63,7 +63,7 @@ def save_image_text_model(
     folder, # Existing folder to write into
 ):
     "Write `image/` for timm and `text/` for transformers, or one folder for transformers; the head lies beside them"
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     folder,net = Path(folder),model.net
     with _quiet():
         if model.dual: _save_dual(net, spec, folder)
@@ -109,7 +109,7 @@ def _toy_networks(folder, texts):
     import timm
     from timm.models import save_for_hf
     from transformers import BertConfig, BertModel
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     tok = word_pieces(texts)
     config = BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, pad_token_id=0)
     with torch.random.fork_rng(devices=[]), _quiet():

@@ -93,7 +93,7 @@ def save_speech_model(
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoProcessor` and `AutoModelForSpeechSeq2Seq` or `AutoModelForCTC` open; a Whisper hears its whole window again"
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     coder = speech_coder(spec)
     if coder.kind=='whisper' and coder.language:
         model.net.generation_config.language,model.net.generation_config.task = coder.language,'transcribe'

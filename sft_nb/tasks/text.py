@@ -30,7 +30,7 @@ def toy_texts(
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Short sentences of two moods, and a BERT of two layers with random weights"
     from transformers import BertConfig, BertModel
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(_TOY, columns=['text','label']).to_csv(folder/'moods.csv', index=False)
@@ -111,7 +111,7 @@ def save_text_model(
 ):
     "Write a Hugging Face folder, and `head.safetensors` where the head is not the library's own"
     from safetensors.torch import save_file
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     folder = Path(folder)
     with _quiet(): model.net.save_pretrained(folder)
     text_coder(spec).tokenizer.save_pretrained(folder)

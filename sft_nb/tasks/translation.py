@@ -89,7 +89,7 @@ def save_translation_model(
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` open"
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     with _quiet(): model.net.save_pretrained(folder)
     pair_coder(spec).tokenizer.save_pretrained(folder)
 
