@@ -34,6 +34,7 @@ def cooled(
     z = np.exp(z-z.max(1, keepdims=True))
     return z/z.sum(1, keepdims=True)
 
+# %% ../nbs/11g_calibrate.ipynb #2370d35b
 def _row_loss(probs, target):
     "Cross-entropy of each row; the mean over the classes where there may be several labels"
     p = np.clip(probs, 1e-30, 1)
@@ -100,6 +101,7 @@ def _kept(ev):
     if probs is None: raise DataError("The probabilities of the classes were not kept. Call evaluate(…, keep=True).")
     return probs,t
 
+# %% ../nbs/11g_calibrate.ipynb #413414ed
 @patch
 def calibration(
     self:Evaluation,

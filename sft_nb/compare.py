@@ -86,6 +86,7 @@ def _paired(ev, other, name, draws, seed):
         rows.append((name, k, now[0][k], now[1][k], now[0][k]-now[1][k], low, high, p, _verdict(k, low, high)))
     return pd.DataFrame(rows, columns=['against','metric','value','other','difference','low','high','p','verdict'])
 
+# %% ../nbs/11f_compare.ipynb #67133c66
 @patch
 def compare(
     self:Evaluation,
@@ -146,6 +147,7 @@ def _inputs(kind, train, rows):
     words = TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'(?u)\b\w+\b|[^\w\s]')
     return words.fit_transform(_texts(train[column])),words.transform(_texts(rows[column]))
 
+# %% ../nbs/11f_compare.ipynb #0c894c5e
 def _untuned(spec, train, rows):
     from sft_nb.data import make_loaders
     from sft_nb.features import item_features
@@ -163,6 +165,7 @@ def _class_baseline(ev, kind, spec):
         probs = fit.predict_proba(b) if ev.multi_label else _all_classes(fit, b, len(ev.vocab))
     return _with_probs(ev, probs, kind)
 
+# %% ../nbs/11f_compare.ipynb #38cb0d3c
 def _with_probs(ev, probs, name):
     "An evaluation of the same rows with other probabilities"
     codes = (probs>.5).astype(int) if ev.multi_label else probs.argmax(1)
@@ -192,6 +195,7 @@ def _as_it_comes(ev, spec):
     found.rows['item'] = list(ev.rows['item'])
     return Evaluation(found.rows, ev.task, on='untuned', spec=ev.spec)
 
+# %% ../nbs/11f_compare.ipynb #305dc9ea
 def baseline_names(
     task:Task, # Of the data
 )->list: # For instance ['majority', 'words', 'untuned']

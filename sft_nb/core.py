@@ -76,6 +76,7 @@ def _umask():
     os.umask(old)
     return old
 
+# %% ../nbs/00_core.ipynb #033cbaac
 def write_atomic(
     path, # File to write; an existing one is replaced
     content:str|bytes, # Text is written as UTF-8
@@ -141,6 +142,16 @@ def say(
     if not process_rank(): print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/00_core.ipynb #98c9419d
+def _lines(items, desc, total, unit, every=10):
+    "Go through `items`; a line on standard error at most once in `every` seconds"
+    said = time.monotonic()
+    for i,o in enumerate(items, 1):
+        yield o
+        if time.monotonic()-said < every: continue
+        said = time.monotonic()
+        print(f"{desc}: {i:,} {f'of {total:,}' if total else unit}", file=sys.stderr, flush=True)
+
+# %% ../nbs/00_core.ipynb #c7c575b3
 def progress(
     items, # What to go through
     desc:str, # What is being done, a few words
@@ -154,15 +165,6 @@ def progress(
     else:
         from tqdm.auto import tqdm
         yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, delay=1)
-
-def _lines(items, desc, total, unit, every=10):
-    "Go through `items`; a line on standard error at most once in `every` seconds"
-    said = time.monotonic()
-    for i,o in enumerate(items, 1):
-        yield o
-        if time.monotonic()-said < every: continue
-        said = time.monotonic()
-        print(f"{desc}: {i:,} {f'of {total:,}' if total else unit}", file=sys.stderr, flush=True)
 
 # %% ../nbs/00_core.ipynb #8df17c9c
 FILE_COLUMNS = ('image', 'audio')
@@ -217,6 +219,7 @@ def register(
     _tasks[task.name] = task
     return task
 
+# %% ../nbs/00_core.ipynb #868e58e4
 def _modules_named():
     "Import the modules that `SFT_NB_TASKS` names, each of which registers tasks of its own"
     for m in filter(None, map(str.strip, os.environ.get('SFT_NB_TASKS', '').split(','))):
@@ -230,6 +233,7 @@ def all_tasks()->dict: # name -> `Task`, in alphabetical order
     _modules_named()
     return dict(sorted(_tasks.items()))
 
+# %% ../nbs/00_core.ipynb #ab203354
 def get_task(
     name:str|Task, # A name, or a task that is returned as it is
 )->Task: # The task; its optional libraries are here

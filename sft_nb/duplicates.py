@@ -30,6 +30,7 @@ class Prints:
     seen:np.ndarray|None=None # `(items,)`: whether there is a picture; an item that has none is compared by its text
     words:list|None=None # Texts without case, punctuation other than faces such as :) and doubled spaces
 
+# %% ../nbs/11h_duplicates.ipynb #a6941006
 _SIDE = 24
 
 def _picture_print(v, imagehash):
@@ -41,6 +42,7 @@ def _picture_print(v, imagehash):
     size = np.linalg.norm(small)
     return hashlib.sha256(f'{im.size}'.encode()+im.tobytes()).hexdigest(),np.packbits(imagehash.phash(im).hash),small/size if size>1e-3 else small*0
 
+# %% ../nbs/11h_duplicates.ipynb #54f772b9
 _WORD = re.compile(r"[:;=][-'^]?[()\[\]/\\|]+|\w+")
 
 def _plain_words(v):
@@ -87,6 +89,7 @@ def neighbours(
     own[~own.any(1),-1] = True
     return near_[~own].reshape(len(x), k),at[~own].reshape(len(x), k)
 
+# %% ../nbs/11h_duplicates.ipynb #1b97f5ab
 def _hash_pairs(bits, radius=3, most=50):
     "Pairs of items whose perceptual hashes differ in at most `radius` bits; of hashes that more than `most` items share in a part, the first"
     words,found = bits.view('>u2').reshape(len(bits), 4),set()
@@ -108,12 +111,14 @@ def _same_content(p, i, j):
         if a or b or not alike: alike.append(1. if a==b and a else 0. if min(len(a), len(b))<.7*max(len(a), len(b), 1) else SequenceMatcher(None, a, b, autojunk=False).ratio())
     return min(alike) if alike else None
 
+# %% ../nbs/11h_duplicates.ipynb #c6def687
 def _groups_of(keys): return [g for g in pd.Series(range(len(keys))).groupby(pd.Series(keys), sort=False).indices.values() if len(g)>1]
 
 def _star(group, is_train):
     first = next((i for i in group if is_train[i]), group[0])
     return [(first,i) for i in group if i!=first]
 
+# %% ../nbs/11h_duplicates.ipynb #38f64727
 def _seen_pairs(p):
     "Pairs of pictures by their hashes"
     at = np.flatnonzero(p.seen)
@@ -135,6 +140,7 @@ def _near_pairs(p, x, least, k=8):
     said = {(a,b):_same_content(p, a, b) for a,b in found}
     return {k:(1. if v is None else v) for k,v in said.items() if v is None or v>=least}
 
+# %% ../nbs/11h_duplicates.ipynb #ae190312
 def duplicate_pairs(
     rows:pd.DataFrame, # Rows of the data: item, the inputs, the target, split
     task:Task, # Names the inputs and the target

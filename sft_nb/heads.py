@@ -29,6 +29,7 @@ def _widths(head):
     if isinstance(head, (list,tuple)) and all(isinstance(o, Integral) and not isinstance(o, bool) for o in head):
         return 'mlp' if len(head) else 'linear',[int(o) for o in head]
 
+# %% ../nbs/05_heads.ipynb #63db1f0e
 def parse_head(
     head, # None, a list of widths, 'flatten:WIDTH' (more widths by commas), or a module
 )->tuple: # (kind, widths): kind is 'linear', 'mlp', 'flatten' or 'module'
@@ -82,6 +83,7 @@ def _class_weights(weights, counts):
     if not (out.isfinite() & (out>=0)).all() or not out.any(): raise FitError(f"class_weights={weights!r}: weights are finite, not below 0, and not all 0.")
     return out
 
+# %% ../nbs/05_heads.ipynb #ca96a28d
 def make_loss(
     loss=None, # None or 'cross_entropy', 'focal' (arXiv:1708.02002 §3.2), or a loss of your own, taken as it is
     multi_label:bool=False, # Several labels a row: binary cross-entropy

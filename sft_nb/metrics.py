@@ -155,6 +155,7 @@ def _nanmean(parts):
     n = (~np.isnan(parts)).sum(0)
     return np.where(n>0, np.nansum(parts, axis=0)/np.maximum(n, 1), np.nan)
 
+# %% ../nbs/10a_metrics.ipynb #790d6121
 def _class_call(self,
     weights, # `(draws, rows)`
     areas:bool=True, # Also the two areas, which cost most
@@ -194,6 +195,7 @@ def drawn(
     out = [{k:np.concatenate([p[i][k] for p in parts if k in p[i]]) for k in parts[0][i]} for i in range(len(many))]
     return out[0] if alone else out
 
+# %% ../nbs/10a_metrics.ipynb #9ec9ae42
 def value_table(
     scores, # `ClassScores` or `SumScores`
     n:int, # Rows

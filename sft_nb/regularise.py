@@ -58,6 +58,7 @@ def has_bfloat16(
     if kind=='cpu': return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.amp.is_autocast_available(kind)
 
+# %% ../nbs/08a_regularise.ipynb #7dcbca27
 class Autocast(Callback):
     "Forward passes in lower precision, weights in float32"
     order = MixedPrecision.order
@@ -131,6 +132,7 @@ def keep_weights(
     learn.kept_weights,learn.tuned_weights = _state(learn.model),None
     return learn.kept_weights
 
+# %% ../nbs/08a_regularise.ipynb #13972cb6
 def wise_ft(
     learn:SFTLearner, # The learner after fine-tuning; its weights are changed in place
     alpha:float=.5, # Share of the fine-tuned weights
@@ -185,6 +187,7 @@ def _phases(history):
         out[-1][1].append(h)
     return out
 
+# %% ../nbs/08a_regularise.ipynb #8218f33c
 def _advice(rows, i, j, first):
     a,b = rows[i],rows[j]
     text = (f"Over-fitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} "
@@ -194,6 +197,7 @@ def _advice(rows, i, j, first):
     return text+(f" Stop after epoch {first+i+1} (KeepBest('valid_loss', patience=2) puts the best one back), freeze more groups, "
                  "train with more weight decay or L2SP, augment, or add rows.")
 
+# %% ../nbs/08a_regularise.ipynb #8cb78a34
 def find_overfitting(
     history, # `learn.history`, or a DataFrame of it
     k:int=2, # Epochs in a row in which the valid loss must rise while the train loss falls

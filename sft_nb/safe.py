@@ -57,6 +57,7 @@ def _depth(o):
         level,n = [v for x in level if isinstance(x, (dict,list)) for v in (x.values() if isinstance(x, dict) else x)],n+1
     return n
 
+# %% ../nbs/00a_safe.ipynb #d9d9cd44
 def safe_json(
     path, # File to read
     error=FolderError, # What is raised
@@ -96,6 +97,7 @@ def _pairs(value):
         yield key,o
         todo += [(str(k),v) for k,v in o.items()] if isinstance(o, dict) else [(key,v) for v in o] if isinstance(o, list) else []
 
+# %% ../nbs/00a_safe.ipynb #b95adaba
 def check_config(
     config, # Content of a config.json or tokenizer_config.json
     path, # Where it stands

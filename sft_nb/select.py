@@ -167,6 +167,7 @@ def found(self:Selection)->np.ndarray: # Numbers of the rows, in order
         self._found = self._sorted if on is None else self._sorted[on[self._sorted]]
     return self._found
 
+# %% ../nbs/14b_select.ipynb #85236673
 @patch
 def page(
     self:Selection,

@@ -70,12 +70,25 @@ def _corrected(p):
     if (~np.isnan(p)).any(): out[~np.isnan(p)] = false_discovery_control(p[~np.isnan(p)])
     return out
 
-# %% ../nbs/11d_slices.ipynb #4f6e5fe3
+# %% ../nbs/11d_slices.ipynb #0b5b18e8
 def _score_of(ev, score):
     if score is None: score = 'correct' if ev.task.classes or not ev.rows.loss.notna().any() else 'loss'
     if score not in ev.rows: raise DataError(f"score={score!r}: the rows have no such column.{near(score, ev.rows.columns)}")
     return score,ev.rows[score].to_numpy(dtype=float)
 
+def _slice_table(score, cut, units, draws, seed):
+    drawn = _differences(score, list(cut.values()), units, draws, seed)
+    low,high = interval(drawn)
+    p = [_p_value(score, m, units, drawn[:,j]) for j,m in enumerate(cut.values())]
+    value,rest = (np.array([score[m if inside else ~m].mean() for m in cut.values()]) for inside in (True,False))
+    return pd.DataFrame(dict(slice=list(cut), rows=[int(m.sum()) for m in cut.values()], value=value, rest=rest, difference=value-rest, low=low, high=high,
+                             p=p, p_corrected=_corrected(p)))
+
+def _verdicts(t, lower):
+    shown = (t.p_corrected<.05) & ((t.low>0) | (t.high<0))
+    return np.where(~shown, 'no difference shown', np.where((t.difference>0)!=lower, 'better', 'worse'))
+
+# %% ../nbs/11d_slices.ipynb #4f6e5fe3
 @patch
 def slices(
     self:Evaluation,
@@ -96,15 +109,3 @@ def slices(
     units = None if units is None else pd.factorize(units)[0]
     table = _slice_table(numbers[known], cut, units, draws, seed)
     return table.sort_values('value', ascending=name!='loss', kind='stable', ignore_index=True).assign(verdict=lambda t: _verdicts(t, name=='loss'))
-
-def _slice_table(score, cut, units, draws, seed):
-    drawn = _differences(score, list(cut.values()), units, draws, seed)
-    low,high = interval(drawn)
-    p = [_p_value(score, m, units, drawn[:,j]) for j,m in enumerate(cut.values())]
-    value,rest = (np.array([score[m if inside else ~m].mean() for m in cut.values()]) for inside in (True,False))
-    return pd.DataFrame(dict(slice=list(cut), rows=[int(m.sum()) for m in cut.values()], value=value, rest=rest, difference=value-rest, low=low, high=high,
-                             p=p, p_corrected=_corrected(p)))
-
-def _verdicts(t, lower):
-    shown = (t.p_corrected<.05) & ((t.low>0) | (t.high<0))
-    return np.where(~shown, 'no difference shown', np.where((t.difference>0)!=lower, 'better', 'worse'))

@@ -63,6 +63,38 @@ def _read_table(source):
         raise DataError(f"{path} is no table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(_READERS)}.")
     return _READERS[path.suffix.lower()](path).drop(columns=['_row','_problem'], errors='ignore')
 
+# %% ../nbs/11b_tables.ipynb #9026f149
+def _checked(probs, n, classes):
+    "Probabilities as float32 `(n, classes)`"
+    try: out = np.asarray(probs, dtype=np.float32)
+    except (TypeError,ValueError) as e: raise DataError(f"The probabilities are no numbers ({e}). Valid: one from 0 to 1 for each class.") from e
+    if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: a row an item, a column a class.")
+    odd = np.flatnonzero(~((out>=-1e-6) & (out<=1+1e-6)).all(1))
+    if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; scores become probabilities by a softmax.")
+    return out.clip(0, 1)
+
+def _from_probabilities(frame, prediction, vocab, probs, multi):
+    if probs is None: raise DataError(f"The table has no column {prediction!r} for the prediction, nor a column of probabilities for each class. Name it by prediction=COLUMN.")
+    said = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
+    return frame.assign(**{prediction:said})
+
+# %% ../nbs/11b_tables.ipynb #66866f7c
+def _check_names(frame, vocab, multi):
+    for c in ('target','prediction'):
+        other = {l for v in frame[c] for l in (v if multi else [v])}-set(vocab)
+        if other: raise DataError(f"The {c} {sorted(other)[0]!r} is no class.{near(sorted(other)[0], vocab)}")
+
+def _in_order(frame, task, prediction, multi=False):
+    "The columns of an evaluation, then all others"
+    if prediction not in frame: raise DataError(f"The table has no column {prediction!r} for the prediction.{near(prediction, frame.columns)} Name it by prediction=COLUMN.")
+    n,said = len(frame),list(frame[prediction])
+    own = dict(target=list(frame.target), prediction=said, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
+               loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
+               correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, said)])
+    first = {'item':list(map(str, frame['item'])) if 'item' in frame else [f'row {i}' for i in range(n)], **{c:list(frame[c]) for c in task.inputs if c in frame}}
+    rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
+    return pd.DataFrame({**first, **own, **rest})
+
 # %% ../nbs/11b_tables.ipynb #dd393be5
 def evaluate_table(
     table, # A DataFrame, or a CSV, TSV, JSON-lines or Parquet file: a row an item
@@ -91,37 +123,6 @@ def evaluate_table(
     if frame.loss.isna().all(): frame['loss'] = _class_loss(frame, probabilities, vocab, multi)
     return Evaluation(frame, task, vocab, multi, probabilities, on)
 
-# %% ../nbs/11b_tables.ipynb #9026f149
-def _checked(probs, n, classes):
-    "Probabilities as float32 `(n, classes)`"
-    try: out = np.asarray(probs, dtype=np.float32)
-    except (TypeError,ValueError) as e: raise DataError(f"The probabilities are no numbers ({e}). Valid: one from 0 to 1 for each class.") from e
-    if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: a row an item, a column a class.")
-    odd = np.flatnonzero(~((out>=-1e-6) & (out<=1+1e-6)).all(1))
-    if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; scores become probabilities by a softmax.")
-    return out.clip(0, 1)
-
-def _from_probabilities(frame, prediction, vocab, probs, multi):
-    if probs is None: raise DataError(f"The table has no column {prediction!r} for the prediction, nor a column of probabilities for each class. Name it by prediction=COLUMN.")
-    said = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
-    return frame.assign(**{prediction:said})
-
-def _check_names(frame, vocab, multi):
-    for c in ('target','prediction'):
-        other = {l for v in frame[c] for l in (v if multi else [v])}-set(vocab)
-        if other: raise DataError(f"The {c} {sorted(other)[0]!r} is no class.{near(sorted(other)[0], vocab)}")
-
-def _in_order(frame, task, prediction, multi=False):
-    "The columns of an evaluation, then all others"
-    if prediction not in frame: raise DataError(f"The table has no column {prediction!r} for the prediction.{near(prediction, frame.columns)} Name it by prediction=COLUMN.")
-    n,said = len(frame),list(frame[prediction])
-    own = dict(target=list(frame.target), prediction=said, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
-               loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
-               correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, said)])
-    first = {'item':list(map(str, frame['item'])) if 'item' in frame else [f'row {i}' for i in range(n)], **{c:list(frame[c]) for c in task.inputs if c in frame}}
-    rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
-    return pd.DataFrame({**first, **own, **rest})
-
 # %% ../nbs/11b_tables.ipynb #4207e035
 _FORMAT,_PROBS = 1,'probabilities'
 
@@ -137,6 +138,7 @@ def _storable(frame):
     frame = frame.assign(**{c:frame[c].astype(object) for c in frame if is_lazy(frame[c])})
     return frame.assign(image=[png(v) for v in frame.image]) if 'image' in frame else frame
 
+# %% ../nbs/11b_tables.ipynb #b22782f0
 def _arrow(ev, schema=None):
     import pyarrow as pa
     if schema is not None and _PROBS in schema.names: schema = schema.remove(schema.get_field_index(_PROBS))
@@ -149,6 +151,7 @@ def _arrow(ev, schema=None):
     info = dict(format=_FORMAT, task=ev.task.name, vocab=ev.vocab, multi_label=ev.multi_label, on=ev.on)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b'sft_nb':json.dumps(info).encode()})
 
+# %% ../nbs/11b_tables.ipynb #4ee0f7fc
 @patch
 def save(
     self:Evaluation,
@@ -169,6 +172,7 @@ def _info(schema, path):
     if info.get('format')!=_FORMAT: raise DataError(f"{path} has format {info.get('format')}, this sft_nb reads {_FORMAT}. Upgrade it: pip install -U sft_nb")
     return info
 
+# %% ../nbs/11b_tables.ipynb #548debac
 def load_evaluation(
     path, # A file of `Evaluation.save`
 )->Evaluation: # As it was saved
