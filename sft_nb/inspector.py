@@ -212,6 +212,7 @@ def _key(self:Inspector, key):
     if key in does: does[key]()
     elif key in self._label_keys(): self.relabel(self._label_keys()[key])
 
+# %% ../nbs/15_inspector.ipynb #fb7c5df1
 @patch
 def _go_to(self:Inspector, **filters):
     "The evaluated rows that were counted: they alone, and without other filters"
@@ -243,6 +244,7 @@ def _filtered(self:Inspector, k):
     else: self.sel.filter(**{k:None if v is _ALL else v})
     self._first_page()
 
+# %% ../nbs/15_inspector.ipynb #02a055d5
 @patch
 def _offer_values(self:Inspector, column):
     if 'value' in self.w: self.w['value'].options = _choices([] if column is _ALL else self.sel.slices()[column][1])
@@ -275,6 +277,7 @@ def _set_widget(self:Inspector, k, v):
         raise DataError(f"{k}={v!r} does not occur.{near(v, [o for o in values if o is not _ALL])}")
     w.value = v
 
+# %% ../nbs/15_inspector.ipynb #3efe2f1b
 @patch
 def show(
     self:Inspector,
@@ -328,6 +331,21 @@ def _switch(self:Inspector):
         if 'column' in self.w: self.w['column'].options = _choices(self.sel.slices())
     self.clear_filters()
 
+# %% ../nbs/15_inspector.ipynb #8489c6cd
+@patch
+def _explained(self:Inspector, row):
+    "Attributions of a row, the last hundred kept"
+    if self.learn is None or self.how.value=='off': return None
+    from sft_nb.explain import explain
+    key,how = (self.sel is self.all['evaluated'], self.at, self.how.value),self.how.value
+    if key not in self._told:
+        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
+        except SftError as e:
+            self._say(str(e))
+            return None
+        while len(self._told)>100: self._told.pop(next(iter(self._told)))
+    return self._told[key]
+
 # %% ../nbs/15_inspector.ipynb #3f1043ec
 @patch
 def look_at(
@@ -347,6 +365,7 @@ def look_at(
 def _offer(self:Inspector, label):
     if isinstance(self.label, W.Text) or _said(label) in self.ev.vocab: self.label.value = _said(label)
 
+# %% ../nbs/15_inspector.ipynb #a4076069
 @patch
 def step(
     self:Inspector,
@@ -359,21 +378,6 @@ def step(
     to = min(len(found)-1, max(0, int(here[0])+by)) if len(here) else min(self.page*self.page_size, len(found)-1)
     self.page = to//self.page_size
     self.look_at(int(found[to]))
-
-# %% ../nbs/15_inspector.ipynb #8489c6cd
-@patch
-def _explained(self:Inspector, row):
-    "Attributions of a row, the last hundred kept"
-    if self.learn is None or self.how.value=='off': return None
-    from sft_nb.explain import explain
-    key,how = (self.sel is self.all['evaluated'], self.at, self.how.value),self.how.value
-    if key not in self._told:
-        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
-        except SftError as e:
-            self._say(str(e))
-            return None
-        while len(self._told)>100: self._told.pop(next(iter(self._told)))
-    return self._told[key]
 
 # %% ../nbs/15_inspector.ipynb #e0cc3fd6
 def _listed(text, vocab):
@@ -406,6 +410,7 @@ def mark(
     self._draw()
     self._draw_detail()
 
+# %% ../nbs/15_inspector.ipynb #53d320b1
 @patch
 def relabel(
     self:Inspector,
