@@ -33,13 +33,14 @@ Modules:
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.heads`: New output layers, and the losses that train them
 - `sft_nb.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
+- `sft_nb.labelling`: `label_queue`: unlabelled items in the order in which a label helps
 - `sft_nb.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
 - `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
 - `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
 - `sft_nb.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
-- `sft_nb.panes`: What the Inspector and the page draw of many rows, and a pane that tells what was clicked
+- `sft_nb.panes`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
 - `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
 - `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
 - `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings

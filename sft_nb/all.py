@@ -60,6 +60,7 @@ from .export import *
 from .deploy import *
 from .explain import *
 from .marks import *
+from .labelling import *
 from .inspector import *
 from .page import *
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
+from fastcore.basics import patch
 from fastai.torch_core import to_device
 from .core import *
-from .evaluate import _eval_mode, _parts, _read
+from .evaluate import _eval_mode, _parts, _read, _scaled
 
 # %% ../nbs/13_explain.ipynb #1bfb315b
 def _log_odds(z, cls, multi_label):
@@ -124,42 +125,58 @@ class _Explainer:
     def __init__(self, learn, picture, text, steps):
         self.model,self.spec = _parts(learn)
         if self.spec.task.decode: raise TaskError(f"Task {self.spec.task.name!r} has no classes that could be explained.")
-        for name,how in (('picture',PICTURE_METHODS),('text',TEXT_METHODS)):
-            if (given := dict(picture=picture, text=text)[name]) not in how: raise TaskError(f"{name}={given!r}.{near(given, how)}")
+        for name,given,how in (('picture',picture,PICTURE_METHODS), ('text',text,TEXT_METHODS)):
+            if given not in how: raise TaskError(f"{name}={given!r}.{near(given, how)}")
         self.picture,self.text,self.steps = picture,text,steps
         self.device = next(self.model.parameters()).device
 
+    def rows(self, given): return given if isinstance(given, pd.DataFrame) else _read(given, self.spec, labelled=False)[0]
+
     def batches(self, rows, batch_size):
         "Batches of rows, in their order; what is missing in a table is None"
+        if not len(rows): return
         rows = rows.assign(**{c:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[c]], rows.index, dtype=object) for c in self.spec.task.inputs})
         for b in self.spec.task.item_loader(self.spec, rows, batch_size):
             b = to_device(b, self.device)
             yield b if isinstance(b, (tuple,list)) else (b,)
 
-    def scores(self, batch):
-        with torch.no_grad(): return self.model(*batch)
+# %% ../nbs/13_explain.ipynb #594299fa
+@patch
+def score(self:_Explainer, batch): return _scaled(self.model, self.model(*batch))
 
-    def probabilities(self, z): return z.sigmoid() if self.spec.multi_label else z.softmax(-1)
+@patch
+def scores(self:_Explainer, batch):
+    with torch.no_grad(): return self.score(batch)
 
-    def values(self, batch, at, cls):
-        "Attributions of one input of a batch"
-        parts = _tensors(batch)
-        x,places = parts.pop(at),list(parts)
-        def score(x, cls, *rest): return _log_odds(self.model(*_with(batch, {at:x, **dict(zip(places, rest))})), cls, self.spec.multi_label)
-        args = (cls, *parts.values())
-        if at[1]!='input_ids': return PICTURE_METHODS[self.picture](score, x.detach().clone(), args, self.model, self.steps)
-        return TEXT_METHODS[self.text](score, x, self.blank(x), args, self.model, self.steps)
+@patch
+def probabilities(self:_Explainer, z): return z.sigmoid() if self.spec.multi_label else z.softmax(-1)
 
-    def blank(self, ids):
-        "The same text with nothing but padding between its special tokens"
-        tok = self.tokenizer
-        special = torch.isin(ids, torch.tensor(sorted({*tok.all_special_ids}), device=ids.device))
-        return torch.where(special, ids, torch.full_like(ids, tok.pad_token_id))
+@patch
+def values(self:_Explainer, batch, at, cls):
+    "Attributions of one input of a batch"
+    parts = _tensors(batch)
+    x,places = parts.pop(at),list(parts)
+    def score(x, cls, *rest): return _log_odds(self.score(_with(batch, {at:x, **dict(zip(places, rest))})), cls, self.spec.multi_label)
+    args = (cls, *parts.values())
+    if at[1]!='input_ids': return PICTURE_METHODS[self.picture](score, x.detach().clone(), args, self.model, self.steps)
+    return TEXT_METHODS[self.text](score, x, self.blank(x), args, self.model, self.steps)
 
-    @property
-    def tokenizer(self):
-        from sft_nb.texts import text_coder
-        return text_coder(self.spec).tokenizer
+# %% ../nbs/13_explain.ipynb #6c4260d7
+def _special(tok):
+    "Numbers of the tokens that stand for nothing in the text"
+    own = {getattr(tok, f'{k}_token_id', None) for k in ('bos','eos','sep','cls','pad','mask')}
+    return {*tok.all_special_ids}-({tok.unk_token_id}-own)
+
+@patch(as_prop=True)
+def tokenizer(self:_Explainer):
+    from sft_nb.texts import text_coder
+    return text_coder(self.spec).tokenizer
+
+@patch
+def blank(self:_Explainer, ids):
+    "The same text with nothing but padding between its special tokens"
+    special = torch.isin(ids, torch.tensor(sorted(_special(self.tokenizer)), device=ids.device))
+    return torch.where(special, ids, torch.full_like(ids, self.tokenizer.pad_token_id))
 
 # %% ../nbs/13_explain.ipynb #e69c5f0f
 def _seen_picture(x, preprocess):
@@ -169,7 +186,7 @@ def _seen_picture(x, preprocess):
 
 def _real(tok, ids, mask):
     "Which tokens are neither special nor padding"
-    special = {*tok.all_special_ids}
+    special = _special(tok)
     return [i for i,(t,on) in enumerate(zip(ids, mask)) if on and t not in special]
 
 def _attribution(ex, batch, at, i, values, of, p):
@@ -180,6 +197,13 @@ def _attribution(ex, batch, at, i, values, of, p):
     return Attribution(values[i].detach().cpu().numpy()[real], of, p, ex.text, tokens=[tok.convert_ids_to_tokens(ids[j]) for j in real])
 
 # %% ../nbs/13_explain.ipynb #10aa82ed
+def _listed(of, n):
+    "A class for each of `n` rows; None: the predicted ones"
+    if of is None: return None
+    of = list(of) if isinstance(of, (list,tuple,np.ndarray,pd.Series)) else [of]*n
+    if len(of)!=n: raise DataError(f"of has {len(of):,} classes, there are {n:,} rows.")
+    return of
+
 def _classes(spec, z, of):
     "Numbers of the classes to explain"
     if of is None: return z.argmax(-1)
@@ -187,24 +211,24 @@ def _classes(spec, z, of):
     if unknown: raise DataError(f"of={unknown[0]!r} is no class of the model.{near(unknown[0], spec.vocab)}")
     return torch.tensor([spec.vocab.index(o) for o in of], device=z.device)
 
+# %% ../nbs/13_explain.ipynb #9b5e1d07
 def explain(
     learn, # An `SFTLearner`, or a `Predictor`
     rows, # As in `Evaluation.rows` or `dls.sft.rows`: the inputs are read; or items as `Predictor.predict` takes them
     of=None, # Class to explain, or one for each row; None: the predicted one
-    picture:str='ig', # 'ig' (integrated gradients), 'gradcam', or 'gradient'
+    picture:str='ig', # 'ig' (integrated gradients), 'gradcam' (only what speaks for it), or 'gradient' (how much each pixel counts, without a sign)
     text:str='ig', # 'ig', or 'gradient' (gradient times vector)
     steps:int=32, # Steps of integrated gradients: time against exactness
     batch_size:int=16, # Items a step
 )->list: # One dict a row: input column -> `Attribution`
     "Which pixels and which tokens speak for a class"
     ex,out = _Explainer(learn, picture, text, steps),[]
-    if not isinstance(rows, pd.DataFrame): rows,_ = _read(rows, ex.spec, labelled=False)
-    if isinstance(of, str): of = [of]*len(rows)
-    if of is not None and len(of)!=len(rows): raise DataError(f"of has {len(of):,} classes, there are {len(rows):,} rows.")
+    rows = ex.rows(rows)
+    of = _listed(of, len(rows))
     with _eval_mode(ex.model):
         for b in ex.batches(rows, batch_size):
             z = ex.scores(b)
-            cls = _classes(ex.spec, z, None if of is None else list(of)[len(out):len(out)+len(z)])
+            cls = _classes(ex.spec, z, None if of is None else of[len(out):len(out)+len(z)])
             p = ex.probabilities(z).gather(-1, cls[:,None])[:,0].tolist()
             found = {c:(at, ex.values(b, at, cls)) for c,at in _places(b, ex.spec.task).items()}
             out += [{c:_attribution(ex, b, at, i, v, ex.spec.vocab[cls[i]], p[i]) for c,(at,v) in found.items()} for i in range(len(z))]
@@ -256,9 +280,19 @@ def _deletions(ex, batch, at, i, values, p, cls, fractions, draws, rng, side):
     for j,(f,k) in enumerate(zip(fractions, n)):
         yield dict(fraction=f, parts=len(parts), removed=k, before=p, top=after[j], random=after[len(n)+j*draws:len(n)+(j+1)*draws].mean())
 
+# %% ../nbs/13_explain.ipynb #aa1b5f7c
+def _deletion_rows(ex, batch, items, fractions, draws, rng, side):
+    "A dict for each item, input and fraction of a batch"
+    z = ex.scores(batch)
+    cls,p = z.argmax(-1),ex.probabilities(z).amax(-1).tolist()
+    for c,at in _places(batch, ex.spec.task).items():
+        v = ex.values(batch, at, cls)
+        for i,item in enumerate(items):
+            yield from (dict(item=item, input=c, **o) for o in _deletions(ex, batch, at, i, v, p[i], cls[i].item(), fractions, draws, rng, side))
+
 def deletion_test(
     learn, # An `SFTLearner`, or a `Predictor`
-    rows:pd.DataFrame, # Items to test on
+    rows, # Items to test on: a table with their inputs, or as `Predictor.predict` takes them
     fractions=(.1,.2,.3), # How much is removed; at least one part, and never all
     draws:int=10, # How often parts are drawn at random
     picture:str='ig', # As in `explain`
@@ -270,14 +304,10 @@ def deletion_test(
 )->pd.DataFrame: # item, input, fraction, parts, removed, before, top, random: probabilities of the predicted class
     "Remove what matters most, and as much at random"
     ex,rng,out,at_row = _Explainer(learn, picture, text, steps),np.random.default_rng(seed),[],0
+    rows = ex.rows(rows)
     with _eval_mode(ex.model):
-        for b in ex.batches(rows, batch_size):
-            z = ex.scores(b)
-            cls,n = z.argmax(-1),len(z)
-            p = ex.probabilities(z).amax(-1).tolist()
-            for c,at in _places(b, ex.spec.task).items():
-                v = ex.values(b, at, cls)
-                out += [dict(item=rows.item.iloc[at_row+i], input=c, **o) for i in range(n)
-                        for o in _deletions(ex, b, at, i, v, p[i], cls[i].item(), fractions, draws, rng, side)]
+        for batch in ex.batches(rows, batch_size):
+            n = len(next(iter(_tensors(batch).values())))
+            out += _deletion_rows(ex, batch, rows.item.iloc[at_row:at_row+n], fractions, draws, rng, side)
             at_row += n
     return pd.DataFrame(out, columns=['item','input','fraction','parts','removed','before','top','random'])

@@ -1,4 +1,4 @@
-"""What the Inspector and the page draw of many rows, and a pane that tells what was clicked
+"""What the Inspector and the page draw of many rows, and the small widgets of a notebook
 
 A gallery, a table, a confusion table, bars and curves, as HTML: what the Inspector shows in a notebook, the static page holds as well. What can be clicked is a button with
 `data-do`, which says what is meant, and `data-value`. In a notebook a pane reports it to Python; in the page a script answers.
@@ -13,6 +13,7 @@ __all__ = []
 # %% ../nbs/14c_panes.ipynb #4aa3e303
 import html
 from functools import lru_cache
+import ipywidgets as W
 from .core import *
 from .report import _colours, show_value
 from .views import STYLE, card_html, cells_html
@@ -131,3 +132,21 @@ def _curves_html(curve, at, w=560, h=230):
     out.append(f'<path d="M{px(at):.1f} 24V{h-30}" stroke="currentColor"/>')
     said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {int(r.answered):,} rows' if r.answered else f'At {r.threshold:.2f} no row is left'
     return f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="precision and recall over the threshold">{"".join(out)}</svg><p class="sft-what">{said}</p>'
+
+# %% ../nbs/14c_panes.ipynb #c2b37398
+_ALL = object()
+
+def _in_lines(parts): return W.HBox(parts, layout=W.Layout(flex_flow='row wrap'))
+
+def _choices(names, all='all'): return [(all, _ALL), *((o[:40], o) for o in names)]
+
+def _named(widget, name, width, **kw):
+    "A widget with its name beside it"
+    return widget(description=name, layout=W.Layout(width=width), style=dict(description_width='initial'), **kw)
+
+def _dropdown(name, options, width='190px'): return _named(W.Dropdown, name, width, options=options)
+
+def _button(name, f, tooltip='', width='auto'):
+    b = W.Button(description=name, tooltip=tooltip or name, layout=W.Layout(width=width))
+    b.on_click(lambda _: f())
+    return b
