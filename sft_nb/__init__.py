@@ -61,6 +61,7 @@ Modules:
 - `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.timm_nets`: A timm network in named groups, with cuts between them
 - `sft_nb.translation_data`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
-- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw"""
+- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
+- `sft_nb.whisper`: A Whisper in named groups, whose encoder hears as much as it is given"""
 
 __version__ = "0.1.0"

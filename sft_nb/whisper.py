@@ -3,7 +3,7 @@
 Whisper (arXiv:2212.04356 §2.2) always hears 30 seconds: a clip of two is padded with silence, and nearly all of the encoder's work is spent on that. Here the window
 may be cut: the encoder takes the first rows of its table of positions. All rows stay in the model, so that a saved one hears 30 seconds again. A model that was not
 trained under a cut window loops in it, so what is evaluated and predicted is always heard whole.
-""" `sequences` has the model that it is one of.
+`sequences` has the model that it is one of.
 
 Docs: https://sft-nb.github.io/sft_nb/whisper.html.md"""
 
