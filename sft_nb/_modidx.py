@@ -1864,4 +1864,6 @@ d = { 'settings': { 'branch': 'main',
                                 'sft_nb.whisper.WhisperModel.__init__': ('whisper.html#whispermodel.__init__', 'sft_nb/whisper.py'),
                                 'sft_nb.whisper.WhisperModel.encode': ('whisper.html#whispermodel.encode', 'sft_nb/whisper.py'),
                                 'sft_nb.whisper.WhisperModel.generate': ('whisper.html#whispermodel.generate', 'sft_nb/whisper.py'),
+                                'sft_nb.whisper._room': ('whisper.html#_room', 'sft_nb/whisper.py'),
+                                'sft_nb.whisper._without_prompt': ('whisper.html#_without_prompt', 'sft_nb/whisper.py'),
                                 'sft_nb.whisper.cut_window': ('whisper.html#cut_window', 'sft_nb/whisper.py')}}}

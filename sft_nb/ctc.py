@@ -80,6 +80,7 @@ def _each(f, rows, lengths):
 
 def _first_places(lengths, size): return (torch.arange(size, device=lengths.device)[None]<lengths[:,None]).long()
 
+# %% ../nbs/05d_ctc.ipynb #8952df19
 @patch
 def frames(self:CTCModel,
     x, # dict of `input_values` and `attention_mask` `(batch, sample)`

@@ -253,6 +253,7 @@ def _say_lengths(spec, coder):
     heard = f'; training hears {p/50:g} s of {coder.config.max_source_positions/50:g} s' if p else ''
     print(lengths_line(spec.rows.seconds)+heard, file=sys.stderr)
 
+# %% ../nbs/05i_speech_data.ipynb #2991afad
 def speech_loaders(
     spec, # Rows (with `split`) and checkpoint; `spec.preprocess` is filled, and `spec.rows.seconds`
     batch_size:int|None=None, # None: 16; less where there are few
