@@ -95,6 +95,7 @@ def _label_keys(self:Inspector):
     if vocab and all(len(o)==1 and o.isdecimal() for o in vocab): return {o:o for o in vocab}
     return {str(i):o for i,o in enumerate(vocab[:9], 1)}
 
+# %% ../nbs/15_inspector.ipynb #fef8a868
 @patch
 def _pager(self:Inspector):
     self.count = W.HTML()
@@ -182,6 +183,7 @@ def _head(self:Inspector):
                   f'<details><summary>Keys</summary><b>→ ←</b> or <b>j k</b> rows, <b>PgDn PgUp</b> pages, <b>a</b> ambiguous, <b>x</b> exclude, <b>c</b> no mark, <b>u</b> undo, <b>r</b> redo{keys}. '
                   f'Marks: {html.escape(str(self.marks.path))}</details>')
 
+# %% ../nbs/15_inspector.ipynb #58be082b
 @patch
 def _view_tabs(self:Inspector):
     "Name -> (tab, what draws it)"

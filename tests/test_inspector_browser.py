@@ -168,6 +168,9 @@ def test_orders_and_table(clean, shots):
     nb.button('table')
     expect(nb.page.locator('tr[data-do]')).to_have_count(24)
     nb.shoot(shots/'table.png')
+    nb.page.locator('tr[data-do]').nth(2).focus()
+    nb.page.keyboard.press('Enter')
+    expect(nb.page.locator('tr[data-do]').nth(2)).to_have_attribute('aria-current', 'true')
     nb.button('gallery')
     nb.select('order', 'highest loss first')
 
@@ -191,6 +194,10 @@ def test_confidence_and_thresholds(clean, shots):
     expect(nb.page.get_by_text('At 0.50: precision')).to_be_visible()
     nb.select('class', 'owl')
     expect(nb.page.locator('svg[aria-label^=precision]')).to_be_visible()
+    nb.select('class', 'whatever is predicted')
+    nb.page.wait_for_timeout(500)
+    assert nb.dropdown('class').evaluate('o => o.selectedIndex')==0
+    nb.select('class', 'owl')
     nb.shoot(shots/'thresholds.png')
 
 def test_keys_and_marks(clean, shots):
