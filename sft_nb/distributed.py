@@ -25,7 +25,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from .core import *
 
 # %% ../nbs/02b_distributed.ipynb #2343cdbf
-def _patience(): return float(os.environ.get('SFT_NB_TIMEOUT', 600))
+def _patience():
+    "Seconds to wait for another process"
+    given = os.environ.get('SFT_NB_TIMEOUT') or 600
+    try: s = float(given)
+    except ValueError: s = 0
+    if not 0<s<=1e8: raise FitError(f"SFT_NB_TIMEOUT={given!r} is no number of seconds. Valid: above 0, at most 1e8, such as 600. Set it anew; where it is not set it is 600.")
+    return s
 
 def join_processes(
     cpu:bool=False, # Stay on the CPU where there are GPUs
@@ -37,7 +43,7 @@ def join_processes(
     return process_rank()
 
 # %% ../nbs/02b_distributed.ipynb #bb658951
-_LOST = re.compile(r'gloo|nccl|connection (closed|reset|refused)|timed out|broken pipe|socket|store', re.I)
+_LOST = re.compile(r'gloo|nccl|tcpstore|\bsocket\b|connection (was likely )?(closed|reset|refused)|broken pipe|(timed out|timeout).* waiting|wait timeout', re.I)
 
 @contextlib.contextmanager
 def _lost_is_said():
@@ -89,11 +95,15 @@ def first_then_all(
     f, # Run in each process
 ):  # What it returned in this one
     "Let the first process do something before the others do it, for instance fetch what they then find"
-    out = None if process_rank() else f()
-    from_first(lambda: None)
-    return f() if process_rank() else out
+    box = []
+    from_first(lambda: box.append(f()))
+    return f() if process_rank() else box[0]
 
 # %% ../nbs/02b_distributed.ipynb #f84bd6cf
+def _piece(size, k, n):
+    "Where the piece of process `k` of `n` begins in a batch of `size` items; the last processes take the items that are left over"
+    return sum((size+j)//n for j in range(k))
+
 class _Part:
     "Mixed into the class of a loader: its batches hold this process's part of each batch"
     @contextlib.contextmanager
@@ -109,7 +119,7 @@ class _Part:
             order,self.parts,mine = from_first(lambda: [int(i) for i in order]),[],[]
             for i in range(0, len(order)-(size-1 if self.drop_last else 0), size):
                 batch = order[i:i+size]
-                a,b = (len(batch)*k//n for k in (rank, rank+1))
+                a,b = (_piece(len(batch), k, n) for k in (rank, rank+1))
                 self.parts.append((a, b, len(batch)))
                 mine += batch[a:b] or batch[:1]
         return mine
@@ -126,7 +136,7 @@ def part_loader(
     out,fake = copy.copy(dl),dl.fake_l
     out.__class__ = type(type(dl).__name__, (_Part, type(dl)), {})
     out.whole,out.place = (dl.bs, dl.drop_last),(rank, n)
-    out.bs,out.drop_last = dl.bs*(rank+1)//n-dl.bs*rank//n,False
+    out.bs,out.drop_last = _piece(dl.bs, rank+1, n)-_piece(dl.bs, rank, n),False
     out.fake_l = _FakeLoader(out, fake.pin_memory, fake.num_workers, fake.timeout, fake.persistent_workers, fake.pin_memory_device)
     return out
 
@@ -150,14 +160,15 @@ def _weight(loss, yb, rows):
 def _norm_buffers(model): return [b for m in model.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers() if b.is_floating_point()]
 
 def _exchange(tensors, how):
-    "Put tensors through a collective, in place and in one piece"
-    for dtype in {t.dtype for t in tensors}:
+    "Put tensors through a collective, in place, in one piece for each kind of numbers; in one order in all processes"
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
         some = [t for t in tensors if t.dtype==dtype]
         flat = torch.cat([t.flatten() for t in some]).to(_device())
         how(flat)
         for t,o in zip(some, flat.split([t.numel() for t in some])): t.copy_(o.view_as(t))
 
 def _sum_gradients(model):
+    "Gradients of all processes, summed, and running statistics, averaged"
     ps = [p for p in model.parameters() if p.requires_grad]
     used = over_processes([p.grad is not None for p in ps], most=True)
     for p,u in zip(ps, used):

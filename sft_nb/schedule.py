@@ -13,6 +13,7 @@ __all__ = ['KeepBest']
 # %% ../nbs/08_schedule.ipynb #3a9d36b8
 import time
 from contextlib import nullcontext
+from numbers import Integral
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
@@ -20,6 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Recorder
 from fastcore.basics import patch
+from fastcore.foundation import L
 from .core import *
 from .cache import *
 from .cache import _border_dls, _in_place
@@ -37,6 +39,7 @@ class _Phase:
         self.learn.phase,self.learn.phase_begun = self.was,None
         self.learn.seconds[self.name] = self.learn.seconds.get(self.name, 0)+time.perf_counter()-self.begun
 
+# %% ../nbs/08_schedule.ipynb #6ab10abc
 @patch
 @_one_call
 def fit_head(self:SFTLearner,
@@ -100,7 +103,9 @@ def _choose_decay(learn, lr, dtype, views, **kwargs):
         reset()
     return min(losses, key=losses.get)
 
+# %% ../nbs/08_schedule.ipynb #5dc8740b
 def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
+    "Fit until the loss settles, with the weight decay that is asked for or the best one"
     rows = len(learn.history)
     with learn.no_bar(), learn.no_logging():
         if wd is None and not why_not(learn, views):
@@ -114,9 +119,15 @@ def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
 # %% ../nbs/08_schedule.ipynb #0423eb35
 def _share(model, group):
     "A share of the groups below the head as an index"
-    if not isinstance(group, float): return group
+    if not isinstance(group, (float,np.floating)): return group
     if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is no share. Valid: 0. to 1., an index, or a name of a group.")
     return round(group*(len(model.groups)-1))
+
+def _second_lrs(model, base_lr, lr_mult, decay):
+    "Rates of the second phase, from half of `base_lr`, as in fastai"
+    if lr_mult is not None and decay is not None: raise FitError(f"lr_mult={lr_mult!r} and decay={decay!r} both set how rates fall: give one of them.")
+    half = base_lr/2
+    return slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(model, half, decay)
 
 def _lower_borders(model, least):
     "Borders below the highest, down to group `least`, from which later stages start"
@@ -143,16 +154,14 @@ def fine_tune(self:SFTLearner,
     **kwargs, # To `fit_one_cycle`: wd, cbs, reset_opt …
 )->SFTLearner: # The learner, unfrozen
     "Train the head on cached features, then unfreeze and train with discriminative rates"
-    if lr_mult is not None and decay is not None: raise FitError(f"lr_mult={lr_mult!r} and decay={decay!r} both set how rates fall: give one of them.")
-    half = base_lr/2
-    lrs = slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(self.model, half, decay)
+    lrs = _second_lrs(self.model, base_lr, lr_mult, decay)
     self.freeze_body()
     start = _share(self.model, unfreeze_to)
     self.model.above(start)
     once = start if freeze_epochs==1 and start else None
     if freeze_epochs:
         with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once):
-            self.fit_one_cycle(freeze_epochs, head_lr or base_lr, pct_start=.99 if epochs else pct_start, **kwargs)
+            self.fit_one_cycle(freeze_epochs, base_lr if head_lr is None else head_lr, pct_start=.99 if epochs else pct_start, **kwargs)
     if not epochs: return self
     self.freeze_to(start)
     with _Phase(self, 'finetune'), _kept_border(self, dtype): self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, **kwargs)
@@ -173,7 +182,7 @@ def gradual_unfreeze(self:SFTLearner,
     "Unfreeze one more group each stage, from the head down, and train `epochs` in each"
     n,lrs = len(self.model.groups),discriminative_lrs(self.model, lr, decay)
     last = n if stages is None else stages
-    if isinstance(last, bool) or not isinstance(last, int) or not 1<=last<=n: raise FitError(f"stages={stages!r}: valid are 1 to {n}, the number of groups.")
+    if isinstance(last, bool) or not isinstance(last, Integral) or not 1<=last<=n: raise FitError(f"stages={stages!r}: valid are 1 to {n}, the number of groups.")
     for k in range(1, last+1):
         self.freeze_to(n-k)
         border = frozen_cache(self, dtype, views, quiet=k>1, also=_lower_borders(self.model, n-last) if k==1 else ()) if k<n else nullcontext()
@@ -187,15 +196,16 @@ def fit_slanted(self:SFTLearner,
     lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate a group
     cut_frac:float=.1, # Share of the steps in which the rate rises
     ratio:float=32., # Highest rate over lowest
-    cbs=None, # More callbacks
+    cbs=None, # More callbacks, one or a list; None: none
     **kwargs, # To `fit`
 )->SFTLearner: # The learner
     "Fit with slanted triangular rates"
     if not 0<cut_frac<1: raise FitError(f"cut_frac={cut_frac!r} is no share. Valid: between 0 and 1.")
+    if not 1<=ratio<np.inf: raise FitError(f"ratio={ratio!r} is not how many times the highest rate is the lowest. Valid: 1 or more, such as 32.")
     if self.opt is None: self.create_opt()
     top = lr if isinstance(lr, np.ndarray) else discriminative_lrs(self.model, lr)
     sched = combine_scheds([cut_frac, 1-cut_frac], [SchedLin(top/ratio, top), SchedLin(top, top/ratio)])
-    self.fit(epochs, cbs=[ParamScheduler({'lr':sched}), *(cbs or [])], **kwargs)
+    self.fit(epochs, cbs=[ParamScheduler({'lr':sched}), *L(cbs)], **kwargs)
     return self
 
 # %% ../nbs/08_schedule.ipynb #acda9ff9
@@ -223,7 +233,7 @@ def after_epoch(self:KeepBest):
     "Keep a copy where this epoch is the best"
     if hasattr(self.learn, 'lr_finder'): return
     now = self.recorder.log[1:][self.at]
-    if self.best is None or (now>self.best if self.up else now<self.best):
+    if self.best is None or np.isnan(self.best) or (now>self.best if self.up else now<self.best):
         still = {n for n,p in self.model.named_parameters() if not p.requires_grad}
         self.best,self.best_epoch = now,self.epoch
         self.kept = {k:v.detach().clone() for k,v in self.model.state_dict().items() if k not in still}
