@@ -16,6 +16,7 @@ Modules:
 - `sft_nb.compare`: Is one model better than another, and better than a simple one? Paired, with intervals
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
+- `sft_nb.cuts`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.deploy`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
 - `sft_nb.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
