@@ -23,6 +23,7 @@ from .pictures import *
 from .texts import *
 from .sounds import *
 from .captions import *
+from .cuts import *
 from .groups import *
 from .heads import *
 from .encoders import *
