@@ -41,6 +41,7 @@ def _picture_error(problem, message):
     e.args = (message,)
     return e
 
+# %% ../nbs/03a_pictures.ipynb #4a88b5fc
 _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'RIFF', b'II*\0', b'MM\0*')
 
 def _reason(e, start, size):
@@ -63,6 +64,7 @@ def _eight_bits(im):
     top = next((t for t in ((1,255) if im.mode=='F' else (65535,)) if most<=t), most)
     return Image.fromarray((a.clip(0).astype(np.float64)*(255/top)+.5).astype(np.uint8))
 
+# %% ../nbs/03a_pictures.ipynb #21523021
 def _upright(im):
     try: return ImageOps.exif_transpose(im)
     except Exception: return im # EXIF data that cannot be parsed say nothing about the pixels
@@ -77,31 +79,22 @@ def _to_rgb(im):
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
+# %% ../nbs/03a_pictures.ipynb #993f7e4c
+def _eight_bit_array(a):
+    "Numbers of any kind as `uint8`"
+    if a.dtype.kind not in 'buif': raise PictureError(f'an array of {a.dtype} is not a picture')
+    if a.dtype.kind=='f': a = np.nan_to_num(a)
+    if a.dtype==bool or a.dtype.kind=='f' and a.max()<=1: a = a*255.
+    if a.dtype==np.uint16: a = a/257
+    return (a+.5 if a.dtype.kind=='f' else a).clip(0, 255).astype(np.uint8)
+
 def _from_array(a):
     if a.ndim==3 and a.shape[0] in (1,3,4) and a.shape[2] not in (1,3,4): a = a.transpose(1,2,0)
     if a.ndim==3 and a.shape[2]==1: a = a[...,0]
     if a.ndim not in (2,3) or a.ndim==3 and a.shape[2] not in (2,3,4) or 0 in a.shape: raise PictureError(f'an array of shape {a.shape} is not a picture')
-    if a.dtype==bool: a = a.astype(np.uint8)*255
-    if a.dtype==np.uint16: a = (a/257+.5).astype(np.uint8)
-    if a.dtype.kind=='f': a = (np.nan_to_num(a)*(255 if a.max()<=1 else 1)+.5).clip(0, 255)
-    return Image.fromarray(a.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(_eight_bit_array(a))
 
 # %% ../nbs/03a_pictures.ipynb #ed2c02d8
-def read_picture(
-    picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
-)->Image.Image: # RGB, 8 bits a channel
-    "Read a picture as a viewer shows it"
-    if isinstance(picture, dict): picture = picture.get('bytes') or picture.get('path')
-    if isinstance(picture, torch.Tensor): picture = picture.numpy(force=True)
-    if isinstance(picture, np.ndarray): return _from_array(picture).convert('RGB')
-    if isinstance(picture, Image.Image): return _decoded(picture, 'the picture', b'', None)
-    if isinstance(picture, (bytes,bytearray)): name,data = None,bytes(picture)
-    elif isinstance(picture, (str,os.PathLike)): name,data = str(picture),_read_file(picture)
-    else: raise PictureError(f'a {type(picture).__name__} is not a picture')
-    try: im = Image.open(io.BytesIO(data))
-    except Exception as e: raise PictureError(_reason(e, data[:8], len(data)), name) from e
-    return _decoded(im, name, data[:8], len(data))
-
 def _decoded(im, name, start, size):
     try: return _to_rgb(im)
     except Exception as e: raise PictureError(_reason(e, start, size), name) from e
@@ -112,6 +105,22 @@ def _read_file(path):
     except FileNotFoundError: raise PictureError('is missing', str(path)) from None
     except IsADirectoryError: raise PictureError('is a folder', str(path)) from None
     except OSError as e: raise PictureError(f'cannot be read ({e.strerror})', str(path)) from e
+
+# %% ../nbs/03a_pictures.ipynb #15fdc039
+def read_picture(
+    picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
+)->Image.Image: # RGB, 8 bits a channel
+    "Read a picture as a viewer shows it"
+    if isinstance(picture, dict): picture = picture.get('bytes') or picture.get('path')
+    if isinstance(picture, torch.Tensor): picture = (picture.float() if picture.is_floating_point() else picture).numpy(force=True)
+    if isinstance(picture, np.ndarray): picture = _from_array(picture)
+    if isinstance(picture, Image.Image): return _decoded(picture, 'the picture', b'', None)
+    if isinstance(picture, (bytes,bytearray)): name,data = None,bytes(picture)
+    elif isinstance(picture, (str,os.PathLike)): name,data = str(picture),_read_file(picture)
+    else: raise PictureError(f'a {type(picture).__name__} is not a picture')
+    try: im = Image.open(io.BytesIO(data))
+    except Exception as e: raise PictureError(_reason(e, data[:8], len(data)), name) from e
+    return _decoded(im, name, data[:8], len(data))
 
 # %% ../nbs/03a_pictures.ipynb #77eb0a58
 def _problem(picture):
@@ -129,6 +138,27 @@ def check_pictures(
     return [(i,p) for i,p in zip(index, found) if p]
 
 # %% ../nbs/03a_pictures.ipynb #c59b3695
+def _middle(im, w, h):
+    "The middle `w` by `h` pixels"
+    x,y = round((im.width-w)/2),round((im.height-h)/2)
+    return im.crop((x, y, x+w, y+h))
+
+def _crop(im, size, method, crop_pct):
+    side,short = math.floor(size/crop_pct),min(im.size)
+    if max(im.size)>20*short: im = _middle(im, min(im.width, 20*short), min(im.height, 20*short))
+    return _middle(im.resize([side if o==short else int(side*o/short) for o in im.size], method), size, size)
+
+def _pad(im, size, method, crop_pct):
+    small = im.resize([max(1, round(size*o/max(im.size))) for o in im.size], method)
+    out = Image.new('RGB', (size,size), 'white')
+    out.paste(small, ((size-small.width)//2, (size-small.height)//2))
+    return out
+
+def _squish(im, size, method, crop_pct): return im.resize((size,size), method)
+
+_RESIZE = dict(crop=_crop, pad=_pad, squish=_squish)
+
+# %% ../nbs/03a_pictures.ipynb #f02f95cc
 @dataclass(frozen=True)
 class PictureTransform:
     "From whatever `read_picture` takes to an RGB square; the same picture always gives the same square"
@@ -150,26 +180,6 @@ class PictureTransform:
     )->PILImage: # `size` by `size`, RGB
         "Read and resize"
         return PILImage(_RESIZE[self.resize](read_picture(picture), self.size, Image.Resampling[self.interpolation.upper()], self.crop_pct))
-
-def _middle(im, w, h):
-    "The middle `w` by `h` pixels"
-    x,y = round((im.width-w)/2),round((im.height-h)/2)
-    return im.crop((x, y, x+w, y+h))
-
-def _crop(im, size, method, crop_pct):
-    side,short = math.floor(size/crop_pct),min(im.size)
-    if max(im.size)>20*short: im = _middle(im, min(im.width, 20*short), min(im.height, 20*short))
-    return _middle(im.resize([side if o==short else int(side*o/short) for o in im.size], method), size, size)
-
-def _pad(im, size, method, crop_pct):
-    small = im.resize([max(1, round(size*o/max(im.size))) for o in im.size], method)
-    out = Image.new('RGB', (size,size), 'white')
-    out.paste(small, ((size-small.width)//2, (size-small.height)//2))
-    return out
-
-def _squish(im, size, method, crop_pct): return im.resize((size,size), method)
-
-_RESIZE = dict(crop=_crop, pad=_pad, squish=_squish)
 
 # %% ../nbs/03a_pictures.ipynb #3070b389
 class _ReadInput(Transform):
@@ -198,6 +208,7 @@ def _num_workers(num_workers, n):
     if not isinstance(num_workers, int) or num_workers<0: raise DataError(f"num_workers={num_workers!r}: expected a whole number from 0 up.")
     return num_workers
 
+# %% ../nbs/03a_pictures.ipynb #47afd3e6
 _MILD = dict(do_flip=False, max_rotate=10., max_zoom=1.1, max_lighting=.2, max_warp=.1, p_affine=.75)
 
 def _augmentation(augment):
@@ -230,6 +241,12 @@ def picture_transform(
 def _batch_tfms(square, augment=()):
     return [IntToFloatTensor(), *augment, Normalize.from_stats(square.mean, square.std, cuda=False)]
 
+# %% ../nbs/03a_pictures.ipynb #6cfd5cbb
+def _loader(dset, bs, workers, batch_tfms, seed, **kw):
+    dl = _PictureDL(dset, bs=bs, num_workers=workers, after_item=[ToTensor()], after_batch=batch_tfms, **kw)
+    dl.rng = random.Random(seed)
+    return dl
+
 # %% ../nbs/03a_pictures.ipynb #839bf8a2
 def picture_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
@@ -249,11 +266,7 @@ def picture_loaders(
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
 
-def _loader(dset, bs, workers, batch_tfms, seed, **kw):
-    dl = _PictureDL(dset, bs=bs, num_workers=workers, after_item=[ToTensor()], after_batch=batch_tfms, **kw)
-    dl.rng = random.Random(seed)
-    return dl
-
+# %% ../nbs/03a_pictures.ipynb #71bc03f3
 def picture_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `image`
@@ -293,6 +306,7 @@ def _add_normalize(dls, stats):
     norm = next(t for t in dls.train.after_batch.fs if isinstance(t, Normalize))
     return [[float(v) for v in o.flatten()] for o in (norm.mean, norm.std)]
 
+# %% ../nbs/03a_pictures.ipynb #c6fe6dd6
 def _rows_of(dls, task, vocab):
     "Rows of fastai's own data sets, in their order"
     rows = []
@@ -306,11 +320,13 @@ def _rows_of(dls, task, vocab):
             rows.append((where, o, label, name, where))
     return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in zip(('item','image',task.target,'split','row'), zip(*rows))})
 
+# %% ../nbs/03a_pictures.ipynb #7b60f64f
 def _resize_of(dl):
     "How fastai's `Resize` maps onto ours"
     method = next((getattr(t, 'method', None) for t in dl.after_item.fs if type(t).__name__=='Resize'), None)
     return dict(squish='squish', pad='pad').get(method, 'crop')
 
+# %% ../nbs/03a_pictures.ipynb #7264c855
 def spec_from_dls(
     dls, # fastai DataLoaders of pictures with one class or several; normalisation is added where there is none
     task:Task, # The image task
