@@ -269,6 +269,7 @@ def _tokenised(spec, ckpt, cells, max_length, pooling):
     _report_truncation(spec, _limit(config))
     return coder,tokens
 
+# %% ../nbs/03b_texts.ipynb #765bf3fb
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled, and `spec.rows.tokens`: tokens of each text before the cut
     batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
