@@ -60,6 +60,7 @@ Modules:
 - `sft_nb.text_scores`: How near a written text is to the one that was meant: word error rates of speech; BLEU, chrF and kept placeholders of translations
 - `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.timm_nets`: A timm network in named groups, with cuts between them
+- `sft_nb.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
 - `sft_nb.translation_data`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
 - `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 - `sft_nb.whisper`: A Whisper in named groups, whose encoder hears as much as it is given"""
