@@ -17,6 +17,7 @@ Modules:
 - `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
 - `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
 - `sft_nb.ctc`: A speech encoder of transformers that names a letter, or none, in each frame: wav2vec2, HuBERT and their kin
+- `sft_nb.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
 - `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.deploy`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
 - `sft_nb.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
