@@ -35,6 +35,7 @@ from .sequence_data import *
 from .speech_data import *
 from .translation_data import *
 from .timm_nets import *
+from .towers import *
 from .fusion import *
 from .learner import *
 from .entries import *
