@@ -14,7 +14,8 @@ Docs: https://sft-nb.github.io/sft_nb/adapters.html.md"""
 __all__ = ['ADAPTERS', 'AdapterError', 'adaptable_layers', 'Adapter', 'add_adapter', 'merge_adapter', 'save_adapter']
 
 # %% ../nbs/09_adapters.ipynb #51dd5a08
-import copy, json, re
+import copy, json, math, re
+from numbers import Integral
 from pathlib import Path
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ def _ran(model):
         model.train(mode)
     return {n:mods[n] for n in seen}
 
+# %% ../nbs/09_adapters.ipynb #cd35511a
 def adaptable_layers(
     learn:SFTLearner, # The learner
 )->list: # Names, as in `learn.model.net`, in the order in which they run
@@ -63,6 +65,7 @@ def _default_targets(net, names, kind):
     if kind!='ia3': return linear
     return [n for n in linear if _KEY_VALUE.search(n) or _DOWN.search(n)] or linear
 
+# %% ../nbs/09_adapters.ipynb #58953a24
 def _find_targets(net, names, targets):
     "The adaptable layers that are meant; what is named and not adaptable is an error"
     if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
@@ -71,11 +74,16 @@ def _find_targets(net, names, targets):
     except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
     lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
     if found and not lost: return found
+    raise _no_target(net, names, targets, lost)
+
+# %% ../nbs/09_adapters.ipynb #ce79df06
+def _no_target(net, names, targets, lost):
+    "What is wrong with targets of which some are not found"
     there = [n for n,_ in net.named_modules() if n and any(n==t or n.endswith('.'+t) for t in lost)]
     what = f"{lost[0]!r} in targets" if lost else f"targets={targets!r}"
-    if there: raise AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is no linear layer or plain "
-                                 f"convolution below the head that runs. Valid: {_ends(names)}.")
-    raise AdapterError(f"{what} names no layer. Valid: {_ends(names)}.")
+    if not there: return AdapterError(f"{what} names no layer. Valid: {_ends(names)}.")
+    return AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is no linear layer or plain "
+                        f"convolution below the head that runs. Valid: {_ends(names)}.")
 
 def _ends(names):
     "Names with numbers folded, each once"
@@ -111,20 +119,70 @@ class Adapter:
         new = copy.deepcopy(model)
         return _merge_in_place(new)
 
+# %% ../nbs/09_adapters.ipynb #3d3d2236
+def _sizes(r, alpha, dropout):
+    "Rank, scale and dropout as plain numbers"
+    if isinstance(r, bool) or not isinstance(r, Integral) or r<1: raise AdapterError(f"r={r!r} is no rank. Valid: a whole number from 1 up, such as 8.")
+    if alpha is not None and not 0<alpha<math.inf: raise AdapterError(f"alpha={alpha!r} is no scale. Valid: above 0, or None for twice the rank.")
+    if not 0<=dropout<1: raise AdapterError(f"dropout={dropout!r} is no probability. Valid: from 0 to below 1.")
+    return int(r),2*int(r) if alpha is None else getattr(alpha, 'item', lambda: alpha)(),float(dropout)
+
+# %% ../nbs/09_adapters.ipynb #4e322bd4
+def _lora(net, names, kind, r, alpha, dropout):
+    "What LoRA and DoRA are given"
+    r,alpha,dropout = _sizes(r, alpha, dropout)
+    return dict(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=_short(net, names), use_dora=kind=='dora')
+
+def _ia3(net, names):
+    "What IA³ is given: the layers, and which of them have their factor on the input"
+    down = [n for n in names if _DOWN.search(n) and not isinstance(net.get_submodule(n), nn.Conv2d)]
+    on,ff = _short(net, names),_short(net, down) if down else []
+    return dict(target_modules=on, feedforward_modules=ff) if set(ff)<=set(on) else dict(target_modules=_exact(names), feedforward_modules=_exact(down))
+
 def _config(net, names, kind, r, alpha, dropout, kwargs):
     import peft
+    if 'target_modules' in kwargs: raise AdapterError(f"target_modules={kwargs['target_modules']!r} is what peft calls the layers. Name them by targets=.")
     fan = any(not isinstance(net.get_submodule(n), (nn.Linear,nn.Conv2d)) for n in names)
-    if kind=='ia3':
-        down = [n for n in names if _DOWN.search(n) and not isinstance(net.get_submodule(n), nn.Conv2d)]
-        on,ff = _short(net, names),_short(net, down) if down else []
-        if not set(ff)<=set(on): on,ff = _exact(names),_exact(down)
-        return peft.IA3Config(**{**dict(target_modules=on, feedforward_modules=ff, fan_in_fan_out=fan), **kwargs})
-    return peft.LoraConfig(**{**dict(r=r, lora_alpha=2*r if alpha is None else alpha, lora_dropout=dropout, target_modules=_short(net, names),
-                                     use_dora=kind=='dora', fan_in_fan_out=fan), **kwargs})
+    own = _ia3(net, names) if kind=='ia3' else _lora(net, names, kind, r, alpha, dropout)
+    try: return (peft.IA3Config if kind=='ia3' else peft.LoraConfig)(**{**own, 'fan_in_fan_out':fan, **kwargs})
+    except (TypeError,ValueError) as e: raise AdapterError(f"peft makes no {kind!r} of {', '.join(f'{k}={v!r}' for k,v in kwargs.items())}: {e}. Valid: the arguments of its config.") from e
 
 # %% ../nbs/09_adapters.ipynb #851df04b
 ADAPTERS = ('lora', 'dora', 'ia3')
 
+def _layers(learn, kind, targets):
+    "Names of the layers that are meant"
+    model,names = learn.model,adaptable_layers(learn)
+    names = _find_targets(model.net, names, targets) if targets is not None else _default_targets(model.net, names, kind)
+    if not names: raise AdapterError(f"{type(model.net).__name__} has no layer for an adapter. Valid: {_ends(names)}.")
+    return names
+
+def _own_config(learn, config, targets, kwargs):
+    "(a copy of a config of peft that names the layers, the layers)"
+    import peft
+    if not isinstance(config, peft.PeftConfig) or not hasattr(config, 'target_modules'):
+        raise AdapterError(f"kind={config!r} is no adapter of layers. Valid: {', '.join(map(repr, ADAPTERS))}, or a config of peft with `target_modules`.")
+    if kwargs: raise AdapterError(f"{', '.join(kwargs)}: a {type(config).__name__} holds its own arguments. Set them in it.")
+    if targets is None and config.target_modules!='all-linear': targets = config.target_modules
+    config,names = copy.deepcopy(config),_layers(learn, None, targets)
+    config.target_modules = _short(learn.model.net, names)
+    return config,names
+
+# %% ../nbs/09_adapters.ipynb #ff469e7c
+def _inject(model, config, names):
+    "Let peft change the network, and group its parameters anew; what it adds and the head may train from now on"
+    import peft
+    before,mode = {n for n,_ in model.named_parameters()},model.training
+    try: wrapped = peft.get_peft_model(model.net, config)
+    except (TypeError,ValueError) as e:
+        raise AdapterError(f"peft cannot put this {type(config).__name__} into {type(model.net).__name__}: {e}. The network may be changed in part: make the learner anew.") from e
+    model.adapter = Adapter(config, [f'net.{n}' for n in names])
+    model.adapter.peft = wrapped
+    model.regroup(model.adapter.layers).train(mode)
+    added = {n for n,_ in model.named_parameters()}-before
+    model.only = {n for n in added if '.base_layer.' not in n} | set(model.groups['head'])
+
+# %% ../nbs/09_adapters.ipynb #256044cd
 def add_adapter(
     learn:SFTLearner, # The learner; its network is changed in place
     kind='lora', # 'lora', 'dora', 'ia3', or a config of peft whose `target_modules` may be None
@@ -136,31 +194,17 @@ def add_adapter(
 )->SFTLearner: # `learn`, the adapter and the head unfrozen; prints what trains
     "Put an adapter into the network; from now on only it and the head can train"
     need('peft', 'adapters')
-    model = learn.model
-    if model.adapter is not None: raise AdapterError("This model has an adapter already. Call merge_adapter(learn) first.")
-    own = not isinstance(kind, str)
-    if not own and kind not in ADAPTERS: raise AdapterError(f"There is no adapter {kind!r}.{near(kind, ADAPTERS)} A config of peft is taken too.")
-    if own and targets is None: targets = kind.target_modules
-    names = adaptable_layers(learn)
-    names = _find_targets(model.net, names, targets) if targets is not None else _default_targets(model.net, names, kind)
-    if not names: raise AdapterError(f"{type(model.net).__name__} has no layer for an adapter. Valid: {_ends(names)}.")
-    config = copy.deepcopy(kind) if own else _config(model.net, names, kind, r, alpha, dropout, kwargs)
-    if own: config.target_modules = _short(model.net, names)
-    before = {n for n,_ in model.named_parameters()}
-    with seeded(learn.seed): _inject(model, config, names)
-    after = {n for n,_ in model.named_parameters()}
-    model.only = {n for n in after-before if '.base_layer.' not in n} | set(model.groups['head'])
+    if learn.model.adapter is not None: raise AdapterError("This model has an adapter already. Call merge_adapter(learn) first.")
+    if isinstance(kind, str):
+        if kind not in ADAPTERS: raise AdapterError(f"There is no adapter {kind!r}.{near(kind, ADAPTERS)} A config of peft is taken too.")
+        names = _layers(learn, kind, targets)
+        config = _config(learn.model.net, names, kind, r, alpha, dropout, kwargs)
+    else: config,names = _own_config(learn, kind, targets, kwargs)
+    with seeded(learn.seed): _inject(learn.model, config, names)
     learn.opt = learn.cached_groups = None
     learn.unfreeze()
-    print(trainable_line(model))
+    if not process_rank(): print(trainable_line(learn.model))
     return learn
-
-def _inject(model, config, names):
-    import peft
-    model.adapter = Adapter(config, [f'net.{n}' for n in names])
-    mode = model.training
-    model.adapter.peft = peft.get_peft_model(model.net, config)
-    model.regroup(model.adapter.layers).train(mode)
 
 # %% ../nbs/09_adapters.ipynb #aaec4b4d
 def _merge_in_place(model):
@@ -195,6 +239,7 @@ def _own_head(model):
     mods = [model.net.get_submodule(n) for n in _head_modules(model)]
     return hasattr(model.net, 'config') or (len(mods)==1 and isinstance(mods[0], nn.Linear))
 
+# %% ../nbs/09_adapters.ipynb #b2f48b2d
 def _check_base(learn):
     "The base is still what the checkpoint holds"
     spec = learn.spec
@@ -208,6 +253,9 @@ def _check_base(learn):
                                "would not fit what others load. Call save_predictor(learn, …), which saves the whole model.")
 
 # %% ../nbs/09_adapters.ipynb #ef9b534e
+def _save(save_file, state, path): save_file({k:v.cpu().contiguous().clone() for k,v in state.items()}, path, metadata={'format':'pt'})
+
+# %% ../nbs/09_adapters.ipynb #b3a93823
 def save_adapter(
     learn:SFTLearner, # A learner with an adapter
     path, # Folder to make
@@ -230,5 +278,3 @@ def save_adapter(
         if not own: _save(save_file, {n.removeprefix('net.').removeprefix('head.'):p for n,p in head.items()}, tmp/'head.safetensors')
         config.save_pretrained(tmp)
     return Path(path)
-
-def _save(save_file, state, path): save_file({k:v.cpu().contiguous().clone() for k,v in state.items()}, path, metadata={'format':'pt'})
