@@ -28,6 +28,7 @@ Modules:
 - `sft_nb.explain`: `explain` says which pixels and which tokens a prediction rests on; `deletion_test` checks that they do
 - `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
+- `sft_nb.folders`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
 - `sft_nb.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head
 - `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
 - `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out

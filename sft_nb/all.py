@@ -58,6 +58,7 @@ from .duplicates import *
 from .audit import *
 from .advise import *
 from .cross_validate import *
+from .folders import *
 from .export import *
 from .deploy import *
 from .explain import *

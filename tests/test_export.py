@@ -105,7 +105,7 @@ def test_save_again(saved, tmp_path):
     again = load_predictor(tmp_path/'again')
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(again.model(x), model.model(x)) and again.metrics==model.metrics and again.info['data']==model.info['data']
-    with pytest.raises(ValueError): save_predictor(learn, tmp_path/'bad', metrics=dict(accuracy=float('nan')))
+    with pytest.raises(DataError, match='finite'): save_predictor(learn, tmp_path/'bad', metrics=dict(accuracy=float('nan')))
     assert sorted(o.name for o in tmp_path.iterdir())==['again','mine']
 
 def test_own_module_as_head(tmp_path, saved):
