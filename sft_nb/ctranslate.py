@@ -172,7 +172,7 @@ def whisper_folder(
 )->Path: # `out`
     "Write a Whisper of CTranslate2 as transformers writes it"
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
-    from sft_nb.checkpoint import _quiet
+    from sft_nb.weights import _quiet
     folder = Path(folder)
     tensors = _whisper_arrays(folder)
     state = whisper_tensors(tensors)
