@@ -82,12 +82,6 @@ class CaptionDL(_PictureDL):
     def retain(self, res, b): return res
 
 # %% ../nbs/03e_captions.ipynb #58768c0d
-def _captions(spec, max_length=None, pooling=None):
-    "(coder, tokens) of all rows, padded to one length where the network asks for it; fills `spec.preprocess`"
-    coder,tokens = _tokenised(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
-    spec.preprocess['padded'] = spec.checkpoint.arch in _PADDED
-    return coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
-
 _PADDED = ('siglip', 'siglip2')
 
 def fill_up(
@@ -97,12 +91,29 @@ def fill_up(
     "Padding as tokens, for networks that were trained to read it"
     return [Tokens([*o, *[coder.pad_id]*(coder.max_length-len(o))]) for o in tokens]
 
+# %% ../nbs/03e_captions.ipynb #c88c6344
+def _captions(spec, max_length=None, pooling=None):
+    "(coder, tokens) of all rows, padded to one length where the network asks for it; fills `spec.preprocess`"
+    coder,tokens = _tokenised(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
+    spec.preprocess['padded'] = spec.checkpoint.arch in _PADDED
+    return coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
+
 def _check_square(spec, size):
     own = spec.checkpoint.preprocess.get('size')
     if spec.checkpoint.kind=='hf' and size not in (None, own):
         raise DataError(f"size={size!r}: {spec.checkpoint.ref} sees squares of {own} pixels and no other. Leave size out.")
 
 # %% ../nbs/03e_captions.ipynb #bb46a2b5
+def _caption_sets(rows, square, tokens, coder, *more, **kw):
+    "Datasets of pictures, texts and what else there is"
+    return Datasets(list(range(len(rows))), [[_ReadPicture(list(rows['image']), square)], [_ReadCaption(tokens, _has(rows), coder)], *more], n_inp=2, **kw)
+
+def _caption_dl(dset, coder, square, bs, seed, augment=(), **kw):
+    dl = CaptionDL(dset, coder, square, bs=bs, after_item=[ToTensor()], after_batch=_batch_tfms(square, augment), **kw)
+    dl.rng = random.Random(seed)
+    return dl
+
+# %% ../nbs/03e_captions.ipynb #fef06bf1
 def caption_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
     batch_size:int|None=None, # None: 32, or less where there are few items
@@ -121,17 +132,11 @@ def caption_loaders(
     _report_missing(spec.rows)
     sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
     sides = sides[:2] if not sides[2] else sides
-    read = [[_ReadPicture(list(spec.rows['image']), square)], [_ReadCaption(tokens, _has(spec.rows), coder)], _targets(spec)]
-    dsets = Datasets(list(range(len(spec.rows))), read, splits=sides, n_inp=2)
+    dsets = _caption_sets(spec.rows, square, tokens, coder, _targets(spec), splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 32),_num_workers(num_workers, len(spec.rows))
     dls = [_caption_dl(dsets.subset(i), coder, square, bs, spec.seed, _augmentation(augment) if i==0 else (), num_workers=workers, shuffle=i==0,
                        drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
-
-def _caption_dl(dset, coder, square, bs, seed, augment=(), **kw):
-    dl = CaptionDL(dset, coder, square, bs=bs, after_item=[ToTensor()], after_batch=_batch_tfms(square, augment), **kw)
-    dl.rng = random.Random(seed)
-    return dl
 
 # %% ../nbs/03e_captions.ipynb #7fa67f1c
 def caption_item_loader(
@@ -143,7 +148,7 @@ def caption_item_loader(
     square,coder = picture_transform(spec),text_coder(spec)
     tokens = coder.encode(_cells(rows))
     if spec.preprocess['padded']: tokens = fill_up(tokens, coder)
-    dset = Datasets(list(range(len(rows))), [[_ReadPicture(list(rows['image']), square)], [_ReadCaption(tokens, _has(rows), coder)]], n_inp=2)
+    dset = _caption_sets(rows, square, tokens, coder)
     return _caption_dl(dset, coder, square, batch_size, spec.seed, num_workers=0, shuffle=False, device=default_device())
 
 # %% ../nbs/03e_captions.ipynb #f148efc7
@@ -157,6 +162,17 @@ def _decode_captions(self:CaptionDL, b, max_n=9):
     read = self.dataset.tls[2] if ys else None
     return L((*o, *(_label(read.decode(y[i], full=True)) for y in ys)) for i,o in enumerate(sides))
 
+# %% ../nbs/03e_captions.ipynb #5db9ddcd
+def _plain(text): return str(text).replace('$', r'\$')
+
+def _draw_one(ax, picture, text, title):
+    "A picture with its title above and its text below"
+    ax.imshow(np.ones((2,2,3)) if picture is None else picture)
+    if picture is None: ax.text(.5, .5, 'no picture', ha='center', va='center', transform=ax.transAxes, fontsize=8, color='gray')
+    below = textwrap.fill('no text' if text is None else _shown(text, 80), 24)
+    ax.text(.5, -.04, _plain(below), ha='center', va='top', transform=ax.transAxes, fontsize=8, color='gray' if text is None else 'black')
+    ax.set_title(_plain(title), fontsize=9)
+
 def _draw(rows, titles, nrows=None, ncols=None, figsize=None):
     "A grid of pictures with what stands below them"
     import matplotlib.pyplot as plt
@@ -164,14 +180,7 @@ def _draw(rows, titles, nrows=None, ncols=None, figsize=None):
     lines = nrows or -(-len(rows)//cols)
     _,axs = plt.subplots(lines, cols, figsize=figsize or (2.5*cols,3.2*lines), squeeze=False)
     for ax in axs.flat: ax.axis('off')
-    for ax,(picture,text,*_),title in zip(axs.flat, rows, titles):
-        ax.imshow(np.ones((2,2,3)) if picture is None else picture)
-        if picture is None: ax.text(.5, .5, 'no picture', ha='center', va='center', transform=ax.transAxes, fontsize=8, color='gray')
-        below = textwrap.fill('no text' if text is None else _shown(text, 80), 24)
-        ax.text(.5, -.04, _plain(below), ha='center', va='top', transform=ax.transAxes, fontsize=8, color='gray' if text is None else 'black')
-        ax.set_title(_plain(title), fontsize=9)
-
-def _plain(text): return str(text).replace('$', r'\$')
+    for ax,(picture,text,*_),title in zip(axs.flat, rows, titles): _draw_one(ax, picture, text, title)
 
 # %% ../nbs/03e_captions.ipynb #98827b64
 def _show_batch(self:CaptionDL, b=None, max_n=8, show=True, unique=False, **kwargs):

@@ -44,7 +44,14 @@ def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net
 # %% ../nbs/05e_timm_nets.ipynb #de488cd9
 class PictureModel(SFTModel):
     "A timm network with its classifier replaced"
-    def __init__(self, net, groups, head=None, example=(), head_names=(), dropout=0.):
+    def __init__(self,
+        net:nn.Module, # Of timm
+        groups:dict, # Group name -> names of parameters of this module, lowest first; the last is the head
+        head:nn.Module|None=None, # Takes the feature maps; None: the classifier of `net`
+        example:tuple=(), # One batch of pictures
+        head_names:tuple=(), # Names of the classifier's modules, where `head` is None
+        dropout:float=0., # In front of the classifier, where `head` is None
+    ):
         super().__init__(net, groups, head, example)
         self.head_names,self.dropout = head_names,dropout
         self.cut = _cuts(self)
@@ -52,8 +59,13 @@ class PictureModel(SFTModel):
     def forward(self, *x):
         if isinstance(x[0], dict) or not self.cut: return super().forward(*x)
         return self.suffix(0, *x)
-    def features(self, x): return self.net.forward_features(x) if self.head is not None else self.net(x)
+    def features(self,
+        x:torch.Tensor, # `(batch, 3, side, side)`
+    ):  # What the head takes; without a head the scores
+        "Run the network below the head"
+        return self.net.forward_features(x) if self.head is not None else self.net(x)
 
+# %% ../nbs/05e_timm_nets.ipynb #7ddf4927
 def _top(m, h):
     if m.head is not None: return m.head(h)
     return m.net.get_submodule(m.head_names[0])(F.dropout(h, m.dropout, m.training))
@@ -75,6 +87,7 @@ def _slice(a, b):
     def f(m, x): return m.net.features[a:b](x)
     return f
 
+# %% ../nbs/05e_timm_nets.ipynb #d6dba88a
 _FAMILIES = dict(
     ResNet=(_run('conv1','bn1','act1','maxpool'), ()), EfficientNet=(_run('conv_stem','bn1'), ('conv_head','bn2')), MobileNetV3=(_run('conv_stem','bn1'), ()),
     ConvNeXt=(_run('stem'), ('norm_pre',)), VisionTransformer=(_vit_stem, ('norm',)), SwinTransformer=(_run('patch_embed'), ('norm',)),
@@ -119,7 +132,7 @@ def _same(model, cuts):
             x = h = torch.randn(model.example[0].shape, generator=torch.Generator().manual_seed(0), device='cpu').to(model.example[0])
             for _,f in cuts: h = f(model, h)
             return torch.equal(h, model.head(model.net.forward_features(x)) if model.head is not None else model.net(x))
-    except (AttributeError, TypeError, RuntimeError): return False
+    except (AttributeError, TypeError, RuntimeError, KeyError, ValueError): return False
     finally: model.train(mode)
 
 # %% ../nbs/05e_timm_nets.ipynb #3ec04267

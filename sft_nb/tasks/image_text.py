@@ -72,6 +72,7 @@ def save_image_text_model(
             _save_text(net.text, spec, folder/'text')
     _save_tensors(model.head, folder/'head.safetensors')
 
+# %% ../../nbs/tasks/24_image_text.ipynb #d0c66159
 def load_image_text_model(
     spec, # Rebuilt from `sft.json`: vocabulary, preprocessing, and a checkpoint that is this folder
     folder, # The saved folder
@@ -91,20 +92,25 @@ def load_image_text_model(
 # %% ../../nbs/tasks/24_image_text.ipynb #1e7ea644
 _WORDS = dict(calm=('fine warm day','bright happy day','kind mild evening','sweet merry evening'), wild=('cold grim day','dull sad day','harsh bitter evening','sour weary evening'))
 
+def _drawn(rng, round_):
+    "A dark shape on a light ground"
+    from PIL import Image, ImageDraw
+    im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
+    x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
+    draw = ImageDraw.Draw(im)
+    (draw.ellipse if round_ else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
+    return im
+
 def _toy_table(folder):
     "Sixteen rows: round shapes are calm, square ones wild; two of each have no picture, one no text"
-    from PIL import Image, ImageDraw
     rng,rows = np.random.default_rng(0),[]
     for label,words in _WORDS.items():
         for i in range(8):
-            im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
-            x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
-            draw = ImageDraw.Draw(im)
-            (draw.ellipse if label=='calm' else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
-            im.save(folder/f'{label}{i}.png')
+            _drawn(rng, label=='calm').save(folder/f'{label}{i}.png')
             rows.append((f'{label}{i}.png' if i not in (2,5) else None, words[i%4] if i!=7 else None, label))
     return pd.DataFrame(rows, columns=['image','text','label'])
 
+# %% ../../nbs/tasks/24_image_text.ipynb #6d17bae2
 def _toy_networks(folder, texts):
     import timm
     from timm.models import save_for_hf
@@ -137,7 +143,7 @@ def toy_captions(
 # %% ../../nbs/tasks/24_image_text.ipynb #5b842831
 def _captions(path):
     "Language -> caption, out of the text file of a stamp; the first line is English"
-    first,*lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    first,*lines = path.read_text(encoding='utf-8', errors='replace').splitlines() or ['']
     said = (re.match(r'([\w@]+)\.utf8=(.*)', o) for o in lines)
     return dict(en=first.strip(), **{m[1]:m[2].strip() for m in said if m and m[2].strip()})
 
