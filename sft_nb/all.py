@@ -29,6 +29,7 @@ from .whisper import *
 from .sequences import *
 from .timm_nets import *
 from .fusion import *
+from .scores import *
 from .learner import *
 from .entries import *
 from .cache import *
