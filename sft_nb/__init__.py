@@ -52,6 +52,7 @@ Modules:
 - `sft_nb.runs`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
 - `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
+- `sft_nb.scores`: Accuracy, precision, recall and F1 while a classification task is trained
 - `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.sequence_data`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
 - `sft_nb.sequences`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none

@@ -37,6 +37,7 @@ from .translation_data import *
 from .timm_nets import *
 from .towers import *
 from .fusion import *
+from .scores import *
 from .learner import *
 from .entries import *
 from .cache import *
