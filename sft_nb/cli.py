@@ -18,15 +18,20 @@ from . import __version__
 from .core import *
 
 # %% ../nbs/19_cli.ipynb #1a8fd78e
+def _number(text, kind, what):
+    "A number, or a message that says what was expected"
+    try: return kind(text)
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is no {what}') from None
+
 def _count(text, least=0):
-    n = int(text)
+    n = _number(text, int, 'whole number')
     if n<least: raise argparse.ArgumentTypeError(f'{n} is below {least}')
     return n
 
 def _positive(text): return _count(text, 1)
 
 def _rate(text):
-    x = float(text)
+    x = _number(text, float, 'number')
     if not 0<x<float('inf'): raise argparse.ArgumentTypeError(f'{text} is not above 0')
     return x
 
@@ -48,7 +53,7 @@ def _freeze(text):
 def _head(text):
     "'512,256' → [512, 256], 'linear' → None, 'flatten:1024' as it is"
     sizes = text.strip('[]').split(',')
-    if all(o.strip().isdigit() for o in sizes): return [int(o) for o in sizes]
+    if all(o.strip().isdecimal() for o in sizes): return [int(o) for o in sizes]
     return None if text=='linear' else text
 
 def _option(text):
@@ -59,23 +64,28 @@ def _option(text):
     except ValueError: return name, value
 
 # %% ../nbs/19_cli.ipynb #fbff1123
+def _may_write(path, what):
+    "Say that `path` cannot be made where the first folder above it that exists is none, or may not be written to"
+    try: up = next(o for o in path.resolve().parents if o.exists())
+    except OSError as e: raise FolderError(f"{what} cannot be made: {e.strerror}.") from None
+    if not up.is_dir() or not os.access(up, os.W_OK): raise FolderError(f"{what} cannot be made: {up} is not a folder one may write to.")
+
 def _free_folder(path):
     "Say before any work that the folder for the result cannot be made"
     path = Path(path)
-    if path.is_file() or path.is_dir() and any(path.iterdir()):
-        raise FolderError(f"{path} exists already and is not empty. Take another folder with --out, or delete it.")
+    try: taken = path.is_file() or path.is_dir() and any(path.iterdir())
+    except OSError as e: raise FolderError(f"{str(path)[:200]} cannot be used: {e.strerror}. Take another folder with --out.") from None
+    if taken: raise FolderError(f"{path} exists already and is not empty. Take another folder with --out, or delete it.")
     if path.resolve()==Path.cwd(): raise FolderError("--out names the current folder, which cannot be replaced. Name a new one.")
-    up = next(o for o in path.resolve().parents if o.exists())
-    if not up.is_dir() or not os.access(up, os.W_OK): raise FolderError(f"{path} cannot be made: {up} is not a folder one may write to.")
+    _may_write(path, path)
     return path
 
 def _out_file(path, suffixes):
     "Say before any work that the file for the result cannot be written"
     path = Path(path)
     if path.suffix.lower() not in suffixes: raise FolderError(f"--out {path}: unknown ending {path.suffix!r}. Valid: {', '.join(suffixes)}.")
-    if path.is_dir(): raise FolderError(f"--out {path} is a folder. Name a file in it.")
-    up = path.resolve().parent
-    if up.exists() and not (up.is_dir() and os.access(up, os.W_OK)): raise FolderError(f"--out {path}: {up} is not a folder one may write to.")
+    if os.path.isdir(path): raise FolderError(f"--out {path} is a folder. Name a file in it.")
+    _may_write(path, f'--out {path}')
     return path
 
 # %% ../nbs/19_cli.ipynb #a496c1de
@@ -259,6 +269,12 @@ def _resume(folder):
     from sft_nb.resume import Resume
     return Resume(folder)
 
+# %% ../nbs/19_cli.ipynb #db2f26f2
+def _summary(task, metrics, seconds, out):
+    "The last line of a run"
+    counts = f"{metrics['n_train']:,} trained, {metrics['n_valid']:,} held out"
+    return f"{task.metric} {metrics[task.metric]:.3f} · {counts} · {seconds:.0f} s · {out}/"
+
 def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     "From data to the saved folder; returns what is printed last"
     from sft_nb.evaluate import evaluate
@@ -275,8 +291,7 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
     _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite, table)
     if a.resume: learn.resume.clear()
-    return (f"{line}\n" if line else '') + (f"{task.metric} {metrics[task.metric]:.3f} · {metrics['n_train']:,} trained, {metrics['n_valid']:,} held out · "
-            f"{time.perf_counter()-start:.0f} s · {out}/")
+    return '\n'.join([line]*untuned+[_summary(task, metrics, time.perf_counter()-start, out)])
 
 def _finetune(a):
     out = _free_folder(a.out)
@@ -302,9 +317,11 @@ def _items(given, task):
     path = Path(given[0])
     if len(given)>1: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
-    lines = [o for o in path.read_text(encoding='utf-8-sig').split('\n') if o.strip()]
+    from sft_nb.rows import _decode
+    lines = [o for o in _decode(path).replace('\r\n', '\n').split('\n') if o.strip()]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
 
+# %% ../nbs/19_cli.ipynb #099caf3b
 def _predictions(table, delim, as_json):
     "JSON lines, or CSV in which several labels stand in one cell"
     if as_json: return table.to_json(orient='records', lines=True, force_ascii=False)
@@ -341,7 +358,6 @@ def _export(a):
     from sft_nb.export import load_predictor
     export_onnx(load_predictor(a.dir, device='cpu'), out, int8=a.int8)
     return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
-
 
 # %% ../nbs/19_cli.ipynb #58143d74
 def _tasks(a):
@@ -400,12 +416,15 @@ def _train_commands(add):
     f.add_argument('--out', required=True, metavar='DIR', help='new folder for the model, metrics.json, history.csv and report.html')
     for o in (d, f): _train_options(o)
 
+# %% ../nbs/19_cli.ipynb #e8b29d90
 def _use_commands(add):
     r = add('predict', _predict, 'predict items with a saved model')
     r.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     r.add_argument('items', nargs='+', metavar='ITEMS', help='items, or one file or folder of them')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
+
+def _judge_commands(add):
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
@@ -415,7 +434,6 @@ def _use_commands(add):
     o.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     o.add_argument('--out', required=True, metavar='FILE', help='.onnx')
     o.add_argument('--int8', action='store_true', help='weights of linear layers in 8 bits (transformers networks)')
-
 
 # %% ../nbs/19_cli.ipynb #a67f8452
 def _parser():
@@ -429,6 +447,7 @@ def _parser():
         return s
     _train_commands(add)
     _use_commands(add)
+    _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
     add('checkpoints', _checkpoints, 'pretrained models that are known by name')
     return p
@@ -453,6 +472,7 @@ def _quiet_others():
             for o in (contextlib.redirect_stdout, contextlib.redirect_stderr): quiet.enter_context(o(away))
         yield
 
+# %% ../nbs/19_cli.ipynb #0fc6ba4d
 def main(
     argv:list|None=None, # The words after `sft_nb`; None: those of the process
 )->int: # 0, 2 after a mistake of the user, 130 after Ctrl-C
