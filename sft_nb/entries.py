@@ -49,8 +49,11 @@ def _append(self:_Writer, k, t, keep):
     self.files[k].write(rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 @patch
-def close(self:_Writer, order=None, **more):
-    "Force the files to disk, and describe them; `order`: numbers of the rows as they were added"
+def close(self:_Writer,
+    order=None, # Numbers of the rows as they were added; None: as they were given
+    **more, # What else the description says
+):
+    "Force the files to disk, and describe them"
     if order is not None: np.save(self.folder/'place.npy', np.argsort(order), allow_pickle=False)
     for f in self.files.values():
         f.flush()

@@ -163,7 +163,12 @@ class _Column(extensions.ExtensionArray):
 
 # %% ../nbs/01b_lazy.ipynb #4e55983d
 @patch
-def take(self:_Column, indices, *, allow_fill=False, fill_value=None):
+def take(self:_Column,
+    indices, # Numbers of cells
+    *, allow_fill:bool=False, # -1 stands for an open cell; else for the last one
+    fill_value=None, # What fills an open cell; None: it is empty
+):
+    "Some cells, as pandas takes them"
     at = extensions.take(np.arange(len(self)), np.asarray(indices, dtype=np.int64), allow_fill=allow_fill, fill_value=-1)
     if _missing(fill_value) or not (at<0).any(): return self._with(np.append(self.idxs, -1)[at])
     return LazyArray(_Joined([self, LazyArray(_Held([fill_value]))]), idxs=np.where(at<0, len(self), at))
