@@ -93,7 +93,8 @@ def labels(self:SpeechCoder,
 )->list: # One list of tokens a text
     "Targets, with the prompt behind the start token and the end token for a Whisper"
     if self.kind=='whisper':
-        return [[*self.prompt[1:], *o, self.tokenizer.eos_token_id] for o in (self.tokenizer(' '+str(t).strip(), add_special_tokens=False)['input_ids'] for t in texts)]
+        said = [self.tokenizer(' '+str(o).strip(), add_special_tokens=False, split_special_tokens=True)['input_ids'] for o in texts]
+        return [[*self.prompt[1:], *o, self.tokenizer.eos_token_id] for o in said]
     return [[t for t in self.tokenizer(self.spelled(o))['input_ids'] if t!=self.tokenizer.unk_token_id] for o in map(str, texts)]
 
 # %% ../nbs/05i_speech_data.ipynb #75e24cbe

@@ -76,7 +76,8 @@ def labels(
 )->list: # One list of tokens a target, the end token included
     "Tokenise targets as targets, and cut what is too long"
     if not len(texts): return []
-    return self.tokenizer(text_target=list(map(str, texts)), return_attention_mask=False, truncation=True, max_length=self.max_target_length)['input_ids']
+    how = dict(return_attention_mask=False, truncation=True, max_length=self.max_target_length, split_special_tokens=True)
+    return self.tokenizer(text_target=list(map(str, texts)), **how)['input_ids']
 
 # %% ../nbs/05h_translation_data.ipynb #f8d10002
 @patch
