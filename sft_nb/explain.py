@@ -142,14 +142,19 @@ class _Explainer:
 
 # %% ../nbs/13_explain.ipynb #594299fa
 @patch
-def score(self:_Explainer, batch): return _scaled(self.model, self.model(*batch))
+def score(self:_Explainer, batch):
+    "Class scores of a batch, after the temperature"
+    return _scaled(self.model, self.model(*batch))
 
 @patch
 def scores(self:_Explainer, batch):
+    "The same, without gradients"
     with torch.no_grad(): return self.score(batch)
 
 @patch
-def probabilities(self:_Explainer, z): return z.sigmoid() if self.spec.multi_label else z.softmax(-1)
+def probabilities(self:_Explainer, z):
+    "Of each class, `(batch, classes)`"
+    return z.sigmoid() if self.spec.multi_label else z.softmax(-1)
 
 @patch
 def values(self:_Explainer, batch, at, cls):
@@ -169,6 +174,7 @@ def _special(tok):
 
 @patch(as_prop=True)
 def tokenizer(self:_Explainer):
+    "That of the text input"
     from sft_nb.texts import text_coder
     return text_coder(self.spec).tokenizer
 

@@ -215,7 +215,9 @@ class SumScores:
     def __init__(self,
         sums:np.ndarray, # `(rows, k)`: what is added
         score, # `(k,)` sums -> {metric: number}
-    ): self.sums,self.score = np.asarray(sums, dtype=float),score
+    ):
+        if not len(sums): raise DataError("There are no rows to score. Pass at least one target with its prediction.")
+        self.sums,self.score = np.asarray(sums, dtype=float),score
     def __call__(self, weights):
         each = [self.score(o) for o in np.asarray(weights)@self.sums]
         return {k:np.array([o[k] for o in each], dtype=float) for k in each[0]}

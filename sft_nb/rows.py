@@ -34,6 +34,8 @@ class BadRows(DataError):
         lines = [f'  {o.row}: {o.problem}' for o in problems.head(20).itertuples()]
         if n>20: lines.append(f'  and {n-20:,} more')
         super().__init__('\n'.join([f"{n:,} problem{'s' if n>1 else ''} in {what}:", *lines, hint]))
+        self.asked = problems,what,hint
+    def __reduce__(self): return type(self),self.asked
 
 # %% ../nbs/02a_rows.ipynb #fd722eb7
 def _decode(path):
@@ -142,20 +144,24 @@ _READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_
 # %% ../nbs/02a_rows.ipynb #b134e4ba
 def _is_hf(source, kind='Dataset'): return type(source).__module__.split('.')[0]=='datasets' and kind in type(source).__name__
 
+def _class_name(v, f): return None if v is None or v<0 else f.int2str(v)
+
+def _hf_cells(ds, k, f):
+    "Cells of a column; numbers of classes as their names"
+    from datasets import ClassLabel
+    inner = getattr(f, 'feature', None)
+    with _utf8(f'A cell of column {k!r}'): cells = list(ds[k])
+    if isinstance(f, ClassLabel): return [_class_name(v, f) for v in cells]
+    if isinstance(inner, ClassLabel): return [v if v is None else [_class_name(o, inner) for o in v] for v in cells]
+    return cells
+
 def _read_hf(ds):
-    from datasets import ClassLabel, Image, Audio
+    from datasets import Image, Audio
     if 'Iterable' in type(ds).__name__:
         raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take rows: Dataset.from_list(list(ds.take(1000))).")
     for k,f in ds.features.items():
         if isinstance(f, (Image,Audio)): ds = ds.cast_column(k, type(f)(decode=False))
-    cols = {}
-    for k,f in ds.features.items():
-        inner = getattr(f, 'feature', None)
-        cols[k] = [_class_name(v, f) for v in ds[k]] if isinstance(f, ClassLabel) else \
-            [[_class_name(o, inner) for o in v] for v in ds[k]] if isinstance(inner, ClassLabel) else list(ds[k])
-    return _read_frame(pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in cols.items()}))
-
-def _class_name(v, f): return None if v is None or v<0 else f.int2str(v)
+    return _read_frame(pd.DataFrame({k:pd.Series(_hf_cells(ds, k, f), dtype=object) for k,f in ds.features.items()}))
 
 # %% ../nbs/02a_rows.ipynb #ca01f9af
 def _read_hf_dict(dss):
@@ -352,7 +358,7 @@ def _label(v):
 def _labels(v, delim):
     "A list of class names, each once; None where the cell is empty"
     if isinstance(v, (list,tuple,set,np.ndarray)):
-        return list(dict.fromkeys(_label(o) for o in (sorted(v) if isinstance(v, set) else v) if not _blank(o)))
+        return list(dict.fromkeys(_label(o) for o in (sorted(v, key=str) if isinstance(v, set) else v) if not _blank(o)))
     if _blank(v): return None
     parts = _label(v).split(delim) if delim else [_label(v)]
     return list(dict.fromkeys(o.strip() for o in parts if o.strip())) or None
