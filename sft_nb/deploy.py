@@ -1,7 +1,8 @@
 """`export_onnx` writes a model as one ONNX file that runs without PyTorch
 
 A saved folder needs this package to predict. An ONNX file needs a runtime, which is there for servers, phones and browsers. The file has the scores of the classes as
-its output, and carries the names of the classes and the settings of the input as metadata.
+its output (of a calibrated model divided by its temperature, so that a softmax gives the same probabilities as `predict`), and carries the names of the classes and the
+settings of the input as metadata.
 
 Docs: https://sft-nb.github.io/sft_nb/deploy.html.md"""
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from .core import *
-from .evaluate import _parts
+from .evaluate import _parts, _scaled
 
 # %% ../nbs/16a_deploy.ipynb #3d695d77
 class ExportError(SftError): "A model that cannot be written as ONNX, or whose file says something else"
@@ -28,8 +29,9 @@ class _ByName(nn.Module):
     def __init__(self, model, names):
         super().__init__()
         self.model,self.names = model,names
-    def forward(self, *xs): return self.model(dict(zip(self.names, xs)) if 'input_ids' in self.names else xs[0])
+    def forward(self, *xs): return _scaled(self.model, self.model(dict(zip(self.names, xs)) if 'input_ids' in self.names else xs[0]))
 
+# %% ../nbs/16a_deploy.ipynb #15bf803b
 def _inputs(model, spec):
     "name -> example of two items"
     if spec.task.name not in _OFFERED:
@@ -55,6 +57,7 @@ def _others(inputs):
     out['attention_mask'][0,-4:] = 0
     return out
 
+# %% ../nbs/16a_deploy.ipynb #f50a85d6
 def _run(path, inputs):
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
@@ -88,6 +91,17 @@ def _quantise(path, spec):
     return out
 
 # %% ../nbs/16a_deploy.ipynb #74f0b81d
+def _write(net, spec, inputs, work, int8, tolerance, path):
+    "Export, check, describe, and move into place"
+    file,named = work/'model.onnx',_ByName(net, list(inputs)).eval()
+    program = torch.onnx.export(named, tuple(inputs.values()), dynamo=True, dynamic_shapes=(_dynamic(inputs),), input_names=list(inputs), output_names=['scores'], verbose=False)
+    program.save(str(file), external_data=False)
+    _check_same(named, file, inputs, tolerance)
+    if int8: file = _quantise(file, spec)
+    _describe_file(file, spec)
+    os.replace(file, path)
+
+# %% ../nbs/16a_deploy.ipynb #d161d850
 def export_onnx(
     model, # `SFTLearner` or `Predictor`
     path:str|Path, # File to write, *.onnx; an existing one is replaced
@@ -98,7 +112,7 @@ def export_onnx(
     for name in ('onnx', 'onnxscript', 'onnxruntime'): need(name, 'export')
     net,spec = _parts(model)
     path = Path(path)
-    if path.suffix!='.onnx': raise ExportError(f"{path} has the ending {path.suffix!r}. Valid: .onnx.")
+    if path.suffix.lower()!='.onnx': raise ExportError(f"{path} has the ending {path.suffix!r}. Valid: .onnx.")
     inputs,was,device = _inputs(net, spec),net.training,next(net.parameters()).device
     if int8 and spec.checkpoint.kind!='hf': _quantise(path, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +120,3 @@ def export_onnx(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as work: _write(net.plain().cpu().eval(), spec, inputs, Path(work), int8, tolerance, path)
     finally: net.to(device).train(was)
     return path
-
-def _write(net, spec, inputs, work, int8, tolerance, path):
-    file,named = work/'model.onnx',_ByName(net, list(inputs)).eval()
-    program = torch.onnx.export(named, tuple(inputs.values()), dynamo=True, dynamic_shapes=(_dynamic(inputs),), input_names=list(inputs), output_names=['scores'], verbose=False)
-    program.save(str(file), external_data=False)
-    _check_same(named, file, inputs, tolerance)
-    if int8: file = _quantise(file, spec)
-    _describe_file(file, spec)
-    os.replace(file, path)
