@@ -13,8 +13,10 @@ __all__ = ['PictureError', 'read_picture', 'check_pictures', 'PictureTransform',
 
 # %% ../nbs/03a_pictures.ipynb #e5e1e4aa
 import io, math, os, random
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,7 +27,7 @@ from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
 from .core import *
-from .data import DataSpec, _batch_size, _targets
+from .data import DataSpec, _batch_size, _is_whole, _targets
 from .lazy import column_cells
 
 # %% ../nbs/03a_pictures.ipynb #58dd345b
@@ -41,7 +43,7 @@ def _picture_error(problem, message):
     e.args = (message,)
     return e
 
-# %% ../nbs/03a_pictures.ipynb #4a88b5fc
+# %% ../nbs/03a_pictures.ipynb #710e2b66
 _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'RIFF', b'II*\0', b'MM\0*')
 
 def _reason(e, start, size):
@@ -64,7 +66,6 @@ def _eight_bits(im):
     top = next((t for t in ((1,255) if im.mode=='F' else (65535,)) if most<=t), most)
     return Image.fromarray((a.clip(0).astype(np.float64)*(255/top)+.5).astype(np.uint8))
 
-# %% ../nbs/03a_pictures.ipynb #21523021
 def _upright(im):
     try: return ImageOps.exif_transpose(im)
     except Exception: return im # EXIF data that cannot be parsed say nothing about the pixels
@@ -79,20 +80,18 @@ def _to_rgb(im):
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
-# %% ../nbs/03a_pictures.ipynb #993f7e4c
-def _eight_bit_array(a):
-    "Numbers of any kind as `uint8`"
-    if a.dtype.kind not in 'buif': raise PictureError(f'an array of {a.dtype} is not a picture')
-    if a.dtype.kind=='f': a = np.nan_to_num(a)
-    if a.dtype==bool or a.dtype.kind=='f' and a.max()<=1: a = a*255.
-    if a.dtype==np.uint16: a = a/257
-    return (a+.5 if a.dtype.kind=='f' else a).clip(0, 255).astype(np.uint8)
-
+# %% ../nbs/03a_pictures.ipynb #a2cbb350
 def _from_array(a):
     if a.ndim==3 and a.shape[0] in (1,3,4) and a.shape[2] not in (1,3,4): a = a.transpose(1,2,0)
     if a.ndim==3 and a.shape[2]==1: a = a[...,0]
     if a.ndim not in (2,3) or a.ndim==3 and a.shape[2] not in (2,3,4) or 0 in a.shape: raise PictureError(f'an array of shape {a.shape} is not a picture')
-    return Image.fromarray(_eight_bit_array(a))
+    if a.dtype.kind not in 'biuf': raise PictureError(f'an array of {a.dtype} is not a picture')
+    if a.dtype==bool: a = a.astype(np.uint8)*255
+    if a.dtype==np.uint16: a = (a/257+.5).astype(np.uint8)
+    if a.dtype.kind=='f':
+        a = np.nan_to_num(a.astype(np.float64))
+        a = a*(255 if a.max()<=1 else 1)+.5
+    return Image.fromarray(a.clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/03a_pictures.ipynb #ed2c02d8
 def _decoded(im, name, start, size):
@@ -104,16 +103,16 @@ def _read_file(path):
         with open(path, 'rb') as f: return f.read()
     except FileNotFoundError: raise PictureError('is missing', str(path)) from None
     except IsADirectoryError: raise PictureError('is a folder', str(path)) from None
-    except OSError as e: raise PictureError(f'cannot be read ({e.strerror})', str(path)) from e
+    except (OSError,ValueError) as e: raise PictureError(f'cannot be read ({getattr(e, "strerror", e)})', str(path)) from e
 
-# %% ../nbs/03a_pictures.ipynb #15fdc039
+# %% ../nbs/03a_pictures.ipynb #0038927a
 def read_picture(
     picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
 )->Image.Image: # RGB, 8 bits a channel
     "Read a picture as a viewer shows it"
     if isinstance(picture, dict): picture = picture.get('bytes') or picture.get('path')
-    if isinstance(picture, torch.Tensor): picture = (picture.float() if picture.is_floating_point() else picture).numpy(force=True)
-    if isinstance(picture, np.ndarray): picture = _from_array(picture)
+    if isinstance(picture, torch.Tensor): picture = (picture.float() if picture.dtype==torch.bfloat16 else picture).numpy(force=True)
+    if isinstance(picture, np.ndarray): return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image): return _decoded(picture, 'the picture', b'', None)
     if isinstance(picture, (bytes,bytearray)): name,data = None,bytes(picture)
     elif isinstance(picture, (str,os.PathLike)): name,data = str(picture),_read_file(picture)
@@ -127,6 +126,15 @@ def _problem(picture):
     try: read_picture(picture)
     except PictureError as e: return e.problem
 
+def _in_turn(pool, f, items, ahead=64):
+    "As `pool.map`, with no more than `ahead` items taken in advance: they may be read from a file as they are taken"
+    waiting = deque()
+    for o in items:
+        waiting.append(pool.submit(f, o))
+        if len(waiting)>=ahead: yield waiting.popleft().result()
+    while waiting: yield waiting.popleft().result()
+
+# %% ../nbs/03a_pictures.ipynb #5fb8b475
 def check_pictures(
     pictures, # Rows with a column `image`, or a Series or list of what `read_picture` takes
 )->list: # (index, problem) of those that cannot be read
@@ -134,7 +142,7 @@ def check_pictures(
     if isinstance(pictures, pd.DataFrame): pictures = pictures['image']
     index = list(pictures.index) if isinstance(pictures, pd.Series) else range(len(pictures))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(progress(pool.map(_problem, pictures), 'Checking pictures', total=len(index), unit='picture'))
+        found = list(progress(_in_turn(pool, _problem, pictures), 'Checking pictures', total=len(index), unit='picture'))
     return [(i,p) for i,p in zip(index, found) if p]
 
 # %% ../nbs/03a_pictures.ipynb #c59b3695
@@ -158,7 +166,7 @@ def _squish(im, size, method, crop_pct): return im.resize((size,size), method)
 
 _RESIZE = dict(crop=_crop, pad=_pad, squish=_squish)
 
-# %% ../nbs/03a_pictures.ipynb #f02f95cc
+# %% ../nbs/03a_pictures.ipynb #fcde3a39
 @dataclass(frozen=True)
 class PictureTransform:
     "From whatever `read_picture` takes to an RGB square; the same picture always gives the same square"
@@ -170,7 +178,9 @@ class PictureTransform:
     resize:str='crop' # 'crop', 'pad' or 'squish'
 
     def __post_init__(self):
-        if not isinstance(self.size, int) or not 8<=self.size<=4096: raise DataError(f"size={self.size!r}: expected a side of 8 to 4096 pixels.")
+        if not isinstance(self.size, Integral) or not 8<=self.size<=4096: raise DataError(f"size={self.size!r}: expected a side of 8 to 4096 pixels.")
+        for k,kind in dict(size=int, mean=tuple, std=tuple).items(): object.__setattr__(self, k, kind(getattr(self, k)))
+        if not self.crop_pct>0: raise DataError(f"crop_pct={self.crop_pct!r}: expected a share above 0.")
         if self.resize not in _RESIZE: raise DataError(f"resize={self.resize!r}.{near(self.resize, _RESIZE)}")
         if self.interpolation.upper() not in Image.Resampling.__members__:
             raise DataError(f"interpolation={self.interpolation!r}.{near(self.interpolation, [o.lower() for o in Image.Resampling.__members__])}")
@@ -205,10 +215,10 @@ def _last_line(e):
 def _num_workers(num_workers, n):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if num_workers is None: return 0 if cpus<=2 or n<500 else min(8, cpus)
-    if not isinstance(num_workers, int) or num_workers<0: raise DataError(f"num_workers={num_workers!r}: expected a whole number from 0 up.")
-    return num_workers
+    if not _is_whole(num_workers, 0): raise DataError(f"num_workers={num_workers!r}: expected a whole number from 0 up.")
+    return int(num_workers)
 
-# %% ../nbs/03a_pictures.ipynb #47afd3e6
+# %% ../nbs/03a_pictures.ipynb #b925f608
 _MILD = dict(do_flip=False, max_rotate=10., max_zoom=1.1, max_lighting=.2, max_warp=.1, p_affine=.75)
 
 def _augmentation(augment):
@@ -241,13 +251,12 @@ def picture_transform(
 def _batch_tfms(square, augment=()):
     return [IntToFloatTensor(), *augment, Normalize.from_stats(square.mean, square.std, cuda=False)]
 
-# %% ../nbs/03a_pictures.ipynb #6cfd5cbb
+# %% ../nbs/03a_pictures.ipynb #839bf8a2
 def _loader(dset, bs, workers, batch_tfms, seed, **kw):
     dl = _PictureDL(dset, bs=bs, num_workers=workers, after_item=[ToTensor()], after_batch=batch_tfms, **kw)
     dl.rng = random.Random(seed)
     return dl
 
-# %% ../nbs/03a_pictures.ipynb #839bf8a2
 def picture_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
     batch_size:int|None=None, # None: 64, or less where there are few items
@@ -266,7 +275,7 @@ def picture_loaders(
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
 
-# %% ../nbs/03a_pictures.ipynb #71bc03f3
+# %% ../nbs/03a_pictures.ipynb #83f25dd7
 def picture_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `image`
@@ -306,7 +315,12 @@ def _add_normalize(dls, stats):
     norm = next(t for t in dls.train.after_batch.fs if isinstance(t, Normalize))
     return [[float(v) for v in o.flatten()] for o in (norm.mean, norm.std)]
 
-# %% ../nbs/03a_pictures.ipynb #c6fe6dd6
+def _resize_of(dl):
+    "How fastai's `Resize` maps onto ours"
+    method = next((getattr(t, 'method', None) for t in dl.after_item.fs if type(t).__name__=='Resize'), None)
+    return dict(squish='squish', pad='pad').get(method, 'crop')
+
+# %% ../nbs/03a_pictures.ipynb #30eb4ac6
 def _rows_of(dls, task, vocab):
     "Rows of fastai's own data sets, in their order"
     rows = []
@@ -320,13 +334,16 @@ def _rows_of(dls, task, vocab):
             rows.append((where, o, label, name, where))
     return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in zip(('item','image',task.target,'split','row'), zip(*rows))})
 
-# %% ../nbs/03a_pictures.ipynb #7b60f64f
-def _resize_of(dl):
-    "How fastai's `Resize` maps onto ours"
-    method = next((getattr(t, 'method', None) for t in dl.after_item.fs if type(t).__name__=='Resize'), None)
-    return dict(squish='squish', pad='pad').get(method, 'crop')
+# %% ../nbs/03a_pictures.ipynb #52a35584
+def _one_batch(dl):
+    "Pictures and targets of a batch, their shapes checked"
+    batch = dl.one_batch()
+    if len(batch)!=2: raise DataError(f"A batch has {len(batch)} parts; expected pictures and their classes.")
+    xb,yb = batch
+    if xb.ndim!=4 or xb.shape[1]!=3: raise DataError(f"A batch has shape {tuple(xb.shape)}; expected (batch, 3, height, width).")
+    if yb.ndim>2: raise DataError(f"Targets have shape {tuple(yb.shape)}; expected one class an item, or a row of 0 and 1.")
+    return xb,yb
 
-# %% ../nbs/03a_pictures.ipynb #7264c855
 def spec_from_dls(
     dls, # fastai DataLoaders of pictures with one class or several; normalisation is added where there is none
     task:Task, # The image task
@@ -338,8 +355,7 @@ def spec_from_dls(
     vocab = getattr(dls, 'vocab', None)
     if vocab is None:
         raise DataError("These DataLoaders have no classes (`dls.vocab`). Build them with fastai's CategoryBlock or MultiCategoryBlock, or use load_data.")
-    xb,yb = (dls.valid if len(dls.valid_ds) else dls.train).one_batch()
-    if xb.ndim!=4 or xb.shape[1]!=3: raise DataError(f"A batch has shape {tuple(xb.shape)}; expected (batch, 3, height, width).")
+    xb,yb = _one_batch(dls.valid if len(dls.valid_ds) else dls.train)
     ckpt = open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained)
     p,vocab = ckpt.preprocess,[str(v) for v in vocab]
     mean,std = _add_normalize(dls, (p['mean'], p['std']))
