@@ -215,9 +215,7 @@ class SumScores:
     def __init__(self,
         sums:np.ndarray, # `(rows, k)`: what is added
         score, # `(k,)` sums -> {metric: number}
-    ):
-        if not len(sums): raise DataError("There are no rows to score. Pass at least one target with its prediction.")
-        self.sums,self.score = np.asarray(sums, dtype=float),score
+    ): self.sums,self.score = np.asarray(sums, dtype=float),score
     def __call__(self, weights):
         each = [self.score(o) for o in np.asarray(weights)@self.sums]
         return {k:np.array([o[k] for o in each], dtype=float) for k in each[0]}
@@ -236,6 +234,7 @@ def bleu_sums(
     prediction, # Texts
 )->SumScores: # bleu, chrf: 0 to 100, as sacrebleu counts them
     "BLEU and chrF"
+    if not len(target): raise DataError("There are no texts to score. Pass at least one target with its prediction.")
     sacrebleu = need('sacrebleu', 'translation')
     def part(name, metric):
         stats = metric._extract_corpus_statistics(list(prediction), [list(target)])
