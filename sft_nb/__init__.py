@@ -48,6 +48,7 @@ Modules:
 - `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
 - `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
+- `sft_nb.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
 - `sft_nb.splits`: `DataSpec`: the rows of a data set and what is known of them; which rows train, validate and test
 - `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
 - `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
