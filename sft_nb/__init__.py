@@ -58,7 +58,7 @@ Modules:
 - `sft_nb.sequences`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
 - `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
 - `sft_nb.small_nets`: A Whisper, a wav2vec2 and a Marian in miniature, with random weights, made on the spot
-- `sft_nb.sounds`: Sound files of any rate → checked mono samples, players and spectrograms
+- `sft_nb.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
 - `sft_nb.speech_data`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.splits`: `DataSpec`: the rows of a data set and what is known of them; which rows train, validate and test
 - `sft_nb.states`: A tree of plain values and tensors as two files that are there wholly or not at all

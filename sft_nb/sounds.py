@@ -1,4 +1,4 @@
-"""Sound files of any rate → checked mono samples, players and spectrograms
+"""Sound files of any rate become checked mono samples, players and spectrograms
 
 Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the
 model. Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
@@ -12,7 +12,7 @@ __all__ = ['read_sound', 'sound_seconds', 'sound_problem', 'check_sounds', 'leng
            'show_sounds']
 
 # %% ../nbs/03c_sounds.ipynb #bafece2b
-import base64, html, io, sys
+import base64, html, io, math, sys
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import *
@@ -20,27 +20,27 @@ from .core import *
 # %% ../nbs/03c_sounds.ipynb #e14880b8
 def _unread(sound, e): return DataError(f"{_where(sound)} cannot be read as sound: {str(getattr(e, 'error_string', e)).strip(' .')}. Convert it to wav, flac, ogg or mp3.")
 def _where(sound): return str(sound) if isinstance(sound, (str,Path)) else f'{len(sound):,} bytes' if isinstance(sound, bytes) else f'a {type(sound).__name__}'
-def _source(sound): return io.BytesIO(sound) if isinstance(sound, bytes) else str(sound)
 
-# %% ../nbs/03c_sounds.ipynb #3dc8c9ff
+def _scaled(x, rate):
+    "Samples as float32, -1 to 1 where they were whole numbers"
+    if x.ndim not in (1,2) or x.dtype.kind not in 'biuf' or not 0<rate<math.inf:
+        raise DataError(f"Samples of shape {x.shape} ({x.dtype}) at {rate} Hz are no sound. Expected numbers, (time,) or (time, channel), and a rate above 0.")
+    if x.ndim==2 and x.shape[1]>64: raise DataError(f"Samples of shape {x.shape} have {x.shape[1]:,} channels. Expected (time, channel): turn them by .T.")
+    if x.dtype.kind not in 'iu': return x.astype(np.float32)
+    half = 2.**(8*x.dtype.itemsize-1)
+    return ((x-half*(x.dtype.kind=='u'))/half).astype(np.float32)
+
 def _given(sound):
     "(samples, rate) where they are given as such, else None"
     if isinstance(sound, dict) and 'array' in sound: sound = (sound['array'], sound.get('sampling_rate'))
     if isinstance(sound, (str,Path,bytes)): return None
-    if not isinstance(sound, (tuple,list)) or len(sound)!=2 or not isinstance(sound[1], (int,float,np.number)):
+    if not isinstance(sound, (tuple,list)) or len(sound)!=2 or isinstance(sound[1], bool) or not isinstance(sound[1], (int,float,np.number)):
         raise DataError(f"{_where(sound)} is no sound. Valid: a file, its bytes, (samples, rate), or a dict with 'array' and 'sampling_rate'.")
-    x,rate = np.asarray(sound[0]),sound[1]
-    if x.ndim not in (1,2) or not 0<rate<float('inf'): raise DataError(f"Samples of shape {x.shape} at {rate} Hz are no sound. Expected (time,) or (time, channel), and a rate above 0.")
-    if x.dtype.kind not in 'iuf': raise DataError(f"Samples of kind {x.dtype} are no sound. Expected floats from -1 to 1, or whole numbers.")
-    return _scaled(x),rate
-
-def _scaled(x):
-    "Samples as float32; whole numbers from -1 to 1, unsigned ones around their middle"
-    if x.dtype.kind=='f': return x.astype(np.float32)
-    half = (np.iinfo(x.dtype).max+1)/2 if x.dtype.kind=='u' else np.iinfo(x.dtype).max+1
-    return ((x-half if x.dtype.kind=='u' else x)/half).astype(np.float32)
+    return _scaled(np.asarray(sound[0]), sound[1]),sound[1]
 
 # %% ../nbs/03c_sounds.ipynb #8929a116
+def _source(sound): return io.BytesIO(sound) if isinstance(sound, bytes) else str(sound)
+
 def _samples(sound):
     "Samples `(time,)` or `(time, channel)` as they are stored, and their rate"
     given = _given(sound)
@@ -49,7 +49,6 @@ def _samples(sound):
     try: return sf.read(_source(sound), dtype='float32')
     except (sf.SoundFileError, OSError, TypeError) as e: raise _unread(sound, e) from e
 
-# %% ../nbs/03c_sounds.ipynb #b33be87a
 def read_sound(
     sound, # File, bytes of one, (samples, rate), or dict with `array` and `sampling_rate`
     rate:int=16000, # Rate of the result, Hz
@@ -60,8 +59,6 @@ def read_sound(
     return np.ascontiguousarray(x if was==rate else need('soxr', 'speech').resample(x, was, rate), dtype=np.float32)
 
 # %% ../nbs/03c_sounds.ipynb #ccc7c84a
-_QUIET = 1e-4
-
 def sound_seconds(
     sound, # As `read_sound` takes it
 )->float: # Seconds
@@ -72,8 +69,11 @@ def sound_seconds(
     try: return sf.info(_source(sound)).duration
     except (sf.SoundFileError, OSError, TypeError) as e: raise _unread(sound, e) from e
 
-# %% ../nbs/03c_sounds.ipynb #6d94ff22
+# %% ../nbs/03c_sounds.ipynb #b9efa45c
+_QUIET = 1e-4
+
 def _content_problem(sound):
+    "What is wrong with the samples"
     x,rate = _samples(sound)
     if not len(x): return 'is empty: it has no samples'
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
@@ -94,7 +94,6 @@ def sound_problem(
         return _content_problem(sound)
     except DataError as e: return str(e).removeprefix(f'{_where(sound)} ').rstrip('.')
 
-# %% ../nbs/03c_sounds.ipynb #3e0aa1cc
 def check_sounds(
     rows:pd.DataFrame, # With a column `audio`
     longest:float=30., # Seconds that the model can hear
@@ -110,7 +109,8 @@ def lengths_line(
 )->str: # For instance '414 sounds, 12.3 minutes: 0.6 to 9.0 s, half of them below 1.3 s'
     "How long sounds are, in one line"
     s = np.asarray(seconds, dtype=float)
-    return f"{len(s):,} sounds, {s.sum()/60:.1f} minutes: {s.min():.1f} to {s.max():.1f} s, half of them below {np.median(s):.1f} s"
+    if not len(s): return 'no sounds'
+    return f"{len(s):,} sound{'s'*(len(s)>1)}, {s.sum()/60:.1f} minutes: {s.min():.1f} to {s.max():.1f} s, half of them below {np.median(s):.1f} s"
 
 # %% ../nbs/03c_sounds.ipynb #068b8ace
 def spectrogram_png(
@@ -121,19 +121,24 @@ def spectrogram_png(
 )->bytes: # A PNG
     "Power over time and frequency, 60 dB from dark to light"
     import matplotlib.image, torch
-    hop = max(rate//100, len(x)//width+1)
+    x = np.asarray(x, dtype=np.float32)
+    x = np.pad(x, (0, max(0, 2*height-len(x))))
+    hop = max(int(rate)//100, len(x)//width+1)
     power = torch.stft(torch.as_tensor(x), 2*height, hop, window=torch.hann_window(2*height), return_complex=True).abs()[1:]**2
     db = 10*(power/power.max().clamp(min=1e-12)).clamp(min=1e-6).log10().numpy()
     out = io.BytesIO()
     matplotlib.image.imsave(out, db[::-1], vmin=-60, vmax=0, cmap='magma', format='png')
     return out.getvalue()
 
-# %% ../nbs/03c_sounds.ipynb #8d5d6e7c
+# %% ../nbs/03c_sounds.ipynb #6646f9f2
 def _data(kind, content): return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
+_MP3_RATES = (8000,11025,12000,16000,22050,24000,32000,44100,48000)
+
 def _mp3(x, rate):
-    out = io.BytesIO()
-    need('soundfile', 'speech').write(out, x, rate, format='MP3')
+    "An mp3, at the nearest rate that there is for one"
+    out,best = io.BytesIO(),min(_MP3_RATES, key=lambda o: abs(o-rate))
+    need('soundfile', 'speech').write(out, read_sound((x,rate), best), best, format='MP3')
     return out.getvalue()
 
 # %% ../nbs/03c_sounds.ipynb #340a4bf3
@@ -150,7 +155,7 @@ class Sound:
         return (f'<audio controls preload="none" style="height:2em;width:15em;display:block" src="{_data("audio/mpeg", _mp3(self.samples, self.rate))}"></audio>'
                 f'<img alt="spectrogram, {len(self)/self.rate:.2f} s" style="height:4em;width:15em" src="{picture}">')
 
-# %% ../nbs/03c_sounds.ipynb #11ca5ad4
+# %% ../nbs/03c_sounds.ipynb #bbda7943
 def show_sounds(
     sounds, # `Sound`s
     columns:dict, # Name -> one text a sound
