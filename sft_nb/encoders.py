@@ -15,12 +15,13 @@ import inspect, itertools, json, math
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
+from fastcore.basics import patch
 import torch
 from torch import nn
 import torch.nn.functional as F
 from .core import *
 from .groups import *
-from .texts import _causal, _config, text_coder
+from .texts import POOLINGS, _causal, _config, text_coder
 
 # %% ../nbs/05a_encoders.ipynb #e78f6d7a
 def pool_tokens(
@@ -31,9 +32,10 @@ def pool_tokens(
     "One vector a text"
     if how=='cls': return hidden[:,0]
     if how=='last': return hidden[torch.arange(len(hidden), device=hidden.device),(mask.cumsum(1)*mask).argmax(1)]
+    if how not in ('mean','max'): raise HeadError(f"pooling={how!r}.{near(how, POOLINGS)}")
     on = mask.unsqueeze(-1).to(hidden.dtype)
     if how=='max': return hidden.masked_fill(on==0, -torch.inf).amax(1)
-    return (hidden*on).sum(1)/on.sum(1).clamp(min=1e-9)
+    return (hidden*on).sum(1)/on.sum(1).clamp(min=1)
 
 # %% ../nbs/05a_encoders.ipynb #66cd24bf
 def _prefix(net): return net.base_model_prefix+'.' if hasattr(net, net.base_model_prefix) else ''
@@ -53,14 +55,26 @@ def _first_runs(net, body, example):
     def seen(name):
         def hook(*_): at.setdefault(name, next(count))
         return hook
+    was = [m for m in net.modules() if m.training]
     hooks = [m.register_forward_pre_hook(seen(n)) for n,m in body.named_modules()]
     try:
         with torch.no_grad(): net.eval()(**example)
     finally:
         for o in hooks: o.remove()
+        for m in was: m.training = True
     return at
 
 # %% ../nbs/05a_encoders.ipynb #c30a9a1c
+def _group_of(name, prefix, layers, at):
+    "The group of a parameter: the last layer that runs before its module, where it is in none"
+    short = name[len(prefix):]
+    if not name.startswith(prefix) or prefix and short.startswith('pooler.'): return 'head'
+    inside = next((o for o in layers if short.startswith(o+'.')), None)
+    if inside: return inside
+    when = at.get(short.rpartition('.')[0], -1)
+    return next((o for o in reversed(layers) if at.get(o, math.inf)<when), 'embeddings')
+
+# %% ../nbs/05a_encoders.ipynb #1ea048ef
 def text_groups(
     net:nn.Module, # A transformers model, with or without a classifier
     example:dict, # Inputs that are run once
@@ -73,14 +87,6 @@ def text_groups(
     out = {'embeddings':[], **{n:[] for n in layers}, 'head':[]}
     for n,_ in net.named_parameters(): out[_group_of(n, prefix, layers, at)].append(n)
     return out
-
-def _group_of(name, prefix, layers, at):
-    short = name[len(prefix):]
-    if not name.startswith(prefix) or prefix and short.startswith('pooler.'): return 'head'
-    inside = next((o for o in layers if short.startswith(o+'.')), None)
-    if inside: return inside
-    when = at.get(short.rpartition('.')[0], -1)
-    return next((o for o in reversed(layers) if at.get(o, math.inf)<when), 'embeddings')
 
 # %% ../nbs/05a_encoders.ipynb #8dee709c
 class _Hidden(dict):
@@ -209,7 +215,8 @@ def _inner(m):
 
 # %% ../nbs/05a_encoders.ipynb #d737f099
 def _cuts(m):
-    "Pieces of the forward pass: between the groups where the family is known, else at the pooled vector, else none"
+    "Pieces of the forward pass: between the groups where the family is known, else at the pooled vector, else none; none without an example to check them by"
+    if not len(m.example): return []
     options = [_inner(m), [(0, _pooled), (len(m.groups)-1, _own_top)] if m.head is not None and len(m.groups)>1 else None]
     return next((o for o in options if o and _same(m, o)), [])
 
@@ -227,7 +234,14 @@ def _same(m, cuts):
 # %% ../nbs/05a_encoders.ipynb #018dec4e
 class TextModel(SFTModel):
     "A transformers network with pooling and a head, or with the classifier of the library"
-    def __init__(self, net, groups, head=None, example=(), pooling='mean', dropout=0.):
+    def __init__(self,
+        net:nn.Module, # A transformers model
+        groups:dict, # Group name -> names of parameters, as `SFTModel` takes them
+        head:nn.Module|None=None, # Output layer on the pooled vector; None: the classifier of the library
+        example:tuple=(), # One dict of inputs for two texts of different length; without it the network is not cut
+        pooling:str='mean', # One of `POOLINGS`
+        dropout:float=0., # Share of the pooled vector that is dropped while the head trains
+    ):
         super().__init__(net, groups, head, example)
         self.pooling,self.dropout = pooling,dropout
         self.more = dict(use_cache=False) if getattr(net.config, 'use_cache', None) else {}
@@ -238,16 +252,6 @@ class TextModel(SFTModel):
     def stages(self): return [(i,partial(f, self)) for i,f in self.cut]
     def features(self, x): return pool_tokens(self.net(**x, **self.more).last_hidden_state, x['attention_mask'], self.pooling)
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
-    def scores(self, border, h):
-        if border is not None: return self.suffix(border, h)
-        if self.cut and self.checkpointing: return self.suffix(0, h)
-        return self.net(**h, **self.more).logits if self.head is None else self.top(self.features(h))
-    def forward(self, *x):
-        border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
-        parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
-        if parts is None: return self.scores(border, h)
-        out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
-        return out[torch.cat([rows for rows,_ in parts]).argsort()]
 
 # %% ../nbs/05a_encoders.ipynb #68f908e4
 def _parts(mask, least=.25):
@@ -261,6 +265,22 @@ def _parts(mask, least=.25):
     if cost>(1-least)*n*size: return None
     return (order[:k+1], int(long[0])),(order[k+1:], int(long[k+1]))
 
+# %% ../nbs/05a_encoders.ipynb #44480f4f
+@patch
+def scores(self:TextModel, border, h):
+    "What the model says of inputs, or of what enters a border"
+    if border is not None: return self.suffix(border, h)
+    if self.cut and self.checkpointing: return self.suffix(0, h)
+    return self.net(**h, **self.more).logits if self.head is None else self.top(self.features(h))
+
+@patch
+def forward(self:TextModel, *x):
+    border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
+    parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
+    if parts is None: return self.scores(border, h)
+    out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
+    return out[torch.cat([rows for rows,_ in parts]).argsort()]
+
 # %% ../nbs/05a_encoders.ipynb #8a42e298
 def _no_pooler(spec):
     "Leave out the pooler, where the class of the model knows how"
@@ -271,10 +291,12 @@ def _no_pooler(spec):
 
 # %% ../nbs/05a_encoders.ipynb #e7a51675
 def _set_padding(spec, net, head):
+    "The number of the token that pads, where the config has none or the classifier of the library looks for it"
     config = net.config.get_text_config()
     if config.pad_token_id is None or head=='hf' and _causal(spec.checkpoint.arch): config.pad_token_id = text_coder(spec).pad_id
 
 def _check_size(ref, tokens, known):
+    "Every token has a vector"
     if tokens>known:
         raise CheckpointError(f"{ref}: its tokenizer knows {tokens:,} tokens, its network {known:,}. They belong to different models: copy both from one place.")
 
