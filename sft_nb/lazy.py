@@ -271,8 +271,9 @@ def parquet_frame(
     path, # A Parquet file
 )->pd.DataFrame: # Its columns, lazy where they are no numbers
     "A frame of a Parquet file that holds little of it"
-    rows = ArrowRows(unpack_parquet(path))
-    names = [o for o in rows.table.column_names if not o.startswith('__index_level_')]
+    with _utf8(f'The name of a column of {path}'):
+        rows = ArrowRows(unpack_parquet(path))
+        names = [o for o in rows.table.column_names if not o.startswith('__index_level_')]
     twice = next((o for o in names if names.count(o)>1), None)
     if twice: raise DataError(f"{path} has two columns {twice!r}. Rename one.")
     def column(c): return rows.table.column(c).to_pandas() if _is_small(rows.table.schema.field(c).type) else pd.Series(LazyArray(rows, c))
