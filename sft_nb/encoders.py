@@ -275,6 +275,7 @@ def scores(self:TextModel, border, h):
 
 @patch
 def forward(self:TextModel, *x):
+    "Class scores; in training a batch with a few long texts goes through in two parts"
     border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
     parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
     if parts is None: return self.scores(border, h)
