@@ -65,17 +65,6 @@ def _default_targets(net, names, kind):
     if kind!='ia3': return linear
     return [n for n in linear if _KEY_VALUE.search(n) or _DOWN.search(n)] or linear
 
-# %% ../nbs/09_adapters.ipynb #58953a24
-def _find_targets(net, names, targets):
-    "The adaptable layers that are meant; what is named and not adaptable is an error"
-    if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
-    else: hit = lambda n: any(n==t or n.endswith('.'+t) for t in targets)
-    try: found = [n for n in names if hit(n)]
-    except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
-    lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
-    if found and not lost: return found
-    raise _no_target(net, names, targets, lost)
-
 # %% ../nbs/09_adapters.ipynb #ce79df06
 def _no_target(net, names, targets, lost):
     "What is wrong with targets of which some are not found"
@@ -88,6 +77,17 @@ def _no_target(net, names, targets, lost):
 def _ends(names):
     "Names with numbers folded, each once"
     return ', '.join(dict.fromkeys(re.sub(r'\d+', '*', n) for n in names)) or 'none: no linear layer or convolution runs below the head'
+
+# %% ../nbs/09_adapters.ipynb #58953a24
+def _find_targets(net, names, targets):
+    "The adaptable layers that are meant; what is named and not adaptable is an error"
+    if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
+    else: hit = lambda n: any(n==t or n.endswith('.'+t) for t in targets)
+    try: found = [n for n in names if hit(n)]
+    except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
+    lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
+    if found and not lost: return found
+    raise _no_target(net, names, targets, lost)
 
 # %% ../nbs/09_adapters.ipynb #1520c917
 def _exact(names): return '|'.join(re.escape(n) for n in sorted(names))

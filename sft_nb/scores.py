@@ -14,6 +14,7 @@ __all__ = ['class_scores', 'class_metrics']
 from functools import partial
 import numpy as np
 from fastai.metrics import AccumMetric
+from .core import DataError
 
 # %% ../nbs/05g_scores.ipynb #9c92da27
 _SCORES = ('accuracy', 'precision', 'recall', 'f1')
@@ -26,6 +27,8 @@ def class_scores(
     "Accuracy, and macro precision, recall and F1; a class without rows or predictions counts 0, as in scikit-learn"
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
     target,prediction = np.asarray(target),np.asarray(prediction)
+    if not len(target) or target.shape!=prediction.shape:
+        raise DataError(f"Targets of shape {target.shape} and predictions of shape {prediction.shape} cannot be scored. Pass at least one row, and as many of both.")
     labels = None if n_classes is None else list(range(n_classes))
     p,r,f,_ = precision_recall_fscore_support(target, prediction, labels=labels, average='macro', zero_division=0)
     return dict(accuracy=float(accuracy_score(target, prediction)), precision=float(p), recall=float(r), f1=float(f))

@@ -164,19 +164,6 @@ def token_losses(
     loss = F.cross_entropy(scores.transpose(1, 2).float(), labels, ignore_index=-100, reduction='none')
     return loss.sum(1)/(labels!=-100).sum(1).clamp(min=1)
 
-# %% ../nbs/05b_sequences.ipynb #a969dad8
-@patch
-@torch.no_grad()
-def generate(self:SequenceModel,
-    h, # From `encode`, or inputs without labels
-)->Generated: # Tokens and their probability
-    "Write a sequence for each row"
-    if 'hidden' not in h: h = self.encode({k:v for k,v in h.items() if k!='labels'})
-    h = {k:v for k,v in h.items() if k!='labels'}
-    ids = self.net.generate(**_encoded(h), **self.generation)
-    tokens = self.written(ids)
-    return Generated(tokens, (-token_losses(self.reread(h, ids, tokens), self.chosen(tokens))).exp())
-
 # %% ../nbs/05b_sequences.ipynb #1ea0954e
 @patch
 def written(self:SequenceModel, ids):
@@ -194,6 +181,19 @@ def chosen(self:SequenceModel, tokens):
     "The tokens that were not forced"
     if self.generation.get('forced_bos_token_id', self.net.generation_config.forced_bos_token_id) is None: return tokens
     return torch.cat([torch.full_like(tokens[:,:1], -100), tokens[:,1:]], 1)
+
+# %% ../nbs/05b_sequences.ipynb #a969dad8
+@patch
+@torch.no_grad()
+def generate(self:SequenceModel,
+    h, # From `encode`, or inputs without labels
+)->Generated: # Tokens and their probability
+    "Write a sequence for each row"
+    if 'hidden' not in h: h = self.encode({k:v for k,v in h.items() if k!='labels'})
+    h = {k:v for k,v in h.items() if k!='labels'}
+    ids = self.net.generate(**_encoded(h), **self.generation)
+    tokens = self.written(ids)
+    return Generated(tokens, (-token_losses(self.reread(h, ids, tokens), self.chosen(tokens))).exp())
 
 # %% ../nbs/05b_sequences.ipynb #ab54a017
 def sequence_loss(

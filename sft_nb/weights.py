@@ -131,23 +131,6 @@ def _no_hub(ref, e):
             f"try again, or take a packaged checkpoint ({', '.join('pip:'+o for o in _PIP)}), or a local folder, or fresh weights "
             "(--from-scratch, pretrained=False).")
 
-# %% ../nbs/01c_weights.ipynb #a965cb8c
-@patch
-def timm_model(
-    self:Checkpoint,
-    pretrained:bool|None=None, # Load the weights; None: as the checkpoint was opened
-    **kw, # For `timm.create_model`, for instance num_classes=10
-):  # nn.Module
-    "The model of a checkpoint of kind 'timm'"
-    import timm
-    if self.kind!='timm': raise CheckpointError(f"{self.ref} is a Hugging Face model ({self.arch}), not a timm one. Use hf_model, or a timm: reference.")
-    pretrained = self.pretrained if pretrained is None else pretrained
-    check_memory(4*self.params, self.ref, CheckpointError)
-    name = f'local-dir:{self.folder}' if self.folder and (self.folder/'config.json').is_file() else self.arch
-    try: return _finite(self.ref, _with_state(self, name, **kw)) if pretrained else timm.create_model(name, pretrained=False, **kw)
-    except CheckpointError: raise
-    except Exception as e: raise CheckpointError(f"{self.ref} could not be built by timm ({type(e).__name__}): {str(e)[:300]}") from e
-
 # %% ../nbs/01c_weights.ipynb #8620ccee
 def _finite(ref, model):
     if odd := odd_weights(model):
@@ -168,6 +151,23 @@ def _timm_own(self, **kw):
     import timm
     try: return timm.create_model(self.arch, pretrained=True, **kw)
     except OSError as e: raise CheckpointError(_no_hub(self.ref, e)) from e
+
+# %% ../nbs/01c_weights.ipynb #a965cb8c
+@patch
+def timm_model(
+    self:Checkpoint,
+    pretrained:bool|None=None, # Load the weights; None: as the checkpoint was opened
+    **kw, # For `timm.create_model`, for instance num_classes=10
+):  # nn.Module
+    "The model of a checkpoint of kind 'timm'"
+    import timm
+    if self.kind!='timm': raise CheckpointError(f"{self.ref} is a Hugging Face model ({self.arch}), not a timm one. Use hf_model, or a timm: reference.")
+    pretrained = self.pretrained if pretrained is None else pretrained
+    check_memory(4*self.params, self.ref, CheckpointError)
+    name = f'local-dir:{self.folder}' if self.folder and (self.folder/'config.json').is_file() else self.arch
+    try: return _finite(self.ref, _with_state(self, name, **kw)) if pretrained else timm.create_model(name, pretrained=False, **kw)
+    except CheckpointError: raise
+    except Exception as e: raise CheckpointError(f"{self.ref} could not be built by timm ({type(e).__name__}): {str(e)[:300]}") from e
 
 # %% ../nbs/01c_weights.ipynb #ae388c9b
 @contextlib.contextmanager
