@@ -19,7 +19,7 @@ from fastai.torch_core import default_device
 from fastai.vision.core import PILImage
 from fastcore.foundation import L
 from .core import *
-from .data import _batch_size, _targets
+from .data import _batch_size, _sides, _targets
 from .pictures import check_pictures, picture_transform, _PictureDL, _augmentation, _batch_tfms, _num_workers, _ReadInput, _square
 from .texts import Tokens, check_texts, text_coder, _label, _shown, _tokenised
 
@@ -130,8 +130,7 @@ def caption_loaders(
     spec.preprocess = {**{k:v for k,v in was.items() if k=='tokenizer'}, **spec.preprocess}
     coder,tokens = _captions(spec, max_length, pooling)
     _report_missing(spec.rows)
-    sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
-    sides = sides[:2] if not sides[2] else sides
+    sides = _sides(spec.rows)
     dsets = _caption_sets(spec.rows, square, tokens, coder, _targets(spec), splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 32),_num_workers(num_workers, len(spec.rows))
     dls = [_caption_dl(dsets.subset(i), coder, square, bs, spec.seed, _augmentation(augment) if i==0 else (), num_workers=workers, shuffle=i==0,

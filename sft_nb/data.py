@@ -339,3 +339,9 @@ def _batch_size(batch_size, n, most):
     if not _is_whole(batch_size, 1):
         raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up.")
     return int(min(batch_size, n))
+
+# %% ../nbs/03_data.ipynb #35f686f5
+def _sides(rows):
+    "Places of the rows of `train`, `valid`, and of `test` where there are some"
+    sides = [np.flatnonzero(rows.split==s).tolist() for s in _SPLITS]
+    return sides if sides[2] else sides[:2]

@@ -27,7 +27,7 @@ from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
 from .core import *
-from .data import DataSpec, _batch_size, _is_whole, _targets
+from .data import DataSpec, _batch_size, _is_whole, _sides, _targets
 from .lazy import column_cells
 
 # %% ../nbs/03a_pictures.ipynb #58dd345b
@@ -267,8 +267,7 @@ def picture_loaders(
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of pictures with their classes"
     square = _square(spec, size, resize)
-    sides = [list(map(int, spec.rows.index[spec.rows.split==s])) for s in ('train','valid','test')]
-    sides = sides[:2] if not sides[2] else sides
+    sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(column_cells(spec.rows['image']), square)], _targets(spec)], splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 64),_num_workers(num_workers, len(spec.rows))
     dls = [_loader(dsets.subset(i), bs, workers, _batch_tfms(square, _augmentation(augment) if i==0 else ()), spec.seed, shuffle=i==0,

@@ -11,13 +11,13 @@ Docs: https://sft-nb.github.io/sft_nb/sequence_data.html.md"""
 __all__ = ['pad_labels', 'SequenceDL', 'sequence_loaders', 'sequence_item_loader', 'SequenceTargets']
 
 # %% ../nbs/05g_sequence_data.ipynb #398e06bc
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
-from .data import _ReadTarget, _batch_size
+from .data import _ReadTarget, _batch_size, _sides
 from .texts import TextDL, _fingerprint, _show_table, _shown
 
 # %% ../nbs/05g_sequence_data.ipynb #fbf41f3e
@@ -64,8 +64,7 @@ def sequence_loaders(
     most:int=32, # Items a step
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of inputs with their targets"
-    sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
-    sides = sides[:2] if not sides[2] else sides
+    sides = _sides(spec.rows)
     dsets,bs = Datasets(list(range(len(labels))), [[read], [_ReadTarget(labels)]], splits=sides),_batch_size(batch_size, len(sides[0]), most)
     dls = [kind(dsets.subset(i), coder, res=[lengths[j] for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())

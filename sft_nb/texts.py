@@ -20,7 +20,7 @@ from fastai.torch_core import default_device
 from fastcore.foundation import L, patch
 from fasttransform import Transform
 from .core import *
-from .data import _batch_size, _targets
+from .data import _batch_size, _sides, _targets
 from .lazy import is_lazy
 
 # %% ../nbs/03b_texts.ipynb #9d3639f4
@@ -281,8 +281,7 @@ def text_loaders(
     "Loaders of texts with their classes"
     coder,tokens = _tokenised(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
-    sides = [list(map(int, np.flatnonzero(spec.rows.split==s))) for s in ('train','valid','test')]
-    sides = sides[:2] if not sides[2] else sides
+    sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], _targets(spec)], splits=sides)
     bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16)
     dls = [TextDL(dsets.subset(i), coder, res=[int(size.iloc[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
