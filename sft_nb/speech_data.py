@@ -57,6 +57,8 @@ class SpeechCoder:
         self.prompt = list(self.tokenizer.prefix_tokens) if kind=='whisper' else []
         self.most = config.max_target_positions if kind=='whisper' else None
         self.shortest = .05 if kind=='whisper' else .1
+        self.letters = set() if kind=='whisper' else set(self.tokenizer.get_vocab())
+        self.cases = tuple(any(f(o) for o in self.letters if len(o)==1) for f in (str.isupper, str.islower))
 
     def sound(self, o):
         "A clip at the rate of the model"
@@ -82,10 +84,9 @@ def spelled(self:SpeechCoder,
     text:str, # What is said
 )->str: # Words with one space between them
     "A text in the letters that a CTC model knows"
-    known,text = set(self.tokenizer.get_vocab()),unicodedata.normalize('NFC', text)
-    upper,lower = (any(f(o) for o in known if len(o)==1) for f in (str.isupper, str.islower))
+    text,(upper,lower) = unicodedata.normalize('NFC', text),self.cases
     text = text.upper() if upper and not lower else text.lower() if lower and not upper else text
-    return ' '.join(''.join(o if o in known or o==' ' else '' for o in text.replace('-', ' ')).split())
+    return ' '.join(''.join(o if o in self.letters or o==' ' else '' for o in text.replace('-', ' ')).split())
 
 @patch
 def labels(self:SpeechCoder,
