@@ -13,6 +13,7 @@ __all__ = ['PICTURE_METHODS', 'TEXT_METHODS', 'Attribution', 'explain', 'deletio
 
 # %% ../nbs/13_explain.ipynb #17d1271a
 from dataclasses import dataclass
+from functools import cached_property
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
@@ -130,6 +131,12 @@ class _Explainer:
         self.picture,self.text,self.steps = picture,text,steps
         self.device = next(self.model.parameters()).device
 
+    @cached_property
+    def tokenizer(self):
+        "That of the text input, opened once"
+        from sft_nb.texts import text_coder
+        return text_coder(self.spec).tokenizer
+
     def rows(self, given): return given if isinstance(given, pd.DataFrame) else _read(given, self.spec, labelled=False)[0]
 
     def batches(self, rows, batch_size):
@@ -171,12 +178,6 @@ def _special(tok):
     "Numbers of the tokens that stand for nothing in the text"
     own = {getattr(tok, f'{k}_token_id', None) for k in ('bos','eos','sep','cls','pad','mask')}
     return {*tok.all_special_ids}-({tok.unk_token_id}-own)
-
-@patch(as_prop=True)
-def tokenizer(self:_Explainer):
-    "That of the text input"
-    from sft_nb.texts import text_coder
-    return text_coder(self.spec).tokenizer
 
 @patch
 def blank(self:_Explainer, ids):
