@@ -361,3 +361,13 @@ def spec_from_dls(
     square = dict(size=min(xb.shape[2:]), mean=mean, std=std, interpolation='bilinear', crop_pct=1., resize=_resize_of(dls.valid))
     dls.sft = DataSpec(task, _rows_of(dls, task, vocab), vocab, yb.ndim>1, ckpt, pretrained, square)
     return dls.sft
+
+# %% ../nbs/03a_pictures.ipynb #8bae5f4f
+def _toy_shape(rng, round_):
+    "A picture of 40 by 40 pixels; the same state of `rng` draws the same one"
+    from PIL import ImageDraw
+    im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
+    x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
+    draw = ImageDraw.Draw(im)
+    (draw.ellipse if round_ else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
+    return im

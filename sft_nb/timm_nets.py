@@ -41,6 +41,12 @@ def _cut(net, head):
 
 def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
 
+# %% ../nbs/05e_timm_nets.ipynb #65b008a7
+def _timm_data(preprocess):
+    "Settings of the input as `save_config_for_hf` takes them"
+    side,own = preprocess['size'],{k:preprocess[k] for k in ('interpolation','crop_pct')}
+    return dict(input_size=(3,side,side), **{k:tuple(preprocess[k]) for k in ('mean','std')}, **own)
+
 # %% ../nbs/05e_timm_nets.ipynb #de488cd9
 class PictureModel(SFTModel):
     "A timm network with its classifier replaced"

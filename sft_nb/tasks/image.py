@@ -18,8 +18,8 @@ from torch import nn
 from ..core import *
 from ..groups import *
 from ..heads import make_head, parse_head
-from ..pictures import check_pictures, picture_loaders, picture_item_loader
-from ..timm_nets import PictureModel, _classifier, _drop_unused, _groups, _timm_kwargs
+from ..pictures import _toy_shape, check_pictures, picture_loaders, picture_item_loader
+from ..timm_nets import PictureModel, _classifier, _drop_unused, _groups, _timm_data, _timm_kwargs
 
 # %% ../../nbs/tasks/20_image.ipynb #09513503
 def _replace(net, name, new):
@@ -90,16 +90,15 @@ def save_image_model(
     "Write a timm folder, and `head.safetensors` where the head is not timm's own"
     from safetensors.torch import save_file
     from timm.models._hub import save_config_for_hf
-    folder,p = Path(folder),spec.preprocess
+    folder = Path(folder)
     body,head = _split_state(model)
     save_file(body, folder/'model.safetensors', metadata={'format':'pt'})
     if head: save_file(head, folder/'head.safetensors', metadata={'format':'pt'})
     config = {} if head else dict(label_names=list(spec.vocab))
     net = model.net
-    data = dict(input_size=(3,p['size'],p['size']), mean=tuple(p['mean']), std=tuple(p['std']), interpolation=p['interpolation'], crop_pct=p['crop_pct'])
     if head and model.head is None:
         net = spec.checkpoint.timm_model(pretrained=False, **_timm_kwargs(spec, 0))
-    save_config_for_hf(net, folder/'config.json', model_config=config, data_config=data)
+    save_config_for_hf(net, folder/'config.json', model_config=config, data_config=_timm_data(spec.preprocess))
 
 # %% ../../nbs/tasks/20_image.ipynb #50734b78
 def load_image_model(
@@ -140,16 +139,11 @@ def toy_pictures(
     n:int=8, # Pictures a class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one item and returns what its error must name
     "Round and square shapes, a folder a class"
-    from PIL import Image, ImageDraw
     rng,folder = np.random.default_rng(0),Path(folder)
     for i in range(n):
         for name in ('round','square'):
-            im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
-            x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
-            draw = ImageDraw.Draw(im)
-            (draw.ellipse if name=='round' else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
             (folder/name).mkdir(parents=True, exist_ok=True)
-            im.save(folder/name/f'{i}.png')
+            _toy_shape(rng, name=='round').save(folder/name/f'{i}.png')
     def bad():
         (folder/'round'/'0.png').write_bytes(b'no picture')
         return '0.png'

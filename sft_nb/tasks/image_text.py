@@ -21,25 +21,18 @@ from ..encoders import _write_sentence_layout
 from ..fusion import FusionModel, fuse, pair_net
 from ..sequences import opened
 from ..texts import word_pieces
+from ..pictures import _toy_shape
+from ..timm_nets import _timm_data
 
 # %% ../../nbs/tasks/24_image_text.ipynb #1e7ea644
 _WORDS = dict(calm=('fine warm day','bright happy day','kind mild evening','sweet merry evening'), wild=('cold grim day','dull sad day','harsh bitter evening','sour weary evening'))
-
-def _drawn(rng, round_):
-    "A dark shape on a light ground"
-    from PIL import Image, ImageDraw
-    im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
-    x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
-    draw = ImageDraw.Draw(im)
-    (draw.ellipse if round_ else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
-    return im
 
 def _toy_table(folder):
     "Sixteen rows: round shapes are calm, square ones wild; two of each have no picture, one no text"
     rng,rows = np.random.default_rng(0),[]
     for label,words in _WORDS.items():
         for i in range(8):
-            _drawn(rng, label=='calm').save(folder/f'{label}{i}.png')
+            _toy_shape(rng, label=='calm').save(folder/f'{label}{i}.png')
             rows.append((f'{label}{i}.png' if i not in (2,5) else None, words[i%4] if i!=7 else None, label))
     return pd.DataFrame(rows, columns=['image','text','label'])
 
@@ -93,8 +86,7 @@ def _save_timm(net, p, folder):
     from timm.models._hub import save_config_for_hf
     folder.mkdir()
     _save_tensors(net, folder/'model.safetensors')
-    data = dict(input_size=(3,p['size'],p['size']), mean=tuple(p['mean']), std=tuple(p['std']), interpolation=p['interpolation'], crop_pct=p['crop_pct'])
-    save_config_for_hf(net, folder/'config.json', data_config=data)
+    save_config_for_hf(net, folder/'config.json', data_config=_timm_data(p))
 
 def _save_text(net, spec, folder):
     net.save_pretrained(folder)
