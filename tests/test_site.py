@@ -65,6 +65,7 @@ def browser(site):
 def pages(): return sorted(p.relative_to(root/'_docs').as_posix() for p in (root/'_docs').rglob('*.html'))
 
 look = '''() => ({ids: [...document.querySelectorAll('[id]')].map(o => o.id), title: document.querySelector('h1').textContent,
+  headings: [...document.querySelectorAll('main :is(h1,h2,h3,h4)')].map(o => o.textContent),
   links: [...document.querySelectorAll('a[href]')].map(o => o.href),
   bare: [...document.images].filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.src),
   sidebar: [...document.querySelectorAll('.sidebar a')].map(o => new URL(o.href).pathname)})'''
@@ -95,6 +96,9 @@ def test_every_notebook_is_a_page(seen):
 
 def test_pages_load_quietly(seen):
     assert {k:(o['status'], o['said']) for k,o in seen.items() if o['status']!=200 or o['said']}=={}
+
+def test_headings_are_words(seen):
+    assert [(k, h) for k,o in seen.items() for h in o['headings'] if '{#' in h or h.startswith('_')]==[]
 
 def test_links_and_anchors(seen, site):
     bad = []
