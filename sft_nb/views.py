@@ -21,6 +21,7 @@ from . import sounds
 from .core import *
 from .explain import Attribution
 from .report import show_value
+from .text_scores import placeholders, same_placeholders
 
 # %% ../nbs/14a_views.ipynb #eee81611
 def _uri(data, kind): return f'data:{kind};base64,{base64.b64encode(data).decode()}'
@@ -170,19 +171,17 @@ def align_html(
     return f'<p class="sft-text">{" ".join(parts)}</p><p class="sft-note">{counts} of {len(reference.split())} words</p>'
 
 # %% ../nbs/14a_views.ipynb #93dac957
-_MARK = re.compile(r'%(?:\([^)]*\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?l{0,2}[sdufrixXegc@]|\{[^{}]*\}|\$[^\W\d]\w*')
-
 def placeholders_html(
     source:str, # Text with its marks
     output:str, # What should have the same
 )->str: # HTML; empty where there are none in either
     "Whether all marks came through"
-    a,b = _MARK.findall(source),_MARK.findall(output)
+    a,b = placeholders(source),placeholders(output)
     if not a and not b: return ''
     lost,more = [o for o in a if o not in b],[o for o in b if o not in a]
     said = [f'lost: {", ".join(lost)}'] if lost else []
     if more: said.append(f'not in the source: {", ".join(more)}')
-    ok = sorted(a)==sorted(b)
+    ok = same_placeholders(source, output)
     text = 'all placeholders are kept' if ok else html.escape('; '.join(said) or 'placeholders occur another number of times')
     return f'<p class="sft-{"ok" if ok else "bad"}">{"✓" if ok else "✗"} {text}</p>'
 
