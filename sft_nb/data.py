@@ -226,10 +226,9 @@ def _one_side(valid):
 
 # %% ../nbs/03_data.ipynb #8858cab5
 def _vocab(rows, spec):
-    "Class names in alphabetical order; numbers in numerical order"
+    "Class names in the order of `class_order`"
     if not spec.task.classes: return []
-    names = sorted(set(_flat(rows[spec.task.target], spec.multi_label)))
-    return sorted(names, key=lambda o: (int(o),o)) if all(re.fullmatch(r'-?\d{1,999}', o) for o in names) else names
+    return class_order(_flat(rows[spec.task.target], spec.multi_label))
 
 # %% ../nbs/03_data.ipynb #e852f6b0
 def make_loaders(

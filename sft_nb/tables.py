@@ -20,7 +20,7 @@ from .core import *
 from .evaluation import Evaluation
 from .lazy import is_lazy
 from .metrics import _codes
-from .rows import _READERS, _blank, _label
+from .rows import _READERS, _blank, _label, class_order
 
 # %% ../nbs/11b_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -33,8 +33,7 @@ def _task_of(frame, task):
 def _labels_of(v): return v if isinstance(v, (list,tuple,np.ndarray)) else [v]
 
 def _class_names(frame, columns):
-    names = {_label(l) for c in columns if c in frame for v in frame[c] for l in _labels_of(v)}
-    return sorted(names, key=lambda o: (int(o),o)) if all(o.lstrip('-').isdecimal() for o in names) else sorted(names)
+    return class_order(_label(l) for c in columns if c in frame for v in frame[c] for l in _labels_of(v))
 
 def _as_names(cells, multi): return [[_label(o) for o in _labels_of(v)] if multi else _label(v) for v in cells]
 
@@ -101,7 +100,7 @@ def evaluate_table(
     task:str|Task|None=None, # Which kind of data; None: by the columns, else 'text'
     target:str='target', # Column of what is right
     prediction:str='prediction', # Column of what was said; not needed where every class has a column of probabilities
-    vocab=None, # Names of the classes; None: those that occur, in order
+    vocab=None, # Names of the classes; None: those that occur, in the order of `class_order`
     probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
