@@ -91,13 +91,6 @@ def _place_modules(self:SFTModel):
 # %% ../nbs/04_groups.ipynb #a2b560c4
 def _all_frozen(m): return _has_params(m) and not any(p.requires_grad for p in m.parameters())
 
-def _still_part(m, begun):
-    "What of a module stays in eval mode in a group that is frozen in part; `begun`: whether a layer before it trains"
-    own = list(m.parameters(recurse=False))
-    if _all_frozen(m): yield from m.modules()
-    elif own and not all(p.requires_grad for p in own): yield m
-    elif not begun and not _has_params(m): yield m
-
 @patch
 def _still(self:SFTModel):
     "Modules that stay in eval mode while the rest trains"
@@ -112,7 +105,7 @@ def _still(self:SFTModel):
         if any(p.requires_grad for p in own): begun.add(g)
         if not on[g]: yield mods[n]
         elif on[g]<len(self.groups[g]):
-            if _has_params(mods[n]) and not any(p.requires_grad for p in mods[n].parameters()): yield from mods[n].modules()
+            if _all_frozen(mods[n]): yield from mods[n].modules()
             elif own and not all(p.requires_grad for p in own): yield mods[n]
             elif g not in begun and not _has_params(mods[n]) and not _under(n, live): yield mods[n]
 
