@@ -159,6 +159,20 @@ def test_readme_shows_figures_that_were_measured(name):
     shown,measured = _measured(name),_measured('benchmarks/README.md')
     assert len(shown)>=5 and not [r for r in shown if r not in measured]
 
+def tables(text):
+    "The tables of a Markdown text, each as rows of cells: head, rule, body"
+    text = re.sub(r'```.*?```', '', text, flags=re.S)
+    return [[[c.strip() for c in re.split(r'(?<!\\)\|', l.strip())[1:-1]] for l in o.strip().splitlines()] for o in re.findall(r'(?:^\|.*\n?)+', text, re.M)]
+
+@pytest.mark.parametrize('name', ['README.md', 'README.zh.md', 'CONTRIBUTING.md', 'benchmarks/README.md', 'nbs/index.ipynb'])
+def test_tables_have_one_width(name):
+    text = (root/name).read_text(encoding='utf8')
+    if name.endswith('.ipynb'): text = '\n\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type']=='markdown')
+    for head,rule,*rows in tables(text):
+        assert all(re.fullmatch(':?-+:?', o) for o in rule) and {len(o) for o in (head,rule,*rows)}=={len(head)}, f'a table with the head {head}'
+        assert all(any(column) for column in zip(head, *rows)), f'an empty column in the table with the head {head}'
+    assert tables(text) or not name.startswith('README')
+
 @pytest.mark.parametrize('name', ['README.md', 'README.zh.md', 'CONTRIBUTING.md', 'benchmarks/README.md'])
 def test_links_of_readme_exist(name):
     text = re.sub(r'```.*?```', '', (root/name).read_text(encoding='utf8'), flags=re.S)
