@@ -13,7 +13,7 @@ __all__ = ['item_hashes', 'cache_key', 'activations', 'BorderLoader', 'targets',
            'frozen_cache', 'Activations', 'cache_folder', 'cache_info', 'clear_cache']
 
 # %% ../nbs/07_cache.ipynb #3e0ce829
-import hashlib, json, os, shutil, sys
+import hashlib, json, os, shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -162,7 +162,7 @@ def _drop_damaged(outs):
         if not (o/'meta.json').exists(): continue
         try: _read_entry(o)
         except FolderError as e:
-            print(f'{e} It is removed.', file=sys.stderr)
+            say(f'{e} It is removed.')
             shutil.rmtree(o, ignore_errors=True)
 
 # %% ../nbs/07_cache.ipynb #24333a75

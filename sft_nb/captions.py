@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/captions.html.md"""
 __all__ = ['check_captions', 'missing_sides', 'CaptionDL', 'fill_up', 'caption_loaders', 'caption_item_loader']
 
 # %% ../nbs/03e_captions.ipynb #054d5861
-import random, sys, textwrap
+import random, textwrap
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ToTensor
@@ -44,7 +44,7 @@ def missing_sides(
 def _report_missing(rows):
     n = missing_sides(rows)
     said = [f"{n[k]:,} have no {w}" for k,w in (('image','picture'), ('text','text')) if n[k]]
-    if said: print(f"Of {n['rows']:,} rows {' and '.join(said)}; a learned vector stands in", file=sys.stderr)
+    if said: say(f"Of {n['rows']:,} rows {' and '.join(said)}; a learned vector stands in")
 
 # %% ../nbs/03e_captions.ipynb #313afa3a
 class _ReadPicture(_ReadInput):

@@ -129,7 +129,7 @@ def _progress_callback():
             if self.bar is not None: self.bar.close()
         after_train = after_validate = after_cancel_fit = _close
         def after_epoch(self):
-            if self.learn.history: print(_epoch_line(self.learn.history[-1]), file=sys.stderr, flush=True)
+            if self.learn.history: say(_epoch_line(self.learn.history[-1]))
     return Lines()
 
 # %% ../nbs/19_cli.ipynb #7ce8ad6a
@@ -251,7 +251,7 @@ def _note(spec):
     "How the scores are counted, where the task says so; printed on standard error"
     if not spec.task.score_note: return {}
     note = spec.task.score_note(spec)
-    print(f'Scores: {note}', file=sys.stderr)
+    say(f'Scores: {note}')
     return {'scores':note}
 
 # %% ../nbs/19_cli.ipynb #c3123aee

@@ -22,7 +22,7 @@ from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fasttransform import Transform
 from .core import *
 from .rows import *
-from .rows import _SPLITS, _SPLIT_NAMES, _blank, _columns, _is_hf, _normalise, _read_csv, _read_source, _say, _table, _target
+from .rows import _SPLITS, _SPLIT_NAMES, _blank, _columns, _is_hf, _normalise, _read_csv, _read_source, _table, _target
 from .splits import *
 from .splits import _flat, _split, _subsample
 
@@ -123,7 +123,7 @@ def _judge(good, spec, problems, bad, what, n):
     problems = _table(problems)
     if fatal: raise BadRows(problems, what, 'Mend them, or add data.' if len(problems)>1 else 'Add data.')
     if len(problems) and bad=='raise': raise BadRows(problems, what)
-    if n: _say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
+    if n: say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
     return problems
 
 def _kinds(problems):
@@ -196,7 +196,7 @@ def _correct(rows, given, task, multi=False, delim=None):
     for i,_,label,_ in found:
         if label is not None: targets[rows.index.get_loc(i)] = label
     out = {i for i,r,*_ in found if r.mark=='exclude'}
-    _say(f"Corrections: {sum(o[2] is not None for o in found):,} labels, {len(out):,} rows left out" + (f", {len(table)-len(here):,} of other data" if len(table)>len(here) else ''))
+    say(f"Corrections: {sum(o[2] is not None for o in found):,} labels, {len(out):,} rows left out" + (f", {len(table)-len(here):,} of other data" if len(table)>len(here) else ''))
     return rows.assign(**{t:pd.Series(targets, index=rows.index, dtype=object)}).drop(index=list(out)).reset_index(drop=True)
 
 # %% ../nbs/03_data.ipynb #07d88ceb

@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/export.html.md"""
 __all__ = ['Predictor', 'save_predictor', 'load_predictor', 'FORMAT']
 
 # %% ../nbs/16_export.ipynb #18b98d35
-import itertools, sys
+import itertools
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -67,7 +67,7 @@ def _rows(self:Predictor, items, bad, input):
     if hasattr(items, '__next__'): items = list(items)
     rows,left = _read(items, self.spec, bad, labelled=False, input=input)
     n = left.item.nunique()
-    if n: print(f"Skipped {n:,} of {len(rows)+n:,} items: {'; '.join(left.item+': '+left.problem)}", file=sys.stderr)
+    if n: say(f"Skipped {n:,} of {len(rows)+n:,} items: {'; '.join(left.item+': '+left.problem)}")
     return rows.reset_index(drop=True)
 
 @patch

@@ -216,12 +216,10 @@ def _encodable(path):
     except UnicodeEncodeError: return False
 
 # %% ../nbs/02a_rows.ipynb #b6b20a6b
-_say = say
-
 def _report_other(other, kind, folder):
     if not other: return
     kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
-    _say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
+    say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
 
 def _no_rows(folder, kind, other):
     lost = other['outside of the class folders']

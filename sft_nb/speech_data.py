@@ -253,7 +253,7 @@ def _search_beams(spec, coder, n):
 def _say_lengths(spec, coder):
     p = spec.preprocess['positions']
     heard = f'; training hears {p/50:g} s of {coder.config.max_source_positions/50:g} s' if p else ''
-    print(lengths_line(spec.rows.seconds)+heard, file=sys.stderr)
+    say(lengths_line(spec.rows.seconds)+heard)
 
 # %% ../nbs/05i_speech_data.ipynb #2991afad
 def speech_loaders(

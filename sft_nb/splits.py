@@ -17,7 +17,7 @@ from fractions import Fraction
 from numbers import Integral
 import numpy as np, pandas as pd
 from .core import *
-from .rows import _SPLITS, _say
+from .rows import _SPLITS
 
 # %% ../nbs/02c_splits.ipynb #4ff6fa4e
 @dataclass
@@ -153,7 +153,7 @@ def _subsample(rows, spec, n):
     if n<max(2, need_n): raise DataError(f"max_items={n}: {max(2, need_n)} are needed for {len(spec.vocab) or len(counts)} classes.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
     if spec.multi_label: keep = _paired(rows[spec.task.target], keep, n, spec.seed)
-    _say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}), each class in proportion")
+    say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}), each class in proportion")
     return rows.loc[sorted(keep)]
 
 def _trim(share, counts, total, least):

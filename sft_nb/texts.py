@@ -228,8 +228,8 @@ def _report_truncation(spec, limit):
     at = spec.preprocess['max_length']
     if limit and limit<=at: more = 'the model cannot read more; split long texts to keep them whole'
     else: more = f"max_length of up to {limit:,} reads more" if limit else 'a larger max_length reads more'
-    print(f"Cut {t['cut_texts']:,} of {t['texts']:,} texts after {at:,} tokens; {t['cut_tokens']:,} of {t['tokens']:,} tokens "
-          f"({100*t['cut_tokens']/t['tokens']:.1f} %) are not read ({more})", file=sys.stderr)
+    say(f"Cut {t['cut_texts']:,} of {t['texts']:,} texts after {at:,} tokens; {t['cut_tokens']:,} of {t['tokens']:,} tokens "
+        f"({100*t['cut_tokens']/t['tokens']:.1f} %) are not read ({more})")
 
 # %% ../nbs/03b_texts.ipynb #89b0d6c9
 class LazyTokens:

@@ -12,7 +12,7 @@ __all__ = ['PairCoder', 'pair_coder', 'check_pairs', 'odd_pairs', 'translation_l
            'pair_targets']
 
 # %% ../nbs/05h_translation_data.ipynb #0e7a1888
-import re, sys
+import re
 import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
@@ -154,8 +154,7 @@ def _report_odd(rows):
     odd = odd_pairs(rows)
     if not len(odd): return
     same = int((odd.remark=='target equals source').sum())
-    print(f"Odd pairs: {same:,} with a target equal to the source, {len(odd)-same:,} with lengths that do not fit, of {len(rows):,} (odd_pairs(dls.sft.rows) lists them)",
-          file=sys.stderr)
+    say(f"Odd pairs: {same:,} with a target equal to the source, {len(odd)-same:,} with lengths that do not fit, of {len(rows):,} (odd_pairs(dls.sft.rows) lists them)")
 
 # %% ../nbs/05h_translation_data.ipynb #09662827
 def _target_length(lengths, most, limit, asked):
@@ -168,7 +167,7 @@ def _target_length(lengths, most, limit, asked):
 # %% ../nbs/05h_translation_data.ipynb #e53e8246
 def _report_cut(what, lengths, limit):
     n = sum(o>limit for o in lengths)
-    if n: print(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens", file=sys.stderr)
+    if n: say(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens")
 
 def _report(rows, sources, targets, coder):
     "Say what is odd in the pairs and what is cut off them"

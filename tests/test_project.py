@@ -51,6 +51,12 @@ def test_public_face():
                all_tasks Task register SftError'''
     assert [o for o in names.split() if o not in face.__all__] == []
 
+def test_what_is_said_goes_through_say():
+    "`say` speaks in the first process alone; the command line says why it ended in any"
+    found = {f'{p.stem}.{f.name}' for p in package for f in ast.walk(ast.parse(p.read_text(encoding='utf8'))) if isinstance(f, ast.FunctionDef)
+             for o in ast.walk(f) if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='print' and any(k.arg=='file' for k in o.keywords)}
+    assert found=={'core.say','core._lines','cli.main'}
+
 def test_nothing_is_patched_onto_fastai():
     code = '''
 import json

@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/translation.html.md"""
 __all__ = ['toy_pairs', 'translation_model', 'save_translation_model', 'load_translation_model', 'translation_demo']
 
 # %% ../../nbs/tasks/22_translation.ipynb #6e95a8fc
-import re, sys
+import re
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -129,7 +129,7 @@ def _parts(lang, seed):
 
 # %% ../../nbs/tasks/22_translation.ipynb #2c5ea3ec
 class _EpochLine(Callback):
-    def after_epoch(self): print(f'general model: epoch {self.epoch+1} of {self.n_epoch}, validation loss {self.recorder.log[2]:.2f}', file=sys.stderr, flush=True)
+    def after_epoch(self): say(f'general model: epoch {self.epoch+1} of {self.n_epoch}, validation loss {self.recorder.log[2]:.2f}')
 
 def _pretrain(general, folder, epochs, seed):
     "Train a small Transformer on the general part"
@@ -139,7 +139,7 @@ def _pretrain(general, folder, epochs, seed):
     fresh = small_marian([t for c in ('source','target') for t in general[c]], folder/'fresh', size=2000, width=128)
     dls = load_data('translation', general, valid=.02, checkpoint=str(fresh), batch_size=64)
     learn = sft_learner(dls, freeze=None, metrics=[], label_smoothing=.1, seed=seed)
-    print(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs, some minutes; it is kept for the next time', file=sys.stderr)
+    say(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs, some minutes; it is kept for the next time')
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1.5e-3, cbs=_EpochLine())
     save_predictor(learn, folder/'general', metrics={})
 
