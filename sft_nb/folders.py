@@ -183,24 +183,16 @@ _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object
     data=(lambda o: _has(o, n_train=_is_count, n_valid=_is_count, n_test=_is_count, sha256=_is_hash), 'an object of counts and a hash'),
     metrics=(lambda o: _all(o, _is_number), 'an object of numbers'), versions=(lambda o: _all(o, _is_text), 'an object of texts'),
     seed=(lambda o: isinstance(o, int), 'a whole number'),
-    numbers=(lambda o: o is None or _is_count(o), 'null or a count'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
+    numbers=(_is_count, 'a count'), files=(lambda o: _all(o, _is_file) and bool(o), 'an object of bytes and sha256 a file'))
 
 # %% ../nbs/15b_folders.ipynb #e91fe229
-_OLDER = {1: lambda info: {**info, 'numbers':None}}
-
-def _upgraded(info):
-    "The content of an older `sft.json` as today's, one format after the other"
-    while isinstance(info, dict) and _is_count(info.get('format')) and info['format'] in _OLDER:
-        info = {**_OLDER[info['format']](info), 'format':info['format']+1}
-    return info
-
 def _check_info(info, path):
     "Every key is there, with a value that fits"
     form = info.get('format') if isinstance(info, dict) else None
     if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
     if form!=FORMAT:
-        mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'Save the model again with the version that made it, or a later one.'
-        raise FolderError(f"{path} has format {form}, this sft_nb reads {', '.join(map(str, [*_OLDER, FORMAT]))}. {mend}")
+        mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'It is from before the first release: train the model and save it again.'
+        raise FolderError(f"{path} is of a saved model of format {form}, this sft_nb reads format {FORMAT}. {mend}")
     for k,(fits,what) in _SCHEMA.items():
         if k not in info: raise FolderError(f"{path} lacks {k!r} ({what}). Copy or save the folder again.")
         try: good = fits(info[k])
@@ -214,7 +206,7 @@ def _read_info(folder):
     path = folder/_SPEC
     if not folder.is_dir(): raise FolderError(f"There is no folder {folder}. Pass one that save_predictor (sft_nb finetune) has written.")
     if not path.is_file(): raise FolderError(f"{folder} holds no {_SPEC}: save_predictor (sft_nb finetune) has not written it, or it was copied in part.")
-    info = _upgraded(safe_json(safe_path(folder, _SPEC)))
+    info = safe_json(safe_path(folder, _SPEC))
     _check_info(info, path)
     for given in (info['preprocess'], info['checkpoint']['preprocess']): check_preprocess(given, path)
     return info
@@ -255,7 +247,7 @@ def _check_tensors(folder, info):
     "name -> kind of number, of all tensors; they hold as many numbers as the groups say"
     kinds,n = _stored(folder)
     params,said = sum(info['groups'].values()),info['numbers']
-    if said not in (None,n): raise FolderError(f"{folder}: its weights hold {n:,} numbers, {said:,} were saved. Copy or save the folder again.")
+    if said!=n: raise FolderError(f"{folder}: its weights hold {n:,} numbers, {said:,} were saved. Copy or save the folder again.")
     if not params/2<=n<=4*params+10**7: raise FolderError(f"{folder}: its weights hold {n:,} numbers, its groups {params:,} parameters. Copy or save the folder again.")
     return kinds
 

@@ -17,7 +17,6 @@ from sft_nb.marks import Marks
 from sft_nb.rows import read_rows
 
 ITEMS = dict(image=None, text='fine warm day')
-fixtures = Path(__file__).parent/'fixtures'
 
 def learner(task, folder):
     toy = get_task(task).toy(folder)
@@ -228,19 +227,9 @@ def test_numbers_without_end(copy, where):
     edit(copy/'sft.json', **{where:{k:10**400 for k in info[where]} if isinstance(info[where], dict) else 10**400})
     refused(copy, 'a whole number of 401 digits')
 
-def test_older_format():
-    "A folder that format 1 wrote opens, and predicts what it did"
-    model = load_predictor(fixtures/'format-1', device='cpu')
-    assert json.loads((fixtures/'format-1'/'sft.json').read_text())['format']==1 and model.info['format']==2
-    got = model.predict_proba(['fine warm day','cold grim day'])
-    assert np.allclose(got[['bad','good']], [[.037891501,.962108499],[.9988271806,.0011728194]], atol=1e-5)
-    assert sum(o.stat().st_size for o in (fixtures/'format-1').rglob('*') if o.is_file())<100_000
-
-def test_older_format_is_saved_as_the_newer(tmp_path):
-    save_predictor(load_predictor(fixtures/'format-1', device='cpu'), tmp_path/'new')
-    info = json.loads((tmp_path/'new'/'sft.json').read_text())
-    assert info['format']==2 and info['numbers']>3000
-    assert load_predictor(tmp_path/'new', device='cpu').predict('fine warm day').prediction[0]=='good'
+def test_a_format_from_before_the_first_release(copy):
+    edit(copy/'sft.json', format=1)
+    refused(copy, 'saved model of format 1, this sft_nb reads format 2. It is from before the first release')
 
 # A checkpoint
 
