@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from .core import *
 from .groups import *
-from .groups import _to
+from .groups import _hooked, _to
 from .learner import *
 
 # %% ../nbs/09_adapters.ipynb #fe8ee36e
@@ -34,15 +34,10 @@ def _kinds():
 
 def _ran(model):
     "Names of the layers below the head that run as modules, in their order"
-    seen,mode,dev = {},model.training,next(model.parameters()).device
+    seen,dev = {},next(model.parameters()).device
     head,kinds = set(model.groups['head']),_kinds()
     mods = {n:m for n,m in model.named_modules() if n.startswith('net.') and type(m) in kinds and f'{n}.weight' not in head}
-    hooks = [m.register_forward_hook(lambda *_,n=n: seen.setdefault(n)) for n,m in mods.items()]
-    try:
-        with torch.no_grad(): model.eval()(*_to(model.example, dev))
-    finally:
-        for h in hooks: h.remove()
-        model.train(mode)
+    with _hooked(mods.items(), lambda n: seen.setdefault(n)), torch.no_grad(), eval_mode(model): model(*_to(model.example, dev))
     return {n:mods[n] for n in seen}
 
 # %% ../nbs/09_adapters.ipynb #cd35511a

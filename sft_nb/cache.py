@@ -142,15 +142,12 @@ def _entered(model, border):
 def _fill(learn, outs, rows, loader, dtype, order, shares, used):
     "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
-    with ExitStack() as made, torch.no_grad():
-        writers,was = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},model.training
-        model.eval()
-        try:
-            for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
-                x = b if isinstance(b, tuple) else (b,)
-                for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
-                _room_for(writers, len(rows), shares, used)
-        finally: model.train(was)
+    with ExitStack() as made, torch.no_grad(), eval_mode(model):
+        writers = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()}
+        for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
+            x = b if isinstance(b, tuple) else (b,)
+            for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
+            _room_for(writers, len(rows), shares, used)
         for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
 # %% ../nbs/07_cache.ipynb #b98db711

@@ -11,8 +11,8 @@ Docs: https://sft-nb.github.io/sft_nb/core.html.md"""
 # %% auto #0
 __all__ = ['FILE_COLUMNS', 'SftError', 'TaskError', 'DataError', 'CheckpointError', 'AssetError', 'GroupError', 'HeadError',
            'FitError', 'FolderError', 'MissingExtra', 'near', 'need', 'cache_home', 'sha256_file', 'write_atomic',
-           'folder_atomic', 'process_count', 'process_rank', 'say', 'progress', 'Task', 'register', 'all_tasks',
-           'get_task']
+           'folder_atomic', 'process_count', 'process_rank', 'say', 'eval_mode', 'progress', 'Task', 'register',
+           'all_tasks', 'get_task']
 
 # %% ../nbs/00_core.ipynb #125521d2
 import contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile, time
@@ -140,6 +140,18 @@ def say(
 ):
     "Print a line on standard error, in the first process"
     if not process_rank(): print(text, file=sys.stderr, flush=True)
+
+# %% ../nbs/00_core.ipynb #d1385f4e
+@contextlib.contextmanager
+def eval_mode(
+    model, # A module of PyTorch
+):
+    "Eval mode within the block; each module is then in its own mode again, also after an error"
+    trained = [m for m in model.modules() if m.training]
+    if trained: model.eval()
+    try: yield
+    finally:
+        for m in trained: m.training = True
 
 # %% ../nbs/00_core.ipynb #98c9419d
 def _lines(items, desc, total, unit, every=10):

@@ -120,16 +120,14 @@ def scores(self:CTCModel,
 # %% ../nbs/05d_ctc.ipynb #25456174
 def _same_alone(model):
     "Whether each clip of the example gets the scores that the library gives it alone"
-    x,mode = model.example[0],model.training
-    model.eval()
+    x = model.example[0]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             for row,clip,n in zip(model(x), x['input_values'], x['attention_mask'].sum(1).tolist()):
                 alone = model.net(clip[None,:n]).logits[0]
                 if len(alone)>len(row) or not torch.allclose(row[:len(alone)], alone, rtol=1e-3, atol=1e-3): return False
         return True
     except (AttributeError, TypeError, RuntimeError, KeyError, ValueError): return False
-    finally: model.train(mode)
 
 def _check_alone(model):
     if _same_alone(model): return

@@ -113,10 +113,11 @@ def export_onnx(
     net,spec = _parts(model)
     path = Path(path)
     if path.suffix.lower()!='.onnx': raise ExportError(f"{path} has the ending {path.suffix!r}. Valid: .onnx.")
-    inputs,was,device = _inputs(net, spec),net.training,next(net.parameters()).device
+    inputs,device = _inputs(net, spec),next(net.parameters()).device
     if int8 and spec.checkpoint.kind!='hf': _quantise(path, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as work: _write(net.plain().cpu().eval(), spec, inputs, Path(work), int8, tolerance, path)
-    finally: net.to(device).train(was)
+        with eval_mode(net), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as work:
+            _write(net.plain().cpu().eval(), spec, inputs, Path(work), int8, tolerance, path)
+    finally: net.to(device)
     return path

@@ -55,13 +55,11 @@ def _first_runs(net, body, example):
     def seen(name):
         def hook(*_): at.setdefault(name, next(count))
         return hook
-    was = [m for m in net.modules() if m.training]
     hooks = [m.register_forward_pre_hook(seen(n)) for n,m in body.named_modules()]
     try:
-        with torch.no_grad(): net.eval()(**example)
+        with torch.no_grad(), eval_mode(net): net(**example)
     finally:
         for o in hooks: o.remove()
-        for m in was: m.training = True
     return at
 
 # %% ../nbs/05a_encoders.ipynb #c30a9a1c
@@ -222,14 +220,12 @@ def _cuts(m):
 
 def _same(m, cuts):
     "Whether the pieces give what the network gives, padding included"
-    mode,h = m.training,m.example[0]
-    m.eval()
+    h = m.example[0]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(m):
             for _,f in cuts: h = f(m, h)
             return torch.allclose(h, m.net(**m.example[0], **m.more).logits if m.head is None else m.top(m.features(*m.example)), atol=1e-5)
     except (AttributeError, TypeError, RuntimeError, KeyError, ValueError): return False
-    finally: m.train(mode)
 
 # %% ../nbs/05a_encoders.ipynb #018dec4e
 class TextModel(SFTModel):

@@ -12,7 +12,7 @@ __all__ = ['evaluate', 'Evaluation']
 
 # %% ../nbs/11_evaluate.ipynb #df37e69d
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -24,15 +24,6 @@ from .lazy import is_lazy
 from .metrics import _codes, _names
 
 _all_ = ['Evaluation']
-
-# %% ../nbs/11_evaluate.ipynb #95aad960
-@contextmanager
-def _eval_mode(model):
-    was = [m for m in model.modules() if m.training]
-    if was: model.eval()
-    try: yield
-    finally:
-        for m in was: m.training = True
 
 # %% ../nbs/11_evaluate.ipynb #977828e3
 def _scored(model, dl):
@@ -52,7 +43,7 @@ def _outputs(model, spec, rows, batch_size, desc):
     "Yields what the model says of each batch of `rows`, in their order"
     if not len(rows): return
     dl = spec.task.item_loader(spec, rows, batch_size)
-    with _eval_mode(model): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
+    with eval_mode(model): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
 
 # %% ../nbs/11_evaluate.ipynb #dcb8e5c3
 def _together(spec, rows):
@@ -172,7 +163,7 @@ def _sequence_columns(model, spec, rows, batch_size):
 def _fastai_pairs(learn):
     "Scores and class numbers of validation batches that plain fastai made"
     n_inp,dev = learn.dls.n_inp,next(learn.model.parameters()).device
-    with _eval_mode(learn.model):
+    with eval_mode(learn.model):
         for b in learn.dls.valid.new(shuffle=False, drop_last=False):
             b = to_device(b, dev)
             with torch.no_grad(): z = learn.model(*b[:n_inp])

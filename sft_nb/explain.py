@@ -20,7 +20,7 @@ from PIL import Image
 from fastcore.basics import patch
 from fastai.torch_core import to_device
 from .core import *
-from .evaluate import _eval_mode, _parts, _read, _scaled
+from .evaluate import _parts, _read, _scaled
 
 # %% ../nbs/13_explain.ipynb #1bfb315b
 def _log_odds(z, cls, multi_label):
@@ -232,7 +232,7 @@ def explain(
     ex,out = _Explainer(learn, picture, text, steps),[]
     rows = ex.rows(rows)
     of = _listed(of, len(rows))
-    with _eval_mode(ex.model):
+    with eval_mode(ex.model):
         for b in ex.batches(rows, batch_size):
             z = ex.scores(b)
             cls = _classes(ex.spec, z, None if of is None else of[len(out):len(out)+len(z)])
@@ -312,7 +312,7 @@ def deletion_test(
     "Remove what matters most, and as much at random"
     ex,rng,out,at_row = _Explainer(learn, picture, text, steps),np.random.default_rng(seed),[],0
     rows = ex.rows(rows)
-    with _eval_mode(ex.model):
+    with eval_mode(ex.model):
         for batch in ex.batches(rows, batch_size):
             n = len(next(iter(_tensors(batch).values())))
             out += _deletion_rows(ex, batch, rows.item.iloc[at_row:at_row+n], fractions, draws, rng, side)

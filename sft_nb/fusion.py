@@ -110,13 +110,11 @@ class FusionModel(SFTModel):
 @patch
 def _measure(self:FusionModel):
     "Shapes behind each piece of the picture tower"
-    h,view,out,mode = self.example[0],self.view('image'),[],self.training
-    self.eval()
-    with torch.no_grad():
+    h,view,out = self.example[0],self.view('image'),[]
+    with torch.no_grad(), eval_mode(self):
         for _,f in self.towers['image'].pieces:
             h = f(view, h)
             out.append(tuple(h.shape[1:]))
-    self.train(mode)
     return out
 
 # %% ../nbs/05f_fusion.ipynb #1c247ede

@@ -20,7 +20,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from .core import GroupError, near
+from .core import GroupError, eval_mode, near
 from .cuts import *
 from .cuts import _has_params, _is_layer, _under
 
@@ -203,12 +203,9 @@ def layer_order(
 )->list: # Names of the layers that Keras would count, in the order in which they first run; the input is not in it
     "Convolution, linear, norm, embedding and pooling layers in the order in which they run"
     if not len(model.example): raise GroupError("This model has no example to run, so the order of its layers is not known. Say what to freeze by group= or rule=.")
-    seen,mode,dev = {},model.training,next(model.parameters()).device
+    seen,dev = {},next(model.parameters()).device
     layers = [(n,m) for n,m in model.named_modules() if _is_layer(m) and not _added(model, n)]
-    with _hooked(layers, lambda n: seen.setdefault(n)), torch.no_grad():
-        model.eval()
-        try: model(*_to(model.example, dev))
-        finally: model.train(mode)
+    with _hooked(layers, lambda n: seen.setdefault(n)), torch.no_grad(), eval_mode(model): model(*_to(model.example, dev))
     return list(seen)
 
 # %% ../nbs/04_groups.ipynb #7c399e66

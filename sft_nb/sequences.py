@@ -253,12 +253,9 @@ def sequence_losses(
     each=token_losses, # (scores, labels) -> `(batch,)`
 )->np.ndarray: # `(rows,)` in nats
     "Loss of each row: the mean cross-entropy of the tokens of its target, where `each` says nothing else"
-    dev,was,out = next(model.parameters()).device,model.training,[]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x,y in loader(spec, rows, batch_size): out.append(each(model(to_device(x, dev)), to_device(y, dev)).cpu())
-    finally: model.train(was)
+    dev,out = next(model.parameters()).device,[]
+    with torch.no_grad(), eval_mode(model):
+        for x,y in loader(spec, rows, batch_size): out.append(each(model(to_device(x, dev)), to_device(y, dev)).cpu())
     return torch.cat(out).numpy() if out else np.zeros(0)
 
 # %% ../nbs/05b_sequences.ipynb #ac1a85e2

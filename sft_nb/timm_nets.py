@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 import torch.nn.functional as F
+from .core import eval_mode
 from .groups import *
 
 # %% ../nbs/05e_timm_nets.ipynb #06b9b0b1
@@ -131,15 +132,12 @@ def _chain(*fs):
 # %% ../nbs/05e_timm_nets.ipynb #3394d3d7
 def _same(model, cuts):
     "Whether the pieces give what the network gives"
-    mode = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             x = h = torch.randn(model.example[0].shape, generator=torch.Generator().manual_seed(0), device='cpu').to(model.example[0])
             for _,f in cuts: h = f(model, h)
             return torch.equal(h, model.head(model.net.forward_features(x)) if model.head is not None else model.net(x))
     except (AttributeError, TypeError, RuntimeError, KeyError, ValueError): return False
-    finally: model.train(mode)
 
 # %% ../nbs/05e_timm_nets.ipynb #3ec04267
 def _drop_unused(net, example):
