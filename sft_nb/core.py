@@ -11,11 +11,11 @@ Docs: https://sft-nb.github.io/sft_nb/core.html.md"""
 # %% auto #0
 __all__ = ['FILE_COLUMNS', 'SftError', 'TaskError', 'DataError', 'CheckpointError', 'AssetError', 'GroupError', 'HeadError',
            'FitError', 'FolderError', 'MissingExtra', 'near', 'need', 'cache_home', 'sha256_file', 'write_atomic',
-           'folder_atomic', 'process_count', 'process_rank', 'say', 'eval_mode', 'progress', 'Task', 'register',
-           'all_tasks', 'get_task']
+           'folder_atomic', 'data_uri', 'process_count', 'process_rank', 'say', 'eval_mode', 'progress', 'Task',
+           'register', 'all_tasks', 'get_task']
 
 # %% ../nbs/00_core.ipynb #125521d2
-import contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile, time
+import base64, contextlib, hashlib, importlib.util, os, pkgutil, shutil, sys, tempfile, time
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,6 +124,14 @@ def folder_atomic(
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
+
+# %% ../nbs/00_core.ipynb #03a34c86
+def data_uri(
+    content:bytes, # A file
+    kind:str, # Its MIME type, for instance 'image/png'
+)->str: # 'data:…'
+    "A file as an address that holds it"
+    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 # %% ../nbs/00_core.ipynb #147dc342
 def process_count()->int: # 1 where the program was not launched as several

@@ -12,7 +12,7 @@ __all__ = ['STYLE', 'picture_uri', 'heat_overlay', 'tokens_html', 'align_html', 
            'row_text', 'card_html', 'cells_html', 'detail_html']
 
 # %% ../nbs/14a_views.ipynb #e3f7b2c0
-import base64, codecs, html, io, re
+import codecs, html, io, re
 from functools import lru_cache
 import numpy as np, pandas as pd
 from PIL import Image
@@ -20,17 +20,10 @@ from fastcore.basics import patch
 from . import sounds
 from .core import *
 from .explain import Attribution
-from .report import show_value
+from .report import embedded, show_value
 from .text_scores import placeholders, same_placeholders
 
 # %% ../nbs/14a_views.ipynb #eee81611
-def _uri(data, kind): return f'data:{kind};base64,{base64.b64encode(data).decode()}'
-
-def _encoded(im, kind='JPEG', **kw):
-    buf = io.BytesIO()
-    im.save(buf, kind, **kw)
-    return _uri(buf.getvalue(), f'image/{kind.lower()}')
-
 def _img(uri, alt, cls=''):
     if uri is None: return f'<span class="sft-none">{html.escape(alt)}: cannot be read</span>'
     return f'<img class="{cls}" alt="{html.escape(alt)}" src="{uri}">'
@@ -57,7 +50,7 @@ def picture_uri(
     times = side//max(im.size)
     if times>1: im = im.resize([o*times for o in im.size], Image.Resampling.NEAREST)
     else: im.thumbnail((side, side))
-    return _encoded(im, 'PNG', optimize=True) if times>1 else _encoded(im, quality=82)
+    return embedded(im, 'PNG', optimize=True) if times>1 else embedded(im, quality=82)
 
 # %% ../nbs/14a_views.ipynb #e77326cb
 def heat_overlay(
@@ -73,7 +66,7 @@ def heat_overlay(
     return out.resize([max(1, round(side*o/max(out.size))) for o in out.size], Image.Resampling.BICUBIC)
 
 def _heat(a, item):
-    return (f'<figure>{_img(_encoded(heat_overlay(a), quality=85), f"What speaks for {a.of} in {item}", "sft-big")}<figcaption>What speaks for '
+    return (f'<figure>{_img(embedded(heat_overlay(a), quality=85), f"What speaks for {a.of} in {item}", "sft-big")}<figcaption>What speaks for '
             f'<b>{show_value(a.of, 60)}</b> (orange) and against it (blue); {a.method}</figcaption></figure>')
 
 # %% ../nbs/14a_views.ipynb #9444ed2a
@@ -199,7 +192,7 @@ def audio_uri(
     x,rate = _samples(sound)
     buf = io.BytesIO()
     need('soundfile', 'speech').write(buf, x, rate, format='FLAC', subtype='PCM_16')
-    return _uri(buf.getvalue(), 'audio/flac')
+    return data_uri(buf.getvalue(), 'audio/flac')
 
 # %% ../nbs/14a_views.ipynb #09b2998e
 def _wave(x, w=640, h=80):
@@ -211,13 +204,9 @@ def _wave(x, w=640, h=80):
 
 # %% ../nbs/14a_views.ipynb #79fe0d15
 def _spectrogram(x, rate, size=(640,120)):
-    "Decibels over time and frequency, bright is loud"
-    n = min(512, 2**int(np.log2(max(64, rate*.032))))
-    x = np.pad(x, (0, max(0, n-len(x))))
-    frames = np.lib.stride_tricks.sliding_window_view(x, n)[::max(n//4, len(x)//(2*size[0]))]*np.hanning(n)
-    db = 20*np.log10(np.abs(np.fft.rfft(frames)).T+1e-5)
-    db = ((db-db.max())/70+1).clip(0, 1)
-    return Image.fromarray((255*db[::-1]).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    "Power over time and frequency, bright is loud"
+    db = sounds.spectrogram(x, rate, *size)
+    return Image.fromarray((255*(db/60+1).clip(0, 1)).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
 
 # %% ../nbs/14a_views.ipynb #82001a01
 def sound_html(
@@ -230,7 +219,7 @@ def sound_html(
         uri = audio_uri((x, rate))
     except (DataError, RuntimeError) as e: return f'<p class="sft-none">{html.escape(name)}: cannot be read ({html.escape(str(e)[:120])})</p>'
     return (f'<audio controls preload="auto" aria-label="{html.escape(name)}" src="{uri}"></audio>{_wave(x)}'
-            f'{_img(_encoded(_spectrogram(x, rate), quality=80), "spectrogram", "sft-wave")}<p class="sft-note">{len(x)/rate:.2f} s, {rate:,} Hz</p>')
+            f'{_img(embedded(_spectrogram(x, rate), quality=80), "spectrogram", "sft-wave")}<p class="sft-note">{len(x)/rate:.2f} s, {rate:,} Hz</p>')
 
 # %% ../nbs/14a_views.ipynb #201227f1
 _OWN = ('item','image','audio','text','source','target','prediction','probability','loss','correct','group')
