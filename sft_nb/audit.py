@@ -12,7 +12,6 @@ Docs: https://sft-nb.github.io/sft_nb/audit.html.md"""
 __all__ = ['label_quality', 'two_sample_test', 'outlier_scores', 'cue_skill', 'Audit', 'audit']
 
 # %% ../nbs/12_audit.ipynb #e9399266
-import html
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .compare import linear_probe
@@ -360,13 +359,9 @@ def to_html(
     path=None, # File to write; None: only return the page
 )->str: # The page: one file that opens without a network and runs no script; text of the data is escaped
     "The audit as one page"
-    from sft_nb.report import _css, _section, rows_html
-    title = f'Audit of {len(self.rows):,} rows ({self.spec.task.name})'
-    sections = [_section('Findings', rows_html(self.findings) if len(self.findings) else '<p>Nothing was found.</p>')]
-    sections += [_section(t, rows_html(table, pictures)) for t,table,pictures in self._page_tables() if len(table)]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    page = ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{html.escape(title)}</title><style>{_css}</style></head>'
-            f'<body><h1>{html.escape(title)}</h1>{"".join(sections)}</body></html>\n')
+    from sft_nb.report import page_html, rows_html
+    sections = [('Findings', rows_html(self.findings) if len(self.findings) else '<p>Nothing was found.</p>')]
+    sections += [(t, rows_html(table, pictures)) for t,table,pictures in self._page_tables() if len(table)]
+    page = page_html(f'Audit of {len(self.rows):,} rows ({self.spec.task.name})', sections)
     if path is not None: write_atomic(path, page)
     return page

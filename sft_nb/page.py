@@ -12,13 +12,14 @@ Docs: https://sft-nb.github.io/sft_nb/page.html.md"""
 __all__ = []
 
 # %% ../nbs/15a_page.ipynb #43c235fa
-import base64, hashlib, html, json
+import html, json
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import *
 from .evaluation import Evaluation
 from .panes import _bars_html, _confusion_html, _curves_html
+from .report import document
 from .select import ORDERS, Selection
 from .views import STYLE, _said, card_html, detail_html, row_text
 
@@ -186,12 +187,8 @@ def _views_part(ev, sel):
 
 # %% ../nbs/15a_page.ipynb #3e896f29
 def _whole_page(title, body, data):
-    "The document, with its style, its data, its script and its policy"
-    mark = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mark}'; base-uri 'none'; form-action 'none'"
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}{_PAGE_STYLE}</style></head><body class="sft sft-auto">{body}'
-            f'<script type="application/json" id="data">{_block(data)}</script><script>{_SCRIPT}</script></body></html>\n')
+    "The document, with its style, its data and its script"
+    return document(title, f'{body}<script type="application/json" id="data">{_block(data)}</script>', STYLE+_PAGE_STYLE, _SCRIPT, 'sft sft-auto')
 
 # %% ../nbs/15a_page.ipynb #9317be07
 def _chosen(sel, max_rows):

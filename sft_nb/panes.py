@@ -15,7 +15,7 @@ import html
 from functools import lru_cache
 import ipywidgets as W
 from .core import *
-from .report import _colours, show_value
+from .report import _colours, confusion_html
 from .views import STYLE, card_html, cells_html
 
 # %% ../nbs/14c_panes.ipynb #f6924f72
@@ -84,20 +84,11 @@ def _cell_button(n, of, i, j, a, b):
     return (f'<td style="background:rgba({colour},{strength:.2f})"><button data-do="cell" data-value="{i},{j}" title="{html.escape(name)}" '
             f'aria-label="{html.escape(name)}">{n:,}</button></td>')
 
-def _pairs_html(names, counts, most):
-    "The pairs that are mixed up most, a line each"
-    wrong = sorted(((counts[i,j],i,j) for i,j in zip(*counts.nonzero()) if i!=j), reverse=True)[:most]
-    rows = ''.join(f'<tr><td>{show_value(names[i], 60)}</td><td>{show_value(names[j], 60)}</td>{_cell_button(int(n), int(counts[i].sum()), i, j, names[i], names[j])}</tr>' for n,i,j in wrong)
-    return f'<table class="sft-conf"><tr><th>target</th><th>prediction</th><th>rows</th></tr>{rows}</table>'
+_HINT = '<p class="sft-note">A row for each target, a column for each prediction. Click a number to see its rows.</p>'
 
 def _confusion_html(table, most=40):
     "Counts as buttons; of many classes the pairs that are mixed up most"
-    names,counts = [str(o) for o in table.index],table.to_numpy()
-    if len(names)>most: return _pairs_html(names, counts, most)
-    head = ''.join(f'<th scope="col">{show_value(o, 20)}</th>' for o in names)
-    line = lambda i,a: ''.join(_cell_button(int(n), int(counts[i].sum()), i, j, a, names[j]) for j,n in enumerate(counts[i]))
-    rows = ''.join(f'<tr><th scope="row">{show_value(a, 20)}</th>{line(i, a)}</tr>' for i,a in enumerate(names))
-    return f'<p class="sft-note">A row for each target, a column for each prediction. Click a number to see its rows.</p><table class="sft-conf"><tr><th></th>{head}</tr>{rows}</table>'
+    return (_HINT if len(table)<=most else '')+confusion_html(table, most, _cell_button, 'sft-conf', 20)
 
 # %% ../nbs/14c_panes.ipynb #c22bccd5
 def _bars_html(bars):
