@@ -17,6 +17,7 @@ from .core import *
 from .evaluation import Evaluation
 from .measures import item_measures, measure_names
 from .metrics import draw_weights, group_codes, interval
+from .rows import class_order
 
 # %% ../nbs/11d_slices.ipynb #7c60f4af
 def _values(ev, by):
@@ -34,11 +35,14 @@ def _cut(name, values, bins):
     missing = values.isna().to_numpy()
     if any(isinstance(v, (list,tuple,np.ndarray)) for v in values):
         each = [set(v) if isinstance(v, (list,tuple,np.ndarray)) else set() for v in values]
-        out = {f'{name} = {l}':np.array([l in v for v in each]) for l in sorted(set().union(*each), key=str)}
+        named = {str(l):l for l in set().union(*each)}
+        out = {f'{name} = {k}':np.array([named[k] in v for v in each]) for k in class_order(named)}
     elif pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique()>max(bins, 5):
         found = pd.qcut(values, bins, duplicates='drop')
         out = {f'{name} {_span(values[found==o].min(), values[found==o].max())}':(found==o).to_numpy() for o in found.cat.categories}
-    else: out = {f'{name} = {v}':(values==v).to_numpy(dtype=bool, na_value=False) for v in sorted(values.dropna().unique(), key=str)}
+    else:
+        named = {str(v):v for v in values.dropna().unique()}
+        out = {f'{name} = {k}':(values==named[k]).to_numpy(dtype=bool, na_value=False) for k in class_order(named)}
     return {**out, **({f'{name} is missing':missing} if missing.any() else {})}
 
 # %% ../nbs/11d_slices.ipynb #f7511569
