@@ -183,9 +183,10 @@ def document(
 )->str: # HTML
     "A document that loads nothing from elsewhere; its policy names the one script that may run"
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    icon = '<link rel="icon" href="data:,">' if script else ''
     if script: policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{style}</style></head>'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">{icon}<title>{html.escape(title)}</title><style>{style}</style></head>'
             f'<body class="{cls}">{body}{f"<script>{script}</script>" if script else ""}</body></html>\n')
 
 def page_html(
