@@ -489,6 +489,7 @@ def put_bytes(folder, path, at, way, value, key):
 
 def put_tensor(folder, path, at, way, value, key):
     path = folder/'model.safetensors'
+    if not path.is_file(): return # a pipe would be waited for
     try: state = load_file(path)
     except Exception: return
     k = list(state)[at%len(state)]
@@ -520,7 +521,7 @@ def disturb(folder, changes, own):
     for f,which,at,way,value,key in changes:
         files = sorted(p for p in folder.rglob('*') if p.is_file() and not p.is_symlink())
         if files: f(folder, files[which%len(files)], at, way, value, key)
-    if own:
+    if own and (folder/'sft.json').is_file(): # a pipe would be waited for
         with contextlib.suppress(Exception): rehash(folder)
 
 def tree(folder):
