@@ -22,7 +22,7 @@ from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fasttransform import Transform
 from .core import *
 from .rows import *
-from .rows import _SPLITS, _SPLIT_NAMES, _blank, _columns, _is_hf, _normalise, _read_csv, _read_source, _table, _target
+from .rows import _SPLITS, _SPLIT_NAMES, _about, _blank, _columns, _is_hf, _normalise, _read_csv, _read_source, _table, _target
 from .splits import *
 from .splits import _flat, _split, _subsample
 
@@ -187,11 +187,11 @@ def _correct(rows, given, task, multi=False, delim=None):
     "Rows with other labels, and without those that are marked to be left out"
     if given is None: return rows
     table,at,t = _corrections(given),{o:i for i,o in rows.item.items()},task.target
-    here = table[table.item.isin(rows.item)]
-    if len(table) and not len(here): raise DataError(f"corrections: none of {len(table):,} names an item of the data.{near(table.item.iloc[0], list(rows.item))}")
+    here,what = table[table.item.isin(rows.item)],Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
+    if len(table) and not len(here): raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table.item.iloc[0], list(rows.item))}")
     found = [(at[r.item], r, *_correction(r, rows.loc[at[r.item]], task, multi, delim)) for r in here.itertuples()]
     wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in found if p])
-    if len(wrong): raise BadRows(wrong, 'the corrections', 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
+    if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
     targets = list(rows[t])
     for i,_,label,_ in found:
         if label is not None: targets[rows.index.get_loc(i)] = label
@@ -262,7 +262,7 @@ def prepare_rows(
     limit,rows = spec.options.get('max_items'),spec.rows
     if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
     good,spec.skipped = _clean(rows, spec, bad, what)
-    spec.rows = _split(good.drop(columns='problem_', errors='ignore').reset_index(drop=True), spec, valid)
+    with _about(what): spec.rows = _split(good.drop(columns='problem_', errors='ignore').reset_index(drop=True), spec, valid)
     spec.vocab = _vocab(spec.rows, spec)
     return spec
 

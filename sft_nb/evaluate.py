@@ -235,5 +235,5 @@ def evaluate(
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     rows = _split_rows(spec, on) if own else _read(on, spec, bad, input=input, target=target, lazy=lazy)[0]
-    if not len(rows): raise DataError("There is no row to evaluate. Pass data with at least one usable row.")
+    if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
     return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)

@@ -23,7 +23,7 @@ from .safe import *
 from .checkpoint import _local, open_checkpoint
 from .data import DataSpec
 from .lazy import dataset_frame
-from .rows import _is_hf
+from .rows import _about, _is_hf
 from .evaluate import _back, _decoded, _log_probs, _outputs, _parts, _read, _together, evaluate
 from .folders import FORMAT, _CARD, _SPEC, _card, _check_folder, _check_kinds, _describe, _numbers, _read_info, _sizes, _stored, _versions, _write_folder
 
@@ -120,7 +120,7 @@ def _parquet_parts(path, part):
                 yield some.to_pandas().set_axis(range(at, at+len(some)))
                 at += len(some)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
-    except (pa.ArrowException,OSError) as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0][:200]}") from e
+    except (pa.ArrowException,OSError,ValueError,OverflowError) as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0][:200]}") from e
 
 # %% ../nbs/16_export.ipynb #6ea706bb
 def _parts_of(items, part):
@@ -145,7 +145,8 @@ def stream(
 ):  # An iterator of tables, as `predict` makes them
     "Predict items as they come"
     if not isinstance(part, Integral) or part<1: raise DataError(f"part={part!r}: valid is a whole number from 1 up.")
-    for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input)
+    with _about(Path(items).name if isinstance(items, (str,Path)) else None):
+        for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input)
 
 # %% ../nbs/16_export.ipynb #f935d325
 def _replaceable(path, overwrite):

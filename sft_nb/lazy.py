@@ -25,27 +25,31 @@ from .core import *
 def _in_a_row(idxs): return len(idxs)>0 and idxs[-1]-idxs[0]==len(idxs)-1 and bool((np.diff(idxs)==1).all())
 
 @contextmanager
-def _utf8(what):
-    "Say in words that something is no UTF-8 text"
+def _readable(what):
+    "Refuse in words what Arrow holds and Python cannot read: bytes that are not UTF-8, a date past the calendar"
     try: yield
-    except UnicodeDecodeError as e: raise DataError(f"{what} is no UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+    except UnicodeDecodeError as e: raise DataError(f"{what} is not UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
+    except (ValueError,OverflowError) as e: raise DataError(f"{what} cannot be read: {str(e).splitlines()[0][:200]}. Write the file again.") from e
 
-def _some_cell(column, idxs): return f'A cell of column {column!r}, in rows {min(idxs, default=-1)+1:,} to {max(idxs, default=-1)+1:,},'
+def _some_cell(source, column, idxs, first=1):
+    "Where a cell stands; rows are numbered from `first`, as the source numbers them"
+    return f'{source}: a cell of column {column!r} in rows {min(idxs, default=0)+first:,} to {max(idxs, default=0)+first:,}'
 
 # %% ../nbs/01b_lazy.ipynb #9e4f8c07
 class ArrowRows:
     "Rows of an Arrow file"
     def __init__(self,
         path, # The file
+        source=None, # The file it was unpacked from, for messages; None: `path`
     ):
         import pyarrow as pa
-        self.path = Path(path)
+        self.path,self.source = Path(path),Path(source or path)
         with pa.memory_map(str(path)) as f: self.table = pa.ipc.open_file(f).read_all()
         lengths = [len(o) for o in self.table.column(0).chunks] if self.table.num_columns else []
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.starts = self.ends-lengths
     def __len__(self): return self.table.num_rows
-    def __reduce__(self): return ArrowRows, (self.path,)
+    def __reduce__(self): return ArrowRows, (self.path, self.source)
 
 # %% ../nbs/01b_lazy.ipynb #25f42f8c
 @patch
@@ -55,7 +59,7 @@ def read(self:ArrowRows,
 )->list: # Their cells
     "Some cells of a column"
     cells = self.table.column(column)
-    with _utf8(_some_cell(column, idxs)):
+    with _readable(_some_cell(self.source, column, idxs)):
         if _in_a_row(idxs): return cells.slice(int(idxs[0]), len(idxs)).to_pylist()
         at = np.searchsorted(self.ends, idxs, side='right')
         return [cells.chunk(c)[int(i)].as_py() for c,i in zip(at, idxs-self.starts[at])]
@@ -122,7 +126,7 @@ class DatasetRows:
         if not len(idxs): return []
         if column not in self.columns: self.columns[column] = self.ds.select_columns([column]).with_format('arrow')
         part = slice(int(idxs[0]), int(idxs[-1])+1) if _in_a_row(idxs) else list(map(int, idxs))
-        with _utf8(_some_cell(column, idxs)): return self.columns[column][part].column(column).to_pylist()
+        with _readable(_some_cell('the Dataset', column, idxs, first=0)): return self.columns[column][part].column(column).to_pylist()
 
 # %% ../nbs/01b_lazy.ipynb #f9e53661
 class _Held:
@@ -271,8 +275,8 @@ def parquet_frame(
     path, # A Parquet file
 )->pd.DataFrame: # Its columns, lazy where they are no numbers
     "A frame of a Parquet file that holds little of it"
-    with _utf8(f'The name of a column of {path}'):
-        rows = ArrowRows(unpack_parquet(path))
+    with _readable(f'The name of a column of {path}'):
+        rows = ArrowRows(unpack_parquet(path), path)
         names = [o for o in rows.table.column_names if not o.startswith('__index_level_')]
     twice = next((o for o in names if names.count(o)>1), None)
     if twice: raise DataError(f"{path} has two columns {twice!r}. Rename one.")

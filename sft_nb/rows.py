@@ -13,13 +13,14 @@ __all__ = ['BadRows', 'class_order', 'read_rows']
 # %% ../nbs/02a_rows.ipynb #4bca52bc
 import csv, io, json, os, re
 from collections import Counter
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from functools import partial
 import numpy as np, pandas as pd
 from .core import *
 from .lazy import *
-from .lazy import _utf8
+from .lazy import _readable
 
 # %% ../nbs/02a_rows.ipynb #970782fe
 def _table(problems): return pd.DataFrame(problems, columns=['item','row','problem']).astype(object)
@@ -37,6 +38,14 @@ class BadRows(DataError):
         super().__init__('\n'.join([f"{n:,} problem{'s' if n>1 else ''} in {what}:", *lines, hint]))
         self.asked = problems,what,hint
     def __reduce__(self): return type(self),self.asked
+
+@contextmanager
+def _about(what):
+    "Let each refusal name the data it is about; None: it names them already"
+    try: yield
+    except DataError as e:
+        if what is None or str(what) in str(e): raise
+        raise (BadRows(e.problems, what, e.asked[2]) if isinstance(e, BadRows) else DataError(f"{what}: {e}")) from e
 
 # %% ../nbs/02a_rows.ipynb #fd722eb7
 def _decode(path):
@@ -126,11 +135,14 @@ def _json_array(text, name):
     return [_json_line(json.dumps(o), f'{name} item {i}') for i,o in enumerate(values, 1)]
 
 # %% ../nbs/02a_rows.ipynb #81825bf8
-def _read_frame(frame, name='row ', start=None):
+def _frame_cells(frame, column, what):
+    with _readable(f'{what}: a cell of column {str(column)!r}'): return list(frame[column])
+
+def _read_frame(frame, name='row ', start=None, what='the data'):
     twice = [c for c,n in Counter(map(str, frame.columns)).items() if n>1]
-    if twice: raise DataError(f"The data have two columns {twice[0]!r}. Rename one.")
+    if twice: raise DataError(f"{what}: two columns have the name {twice[0]!r}. Rename one.")
     names = frame.index if start is None and frame.index.is_unique else range(start or 0, len(frame)+(start or 0))
-    out = pd.DataFrame({str(c):pd.Series(list(frame[c]), dtype=object) for c in frame.columns})
+    out = pd.DataFrame({str(c):pd.Series(_frame_cells(frame, c, what), dtype=object) for c in frame.columns})
     return out.assign(_row=pd.Series([f'{name}{i}' for i in names], dtype=object), _problem=pd.Series(['']*len(frame), dtype=object))
 
 # %% ../nbs/02a_rows.ipynb #522aa60f
@@ -138,7 +150,7 @@ def _read_parquet(path):
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except Exception as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from e
-    with _utf8(f'A cell of {path}'): return _read_frame(frame, f'{Path(path).name} row ', 1)
+    return _read_frame(frame, f'{Path(path).name} row ', 1, path)
 
 _READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet}
 
@@ -151,7 +163,7 @@ def _hf_cells(ds, k, f):
     "Cells of a column; numbers of classes as their names"
     from datasets import ClassLabel
     inner = getattr(f, 'feature', None)
-    with _utf8(f'A cell of column {k!r}'): cells = list(ds[k])
+    cells = _frame_cells(ds, k, 'the Dataset')
     if isinstance(f, ClassLabel): return [_class_name(v, f) for v in cells]
     if isinstance(inner, ClassLabel): return [v if v is None else [_class_name(o, inner) for o in v] for v in cells]
     return cells

@@ -18,9 +18,9 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import *
 from .evaluation import Evaluation
-from .lazy import is_lazy
+from .lazy import _readable, is_lazy
 from .metrics import _codes
-from .rows import _READERS, _blank, _label, class_order
+from .rows import _READERS, _about, _blank, _label, class_order
 
 # %% ../nbs/11b_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -105,7 +105,11 @@ def evaluate_table(
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` out of plain predictions"
-    frame = _read_table(table)
+    with _about(None if isinstance(table, pd.DataFrame) else Path(table).name):
+        return _evaluation(_read_table(table), task, target, prediction, vocab, probabilities, on)
+
+def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
+    "What `evaluate_table` returns, for a table that was read"
     task = _task_of(frame, task)
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
     _check_cells(frame, [c for c in (target,prediction) if c in frame])
@@ -179,8 +183,9 @@ def load_evaluation(
     import pyarrow as pa, pyarrow.parquet as pq
     try: table = pq.read_table(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
-    except (pa.ArrowException,OSError) as e: raise DataError(f"{path} is no Parquet file, or a damaged one ({str(e)[:200]}). Save the evaluation again.") from e
+    except (pa.ArrowException,OSError,ValueError) as e: raise DataError(f"{path} is not a Parquet file, or is damaged ({str(e)[:200]}). Save the evaluation again.") from e
     info,probs = _info(table.schema, path),None
+    with _readable(path): table.validate(full=True)
     if _PROBS in table.column_names:
         probs = table[_PROBS].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, len(info['vocab']))
         table = table.drop_columns([_PROBS])

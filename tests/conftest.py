@@ -1,9 +1,28 @@
 "Fixtures that several test files share"
-import os
+import os, random, sys
 import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+def _seed():
+    "The same random numbers for a test wherever it stands in a run: alone, in another order, on another worker"
+    random.seed(0)
+    if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(0)
+    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(0)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item): _seed()
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item): _seed()
+
+@pytest.fixture
+def noise():
+    "(width, height) -> a gray picture of noise, the same each time"
+    import numpy as np
+    from PIL import Image
+    return lambda size: Image.fromarray(np.random.default_rng(0).normal(128, 90, size[::-1]).clip(0, 255).astype(np.uint8))
 
 @pytest.fixture
 def home(tmp_path_factory, monkeypatch):

@@ -104,7 +104,7 @@ def test_texts(tmp_path, name, kind):
     check(learn, x, kind, tmp_path/'adapter', network(name))
 
 @pytest.mark.parametrize('config', [lambda: peft.LoHaConfig(r=2), lambda: peft.LoKrConfig(r=2),
-    lambda: peft.LoraConfig(r=2, use_rslora=True, target_modules=['qkv'])])
+    lambda: peft.LoraConfig(r=2, use_rslora=True, target_modules=['qkv'])], ids=['loha','lokr','rslora'])
 def test_own_config(tmp_path, config):
     learn = pictures(tmp_path/'toy')
     net = copy.deepcopy(learn.model.net)

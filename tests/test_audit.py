@@ -1,5 +1,5 @@
 "The audit finds faults that are planted into the packaged data, a part of them; benchmarks/audit.py measures all"
-import shutil, sys
+import shutil, sys, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from sft_nb.all import audit, load_data
@@ -8,6 +8,13 @@ from sft_nb.data import DataError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
 from audit import found_copies, found_flips, loaded, rows_of
+
+@pytest.fixture(scope='module', autouse=True)
+def own_tables(tmp_path_factory):
+    "`rows_of` keeps its tables in the temporary folder of the machine: here in one that no other run writes to"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(tempfile, 'tempdir', str(tmp_path_factory.mktemp('tables')))
+        yield
 
 @pytest.mark.parametrize('data,least', [('digits', .8), ('amazon', .4)])
 def test_changed_labels_are_suspect(data, least):

@@ -44,9 +44,9 @@ def test_unreadable_picture(pets, what, content, says):
     assert skipped(pets).skipped.to_dict('records')==[dict(item='cat/3.png', row=f'{pets}/cat/3.png', problem=says)]
 
 @pytest.mark.parametrize('ending', ['png','jpg','gif','webp','bmp','tif'])
-def test_truncated_picture(pets, ending):
+def test_truncated_picture(pets, ending, noise):
     f = pets/'cat'/f'long.{ending}'
-    Image.effect_noise((200,200), 90).convert('RGB').save(f)
+    noise((200,200)).convert('RGB').save(f)
     f.write_bytes(f.read_bytes()[:len(f.read_bytes())//2])
     text,_ = refused(pets)
     assert f"  {f}: truncated\n" in text

@@ -94,7 +94,7 @@ def test_predict_items_folder_and_table(saved, toy, tmp_path):
     assert len(run('predict', out, source)[1].splitlines())==17
 
 def test_predict_writes_json_lines(saved, toy, tmp_path):
-    picture = next(toy[0].rglob('*.png'))
+    picture = min(toy[0].rglob('*.png'))
     assert run('predict', saved[0], picture, '--out', tmp_path/'p.jsonl')[0]==0
     row = json.loads((tmp_path/'p.jsonl').read_text())
     assert set(row)=={'item', 'prediction', 'probability'} and 0<row['probability']<=1

@@ -44,7 +44,8 @@ np.save(sys.argv[3], table[model.vocab].to_numpy())
 '''
 
 @pytest.mark.parametrize('kw', [dict(), dict(head=[8]), dict(head=[8], dropout=.3), dict(dropout=.3), dict(head='flatten:8'), dict(data=several),
-    dict(checkpoint='timm:test_vit', size=80), dict(checkpoint='timm:test_convnext'), dict(checkpoint='timm:test_efficientnet')], ids=str)
+    dict(checkpoint='timm:test_vit', size=80), dict(checkpoint='timm:test_convnext'), dict(checkpoint='timm:test_efficientnet')],
+    ids=lambda kw: str({k:getattr(v, '__name__', v) for k,v in kw.items()}))
 def test_equal_after_reload(tmp_path, kw):
     learn = learner(tmp_path/'shapes', **kw)
     save_predictor(learn, tmp_path/'model')

@@ -1,7 +1,7 @@
 "Rows that stay where they are until they are asked for give the same as rows in memory: splits, training, predictions; and what is written a part at a time"
 import io, pickle, threading
 from concurrent.futures import ThreadPoolExecutor
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from datasets import Dataset
 from PIL import Image
 from sft_nb import evaluate as evaluate_module
@@ -117,6 +117,29 @@ def test_a_column_goes_to_another_process(tmp_path):
     ds = Dataset.from_parquet(str(path), cache_dir=str(tmp_path/'hf'))
     cells = read_rows(ds, 'text', lazy=True).text.array[2:5]
     assert list(pickle.loads(pickle.dumps(cells)))==list(cells)
+
+def torn(path, column):
+    "A table whose third cell of a column is not UTF-8"
+    pq.write_table(pa.table(dict(text=['fine','warm','odd'], label=['a','b','odd'], stars=[1,2,3])), path, use_dictionary=False, compression='none')
+    data = path.read_bytes()
+    at = [i for i in range(len(data)) if data.startswith(b'\x03\0\0\0odd', i)][column=='label']
+    path.write_bytes(data[:at+4]+b'\xff'+data[at+5:])
+    return path
+
+@pytest.mark.parametrize('column', ['text','label'])
+@pytest.mark.parametrize('lazy', [False,True], ids=['whole','lazy'])
+def test_a_cell_that_is_not_utf8_names_its_file(tmp_path, lazy, column):
+    path = torn(tmp_path/'notes.parquet', column)
+    with pytest.raises(DataError, match=r'notes\.parquet') as e: list(read_rows(path, 'text', lazy=lazy)[column])
+    assert f'column {column!r}' in str(e.value) and 'is not UTF-8 text' in str(e.value)
+
+def test_a_file_that_is_read_part_by_part_is_named(tmp_path):
+    path,ckpt = texts(tmp_path, 1)
+    model = sft_learner(load_data('text', path, checkpoint=ckpt))
+    model = load_predictor(save_predictor(model, tmp_path/'model', metrics={}), device='cpu')
+    with pytest.raises(DataError, match=r'notes\.parquet'): list(model.stream(torn(tmp_path/'notes.parquet', 'text')))
+    pd.DataFrame(dict(text=['fine',None])).to_parquet(tmp_path/'open.parquet')
+    with pytest.raises(BadRows, match=r'1 problem in open\.parquet:\n.*empty text'): list(model.stream(tmp_path/'open.parquet'))
 
 def test_unpacked_tables_are_removed(tmp_path):
     path,_ = texts(tmp_path, 2)

@@ -97,9 +97,9 @@ def test_paths_say_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize('size', [(300,200),(200,300),(31,33),(224,224),(500,40)])
 @pytest.mark.parametrize('arch', ['resnet18','tf_efficientnet_lite0','vit_tiny_patch16_224'])
-def test_the_same_pixels_as_timm(size, arch):
+def test_the_same_pixels_as_timm(size, arch, noise):
     cfg = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arch).to_dict())
-    im = Image.effect_noise(size, 90).convert('RGB')
+    im = noise(size).convert('RGB')
     theirs = timm.data.create_transform(**{**cfg, 'mean':(0,0,0), 'std':(1,1,1)})(im)
     ours = PictureTransform(cfg['input_size'][1], interpolation=cfg['interpolation'], crop_pct=cfg['crop_pct'])(im)
     assert (np.asarray(ours).transpose(2,0,1)==(theirs*255).round().byte().numpy()).all()
@@ -190,8 +190,8 @@ def test_augmentation_off_and_on(shapes):
     assert set_augment(dls, False) and torch.equal(batch(), plain[:32])
     assert not set_augment(dls, True) and not torch.equal(batch(), plain[:32])
 
-def test_augmentation_of_items_off(shapes):
-    for f in shapes.glob('*/*.png'): Image.effect_noise((60,50), 90).save(f)
+def test_augmentation_of_items_off(shapes, noise):
+    for f in shapes.glob('*/*.png'): noise((60,50)).save(f)
     dls = ImageDataLoaders.from_folder(shapes, valid_pct=.25, seed=1, item_tfms=RandomResizedCrop(32, min_scale=.1), bs=30, num_workers=0)
     dls.train.shuffle = False
     def batch(): return dls.train.one_batch()[0]

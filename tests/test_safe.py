@@ -3,7 +3,6 @@ import contextlib, io, json, os, pickle, random, shutil, struct, sys, tarfile, z
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from sft_nb.assets import Asset, _unpack, fetch, ASSETS
 from sft_nb.cache import Activations, _Writer, cache_folder, cache_info, frozen_cache
@@ -28,9 +27,8 @@ def made(tmp_path_factory):
     out = {}
     for task in ITEMS:
         at = tmp_path_factory.mktemp(task)
-        learn = learner(task, at/'toy')
-        save_predictor(learn, at/'model', metrics=dict(accuracy=.5))
-        picture = next((at/'toy').rglob('*.png'), None)
+        with contextlib.chdir(at): save_predictor(learner(task, Path('toy')), 'model', metrics=dict(accuracy=.5)) # no absolute path among its bytes
+        picture = min((at/'toy').rglob('*.png'), default=None)
         out[task] = at/'model', str(picture) if picture else ITEMS[task], at/'toy'/'bert' if task=='text' else at/'model'
     return out
 
@@ -320,7 +318,7 @@ def test_a_damaged_entry_is_made_anew(home, tmp_path, capsys):
     def fit():
         with frozen_cache(learn), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     fit()
-    for d in cache_info().key: (cache_folder()/d/'hidden.bin' if (cache_folder()/d/'hidden.bin').exists() else next((cache_folder()/d).glob('*.bin'))).write_bytes(b'12')
+    for d in cache_info().key: (cache_folder()/d/'hidden.bin' if (cache_folder()/d/'hidden.bin').exists() else min((cache_folder()/d).glob('*.bin'))).write_bytes(b'12')
     (cache_folder()/cache_info().key[0]/'meta.json').write_text('[]')
     assert 'damaged' in list(cache_info().border)
     fit()
@@ -406,7 +404,7 @@ def test_no_pickle_in_place_is_opened(copy, tmp_path):
     "In place of each file, once with the old hashes and once with its own"
     torch_bad = io.BytesIO()
     torch.save(dict(w=Canary(tmp_path/'ran')), torch_bad)
-    files,n = [p for p in copy.rglob('*') if p.is_file()],0
+    files,n = sorted(p for p in copy.rglob('*') if p.is_file()),0
     whole = (copy/'sft.json').read_bytes()
     for path in files:
         kept = path.read_bytes()
@@ -480,6 +478,7 @@ def put_bytes(folder, path, at, way, value, key):
 
 def put_tensor(folder, path, at, way, value, key):
     path = folder/'model.safetensors'
+    if not path.is_file(): return # a pipe would be waited for
     try: state = load_file(path)
     except Exception: return
     k = list(state)[at%len(state)]
@@ -499,17 +498,19 @@ def put_other(folder, path, at, way, value, key):
         return
     name = ['adapter_config.json', 'model.safetensors.index.json', 'vocab.txt', 'tokenizer.model', 'pytorch_model.bin', '.hidden', 'x.py', 'sub/config.json'][sum(way)%8]
     (folder/name).parent.mkdir(exist_ok=True)
-    (folder/name).write_bytes(pickle.dumps(Canary(folder.parent/'ran')) if kind==4 else json.dumps({key or 'a':value}).encode())
+    (folder/name).write_bytes(pickle.dumps(Canary('ran')) if kind==4 else json.dumps({key or 'a':value}).encode())
 
-mutation = st.tuples(st.sampled_from([put_json]*5+[put_bytes, put_tensor, put_tensor, put_other]), st.integers(0, 2**16), st.integers(0, 2**16),
-                     st.lists(st.integers(0, 30), max_size=5), st.sampled_from(VALUES), st.sampled_from([None, *KEYS]))
+def mutation(rng):
+    "What a change does, to which file, at which place, along which keys, with which value and key"
+    return (rng.choice([put_json]*5+[put_bytes, put_tensor, put_tensor, put_other]), rng.randrange(2**16), rng.randrange(2**16),
+            [rng.randrange(31) for _ in range(rng.randrange(6))], rng.choice(VALUES), rng.choice([None, *KEYS]))
 
 def disturb(folder, changes, own):
     "Apply mutations, and with `own` let the hashes fit"
     for f,which,at,way,value,key in changes:
         files = sorted(p for p in folder.rglob('*') if p.is_file() and not p.is_symlink())
         if files: f(folder, files[which%len(files)], at, way, value, key)
-    if own:
+    if own and (folder/'sft.json').is_file(): # a pipe would be waited for
         with contextlib.suppress(Exception): rehash(folder)
 
 def tree(folder):
@@ -523,7 +524,7 @@ def attack(base, at, changes, own, run):
     (at/'outside.json').write_text('{}')
     disturb(at/'model', changes, own)
     before = tree(at)
-    code,err = run(at/'model')
+    with contextlib.chdir(at): code,err = run(at/'model')
     assert code in (0, 2), err
     assert 'Traceback' not in err
     if code==2: assert len(err.splitlines())==1 and err.startswith('sft_nb'), err
@@ -540,14 +541,14 @@ def fuzz(made, task, tmp_path_factory, n):
             c.timm_model() if c.kind=='timm' else (c.hf_model('AutoModel'), c.tokenizer())
         except SftError as e: return 2,f'sft_nb: {" ".join(str(e).split())}'
         return 0,''
-    @settings(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(st.lists(mutation, min_size=1, max_size=3), st.booleans(), st.integers(0, 3))
-    def go(changes, own, which):
-        base,run = ((ckpt, build) if which==0 else (folder, predict))
-        seen[attack(base, at, changes, own, run)] += 1
-    go()
+    rng = random.Random(0)
+    for _ in range(n):
+        changes,own = [mutation(rng) for _ in range(rng.randint(1, 3))],rng.random()<.5
+        base,run = (ckpt, build) if rng.randrange(4)==0 else (folder, predict)
+        try: seen[attack(base, at, changes, own, run)] += 1
+        except Exception as e: raise AssertionError(f'{base.name}, {changes}, own={own}') from e
     print(f'{task}: {sum(seen.values())} changed folders, {seen[2]} refused in one line, {seen[0]} opened; no crash, nothing touched outside')
-    assert sum(seen.values())>=n and seen[2]>n/3 and seen[0]>0
+    assert sum(seen.values())==n and seen[2]>n/3 and seen[0]>0
 
 @pytest.mark.parametrize('task', ITEMS)
 def test_changed_folders(made, task, tmp_path_factory): fuzz(made, task, tmp_path_factory, 60)
@@ -561,22 +562,24 @@ def test_many_changed_folders(made, task, tmp_path_factory): fuzz(made, task, tm
 LINES = [b'{"do":"relabel","item":"a","label":"b"}', b'{"do":"exclude"}', b'{"do":"relabel","item":["a"]}', b'{"do":"undo"}', b'{"do":"redo","item":3}', b'{"do":"clear","item":null}',
          b'{"do":["undo"]}', b'{"do":"relabel","item":"a","label":{"__reduce__":"os.system"}}', b'['*9000, b'{"do":"relabel","item":"a","note":1e999}', b'null', b'\x80\x04.', b'\xff\xfe']
 
-@settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.sampled_from(LINES)|st.binary(max_size=30)|st.just(pickle.dumps(Canary('never'))), max_size=5))
-def test_marks_of_any_content(tmp_path_factory, lines):
+def test_marks_of_any_content(tmp_path, monkeypatch):
     "Read, or refused with the line; never run, never changed"
-    path = tmp_path_factory.mktemp('marks')/'marks.jsonl'
-    path.write_bytes(b'\n'.join(lines)+b'\n')
-    before = path.read_bytes()
-    try: marks = Marks(path)
-    except FolderError as e: assert 'line ' in str(e)
-    else: marks.table(), marks.items(), repr(marks)
-    assert path.read_bytes()==before and not Path('never').exists()
+    monkeypatch.chdir(tmp_path)
+    rng,path,read = random.Random(0),tmp_path/'marks.jsonl',0
+    for _ in range(200):
+        lines = [rng.choice([*LINES, rng.randbytes(rng.randrange(31)), pickle.dumps(Canary('ran'))]) for _ in range(rng.randrange(6))]
+        path.write_bytes(before := b'\n'.join(lines)+b'\n')
+        try: marks = Marks(path)
+        except FolderError as e: assert str(path) in str(e) and 'line ' in str(e), lines
+        else: read += bool(repr(marks)) and marks.table() is not None and marks.items() is not None
+        assert path.read_bytes()==before and not Path('ran').exists(), lines
+    assert 0<read<200
 
 @pytest.mark.parametrize('lazy', [False, True])
-def test_tables_of_any_content(tmp_path, home, lazy):
-    "A Parquet file with changed bytes is read, or refused in words; a pickle in a cell stays bytes"
-    pd.DataFrame(dict(text=[f'fine day {i}' for i in range(40)], label=['a','b']*20, more=[pickle.dumps(Canary(tmp_path/'ran'))]*40)).to_parquet(tmp_path/'good.parquet')
+def test_tables_of_any_content(tmp_path, home, lazy, monkeypatch):
+    "A Parquet file with changed bytes is read, or refused with its name; a pickle in a cell stays bytes"
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(dict(text=[f'fine day {i}' for i in range(40)], label=['a','b']*20, more=[pickle.dumps(Canary('ran'))]*40)).to_parquet('good.parquet')
     good,rng,seen = (tmp_path/'good.parquet').read_bytes(),random.Random(0),{True:0, False:0}
     for i in range(120):
         data = bytearray(good)
@@ -584,7 +587,7 @@ def test_tables_of_any_content(tmp_path, home, lazy):
         if i%10==0: del data[rng.randrange(len(data)):]
         (tmp_path/f'{i}.parquet').write_bytes(data if i else good)
         try: list(read_rows(tmp_path/f'{i}.parquet', 'text', lazy=lazy).text)
-        except SftError as e: assert f'{i}.parquet' in str(e) or "Column '" in str(e)
+        except SftError as e: assert f'{i}.parquet' in str(e)
         else: seen[True] += 1
         seen[False] += 1
     assert 0<seen[True]<seen[False]==120 and not (tmp_path/'ran').exists()

@@ -123,14 +123,17 @@ def digits_demo(
 )->dict: # source, load, fine_tune: what `sft_nb demo` passes on
     "5,000 handwritten digits as PNG files, a folder a class"
     from PIL import Image
+    from filelock import FileLock
     from sft_nb.assets import fetch
     out = Path(folder)/'digits'
-    if not out.exists():
-        with gzip.open(next(fetch('digits').rglob('mnist_5k.csv.gz')), 'rt') as f: table = np.loadtxt(f, delimiter=',', dtype=np.uint8)
-        with folder_atomic(out) as tmp:
-            for i,row in enumerate(table):
-                (tmp/str(row[-1])).mkdir(exist_ok=True)
-                Image.fromarray(row[:-1].reshape(28,28)).save(tmp/str(row[-1])/f'{i:04}.png')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_suffix('.lock')):
+        if not out.exists():
+            with gzip.open(next(fetch('digits').rglob('mnist_5k.csv.gz')), 'rt') as f: table = np.loadtxt(f, delimiter=',', dtype=np.uint8)
+            with folder_atomic(out) as tmp:
+                for i,row in enumerate(table):
+                    (tmp/str(row[-1])).mkdir(exist_ok=True)
+                    Image.fromarray(row[:-1].reshape(28,28)).save(tmp/str(row[-1])/f'{i:04}.png')
     return dict(source=out, load=dict(size=64, resize='squish', augment=False), fine_tune=dict(epochs=2, base_lr=2e-2, decay=.85, head_lr=4e-3))
 
 # %% ../../nbs/tasks/20_image.ipynb #0dea03fb

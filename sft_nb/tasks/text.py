@@ -150,14 +150,17 @@ def sentiment_demo(
     folder, # Where the tables go; those that are there already stay
 )->dict: # source, load, fine_tune: what `sft_nb demo` passes on
     "Sentences of reviews and tweets with their sentiment, as amazon.csv and tweets.csv"
+    from filelock import FileLock
     from sft_nb.assets import fetch
     out = Path(folder)/'sentiment'
-    if not out.exists():
-        files = fetch('sentiment')
-        with folder_atomic(out) as tmp:
-            for name,file in _SENTIMENT.items():
-                table = pd.DataFrame(_rated(next(files.rglob(file))), columns=['text','label'])
-                table.to_csv(tmp/f'{name}.csv', index=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_suffix('.lock')):
+        if not out.exists():
+            files = fetch('sentiment')
+            with folder_atomic(out) as tmp:
+                for name,file in _SENTIMENT.items():
+                    table = pd.DataFrame(_rated(next(files.rglob(file))), columns=['text','label'])
+                    table.to_csv(tmp/f'{name}.csv', index=False)
     return dict(source=out/'amazon.csv', load={}, fine_tune={})
 
 # %% ../../nbs/tasks/21_text.ipynb #bfd53028
