@@ -10,7 +10,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, pandas as pd
 from sft_nb.all import *
-from sft_nb.core import write_atomic
+from sft_nb.core.basics import write_atomic
 
 here = Path(__file__).parent
 DATA = ('digits', 'amazon', 'tweets')

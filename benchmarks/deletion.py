@@ -3,7 +3,7 @@ import json, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from sft_nb.all import *
-from sft_nb.explain import PICTURE_METHODS, TEXT_METHODS
+from sft_nb.inspection.attributions import PICTURE_METHODS, TEXT_METHODS
 
 here = Path(__file__).parent
 file = here/'results'/'deletion.json'

@@ -13,10 +13,10 @@ import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from sft_nb.all import *
-from sft_nb.cache import _in_place
-from sft_nb.core import write_atomic
-from sft_nb.schedule import _Rows
-from sft_nb.tasks.image_text import stamps_table
+from sft_nb.core.basics import write_atomic
+from sft_nb.training.cache import _in_place
+from sft_nb.training.schedule import _Rows
+from sft_nb.tasks.demo_data import stamps_table
 
 here = Path(__file__).parent
 ARMS = {'picture only':'text', 'text only':'image', 'both':None}

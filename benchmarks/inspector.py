@@ -25,10 +25,10 @@ def timed(f):
     return time.perf_counter()-start
 
 def main(n=100_000):
-    from sft_nb.core import get_task
-    from sft_nb.evaluation import Evaluation
-    from sft_nb.inspector import Inspector
-    from sft_nb.views import _thumb
+    from sft_nb.data.task import get_task
+    from sft_nb.evaluation.results import Evaluation
+    from sft_nb.inspection.inspector import Inspector
+    from sft_nb.inspection.cards import _thumb
     process,mb = psutil.Process(),2**20
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)

@@ -10,7 +10,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pandas as pd, torch
 from scipy.stats import kendalltau, spearmanr
 from sft_nb.all import *
-from sft_nb.core import write_atomic
+from sft_nb.core.basics import write_atomic
 
 here = Path(__file__).parent
 

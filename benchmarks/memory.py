@@ -14,7 +14,8 @@ PHASES = ('load','fit_head','evaluate','stream')
 
 def reviews():
     import pandas as pd
-    from sft_nb.core import cache_home, get_task
+    from sft_nb.core.basics import cache_home
+    from sft_nb.data.task import get_task
     return pd.read_csv(get_task('text').demo(cache_home()/'demo')['source'])
 
 def write_rows(path, n, seed=0, part=10_000):
@@ -32,7 +33,7 @@ def tiny_bert(folder):
     "A BERT of two layers with fresh weights, and a tokenizer of the words of the reviews"
     import torch
     from transformers import BertConfig, BertModel
-    from sft_nb.all import word_pieces
+    from sft_nb.tasks.small_nets import word_pieces
     tok = word_pieces(list(reviews().text.str.lower()))
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, pad_token_id=0)).save_pretrained(folder)
@@ -55,7 +56,10 @@ class Watch:
 def measure(folder, lazy):
     "What one size takes, in this process"
     folder = Path(folder)
-    from sft_nb.all import evaluate, load_data, load_predictor, save_predictor, sft_learner
+    from sft_nb.evaluation.evaluate import evaluate
+    from sft_nb.data.load import load_data
+    from sft_nb.deployment.predictor import load_predictor, save_predictor
+    from sft_nb.training.learner import sft_learner
     warm = load_data('text', folder/'warm.parquet', checkpoint=str(folder/'bert'), lazy=lazy)
     watch,out = Watch(),dict(before=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3)
     del warm
@@ -124,7 +128,7 @@ def main():
     p.add_argument('--measure', metavar='FOLDER', help='measure in this process and print it')
     a = p.parse_args()
     if a.measure: return print(json.dumps(measure(a.measure, not a.read_whole)))
-    from sft_nb.core import write_atomic
+    from sft_nb.core.basics import write_atomic
     done = {(o['lazy'],o['rows']):o for o in (json.loads(FILE.read_text()) if FILE.exists() else [])}
     for n in a.rows:
         done[not a.read_whole,n] = in_new_process(n, not a.read_whole)

@@ -12,7 +12,8 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, onnxruntime, torch
 from scipy import stats
 from sft_nb.all import *
-from sft_nb.core import cache_home, get_task, write_atomic
+from sft_nb.core.basics import cache_home, write_atomic
+from sft_nb.data.task import get_task
 
 here = Path(__file__).parent
 FILE = here/'results'/'predict.json'

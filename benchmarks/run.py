@@ -15,9 +15,10 @@ from torch import nn
 from fastai.learner import Learner
 from fastai.callback.schedule import *
 from sft_nb.all import *
-from sft_nb.core import get_task, write_atomic
-from sft_nb.evaluate import _together
-from sft_nb.learner import class_metrics
+from sft_nb.core.basics import write_atomic
+from sft_nb.data.task import get_task
+from sft_nb.training.metrics import class_metrics
+from sft_nb.evaluation.prediction import sorted_by_length
 
 here = Path(__file__).parent
 results = here/'results'
@@ -62,7 +63,7 @@ def quiet(learn):
 @contextlib.contextmanager
 def cold_cache():
     "A new, empty cache of activations; fetched assets stay"
-    from sft_nb import cache
+    from sft_nb.training import cache
     with tempfile.TemporaryDirectory() as d:
         was,cache.cache_folder = cache.cache_folder,lambda: Path(d)
         try: yield
@@ -78,7 +79,7 @@ def bare_pass(learn):
     learn.model.eval()
     with torch.inference_mode():
         for part in ('train', 'valid'):
-            rows,_ = _together(learn.spec, learn.spec.rows[learn.spec.rows.split==part])
+            rows,_ = sorted_by_length(learn.spec, learn.spec.rows[learn.spec.rows.split==part])
             for b in learn.spec.task.item_loader(learn.spec, rows, max(learn.dls.bs, 32)): learn.model(*b[:learn.dls.n_inp] if isinstance(b, tuple) else (b,))
 
 def bench_head(seeds=(1,2,3), names=DATA):
@@ -197,7 +198,7 @@ def one(who, name, seed):
 
 def bench_gradual(seeds=(1,2,3), names=('amazon',)):
     "Gradual unfreezing over all groups, one epoch in each, with and without the cache"
-    from sft_nb import schedule
+    from sft_nb.training import schedule
     for name in names:
         for seed in seeds:
             dls,row = data(name, seed),dict(data=name, seed=seed)

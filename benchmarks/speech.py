@@ -12,8 +12,9 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from scipy import stats
 from sft_nb.all import *
-from sft_nb.core import cache_home, get_task, write_atomic
-from sft_nb.sounds import sound_seconds
+from sft_nb.core.basics import cache_home, write_atomic
+from sft_nb.data.task import get_task
+from sft_nb.data.sounds import sound_seconds
 
 here = Path(__file__).parent
 BATCH = 16

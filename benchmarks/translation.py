@@ -13,8 +13,9 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 from scipy import stats
 from sft_nb.all import *
-from sft_nb.core import cache_home, get_task, write_atomic
-from sft_nb.metrics import SumScores, bleu_sums, drawn
+from sft_nb.core.basics import cache_home, write_atomic
+from sft_nb.core.metrics import bleu_sums, drawn, SumScores
+from sft_nb.data.task import get_task
 
 here = Path(__file__).parent
 TUNED = (20, 2e-3), (20, 1e-3) # epochs and highest rate; on both sides the better one by chrF of the validation rows is taken

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from fastai.optimizer import Optimizer
 from safetensors.torch import load_file, save_file
-from sft_nb import cache, resume, states
-from sft_nb.core import get_task
-from sft_nb.data import load_data
-from sft_nb.learner import SFTLearner, sft_learner
-from sft_nb.regularise import Accumulate
-from sft_nb.resume import Resume
-from sft_nb.schedule import KeepBest
+from sft_nb.training import cache
+from sft_nb.training import resume
+from sft_nb.training import resume_files as states
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner, SFTLearner
+from sft_nb.training.callbacks import Accumulate, KeepBest
+from sft_nb.training.resume import Resume
 
 PLACES = dict(save=[(states, 'save_file'), (os, 'fsync'), (os, 'replace'), (os, 'chmod'), (resume, '_prune_states')],
               stage=[(SFTLearner, 'freeze_to'), (SFTLearner, 'create_opt'), (cache, '_fill')], step=[(Optimizer, 'step')])

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from safetensors.torch import load_file, save_file
-from sft_nb import cache, schedule
-from sft_nb.core import get_task, process_rank
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import save_predictor
-from sft_nb.learner import sft_learner
-from sft_nb.regularise import Accumulate
-from sft_nb.resume import Resume
+from sft_nb.training import cache
+from sft_nb.training import schedule
+from sft_nb.core.basics import process_rank
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.callbacks import Accumulate
+from sft_nb.training.resume import Resume
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import save_predictor
 
 DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.kill(os.getpid(), signal.SIGSTOP), term=lambda: os.kill(os.getpid(), signal.SIGTERM),
              fail=lambda: (_ for _ in ()).throw(ValueError('this process has a fault')))

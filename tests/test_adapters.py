@@ -6,13 +6,15 @@ from torch import nn
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from safetensors.torch import load_file
-from sft_nb.adapters import *
-from sft_nb.cache import cache_border, cache_key, first_trainable
-from sft_nb.core import FolderError, GroupError, get_task
-from sft_nb.data import load_data
-from sft_nb.groups import SFTModel, layer_order, sequential_groups
-from sft_nb.learner import SFTLearner, freeze_to, layer_table, sft_learner
-import sft_nb.schedule
+from sft_nb.core.basics import FolderError, GroupError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.models.grouping import sequential_groups
+from sft_nb.models.model import SFTModel
+from sft_nb.models.freeze import layer_order
+from sft_nb.training.learner import freeze_to, layer_table, sft_learner, SFTLearner
+from sft_nb.training.cache import cache_border, cache_key, first_trainable
+from sft_nb.training.adapters import adaptable_layers, AdapterError, ADAPTERS, add_adapter, merge_adapter, save_adapter
 
 peft = pytest.importorskip('peft')
 transformers = pytest.importorskip('transformers')

@@ -3,12 +3,14 @@ import copy
 from types import SimpleNamespace
 import pytest, torch, torchvision
 from torch import nn
-from sft_nb.cache import cache_border, why_not
-from sft_nb.checkpoint import open_checkpoint
-from sft_nb.core import GroupError
-from sft_nb.groups import SFTModel, find_group, group_table, matched_groups, sequential_groups, set_trainable, trainable_names
-from sft_nb import timm_nets as image
-from sft_nb.tasks.image import image_model
+from sft_nb.core.basics import GroupError
+from sft_nb.checkpoints.references import open_checkpoint
+from sft_nb.models.grouping import matched_groups, sequential_groups
+from sft_nb.models.model import find_group, SFTModel
+from sft_nb.models.freeze import group_table, set_trainable, trainable_names
+from sft_nb.models.timm_model import image_model
+from sft_nb.training.cache import cache_border, why_not
+from sft_nb.models import timm_model as image
 
 INNER = dict(test_resnet=64, resnet26d=64, seresnet18=64, test_efficientnet=64, mobilenetv3_small_050=64, test_convnext=64, test_vit=80, test_vit3=80,
              swin_tiny_patch4_window7_224=64, regnetx_002=64, gmlp_ti16_224=64)

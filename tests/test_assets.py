@@ -3,9 +3,9 @@ import os, shutil, subprocess, sys, tarfile, zipfile
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from sft_nb import assets
-from sft_nb.assets import ASSETS, Asset, WrongHash, NoClient, NoNetwork, asset_info, fetch
-from sft_nb.core import AssetError, sha256_file
+from sft_nb.checkpoints import assets
+from sft_nb.core.basics import AssetError, sha256_file
+from sft_nb.checkpoints.assets import Asset, asset_info, ASSETS, fetch, NoClient, NoNetwork, WrongHash
 
 has_apt = pytest.mark.skipif(shutil.which('apt-get') is None, reason='apt-get is not here')
 
@@ -198,7 +198,7 @@ def test_an_archive_that_unpacks_to_too_much(toy, home, monkeypatch):
 
 PARALLEL = '''
 import sys, time
-from sft_nb import assets
+from sft_nb.checkpoints import assets
 run = assets._run
 def slow(*args):
     open(sys.argv[1], 'a').write('client\\n')
@@ -217,7 +217,7 @@ def test_processes_at_once_fetch_it_once(home, tmp_path):
     assert (Path(out.pop())/'mnist_5k.csv.gz').is_file()
 
 
-KILLED = "import sft_nb.assets as a, os; a._unpack = lambda *args: os._exit(9); a.fetch('toy', archive='{}')"
+KILLED = "import sft_nb.checkpoints.assets as a, os; a._unpack = lambda *args: os._exit(9); a.fetch('toy', archive='{}')"
 
 def test_a_killed_process_leaves_no_half_folder(toy, home):
     a,path = toy
@@ -240,7 +240,7 @@ def test_progress_goes_to_the_end(tmp_path):
 def test_the_bar_on_a_terminal(tmp_path):
     import termios
     slow = "import time\nfor i in range(3):\n open(f'f{i}', 'wb').write(b'x'*20)\n time.sleep(.7)"
-    code = "import sys; from pathlib import Path; from sft_nb.assets import _run; _run([sys.executable, '-c', sys.argv[1]], Path('.'), 60, sys.argv[2] or None)"
+    code = "import sys; from pathlib import Path; from sft_nb.checkpoints.assets import _run; _run([sys.executable, '-c', sys.argv[1]], Path('.'), 60, sys.argv[2] or None)"
     for desc in ('Fetching toy', ''):
         screen,tty = os.openpty()
         termios.tcsetwinsize(tty, (30, 90))

@@ -2,9 +2,9 @@
 import shutil, sys, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from sft_nb.all import audit, load_data
-from sft_nb.core import get_task
-from sft_nb.data import DataError
+from sft_nb.diagnosis.audit import audit; from sft_nb.data.load import load_data
+from sft_nb.core.basics import DataError
+from sft_nb.data.task import get_task
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
 from audit import found_copies, found_flips, loaded, rows_of

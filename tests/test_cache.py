@@ -1,14 +1,15 @@
 "The cache at the frozen border: exact, never stale, whole or absent"
 import errno, json, os, signal, subprocess, sys
 import numpy as np, pytest, torch
-from sft_nb import cache
-from sft_nb.cache import activations, cache_folder, cache_info, clear_cache, first_trainable, frozen_cache, why_not
-from sft_nb.core import FitError, all_tasks, get_task
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import layer_table, sft_learner
-import sft_nb.schedule
+from sft_nb.training import cache
+from sft_nb.core.basics import FitError
+from sft_nb.data.task import all_tasks, get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import layer_table, sft_learner
+from sft_nb.training.cache_store import cache_folder, cache_info, clear_cache
+from sft_nb.training.cache import activations, first_trainable, frozen_cache, why_not
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
@@ -246,9 +247,9 @@ def test_why_not(shapes):
 RUN = '''
 import sys, os, time, torch
 torch.set_num_threads(1)
-from sft_nb import cache
-from sft_nb.data import load_data
-from sft_nb.learner import sft_learner
+from sft_nb.training import cache
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
 fill = cache._fill
 def slow(*args):
     print('filled', flush=True)

@@ -5,8 +5,9 @@ import pytest, timm, torch, transformers
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from sft_nb.checkpoint import Checkpoint, list_checkpoints, open_checkpoint
-from sft_nb.core import CheckpointError, sha256_file
+from sft_nb.core.basics import CheckpointError, sha256_file
+from sft_nb.checkpoints.weights import Checkpoint
+from sft_nb.checkpoints.references import list_checkpoints, open_checkpoint
 
 
 @pytest.fixture(scope='session')

@@ -1,8 +1,8 @@
 "The command line, as a user types it: every command on a toy task, every kind of mistake"
 import csv, io, json, signal, subprocess, sys
 import pytest
+from sft_nb.data.task import get_task
 from sft_nb.cli import main
-from sft_nb.core import get_task
 
 train = '--from-scratch --no-augment --epochs 1 --seed 3 --device cpu'.split()
 

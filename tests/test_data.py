@@ -2,8 +2,12 @@
 import json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from sft_nb.core import TaskError, CheckpointError, get_task
-from sft_nb.data import BadRows, DataError, data_summary, fold_specs, load_data, make_loaders, prepare_rows, read_rows, DataSpec
+from sft_nb.core.basics import CheckpointError, DataError, TaskError
+from sft_nb.data.task import get_task
+from sft_nb.data.rows import BadRows, read_rows
+from sft_nb.data.spec import data_summary, DataSpec
+from sft_nb.data.splits import fold_specs
+from sft_nb.data.load import load_data, make_loaders, prepare_rows
 
 NET = dict(checkpoint='timm:test_resnet', pretrained=False, augment=False)
 IMAGE = get_task('image')

@@ -1,12 +1,12 @@
 "ONNX files: what the model says for other numbers of items and tokens, in 8 bits too, and from the command line"
 import json
 import numpy as np, onnxruntime, pytest, torch
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.deployment.onnx_file import export_onnx, ExportError
 from sft_nb.cli import main
-from sft_nb.core import get_task
-from sft_nb.data import load_data
-from sft_nb.deploy import ExportError, export_onnx
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
 
 def learner(task, folder, checkpoint=None, pretrained=None, **kw):
     toy = get_task(task).toy(folder)

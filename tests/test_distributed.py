@@ -2,7 +2,7 @@
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
-from sft_nb.core import get_task
+from sft_nb.data.task import get_task
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 

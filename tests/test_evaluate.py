@@ -3,10 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
-from sft_nb.core import DataError, TaskError, get_task
-from sft_nb.data import load_data, read_rows
-from sft_nb.evaluate import Evaluation, evaluate
-from sft_nb.learner import sft_learner
+from sft_nb.core.basics import DataError, TaskError
+from sft_nb.data.task import get_task
+from sft_nb.data.rows import read_rows
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.evaluation.evaluate import evaluate
 
 def learner(folder, rows=None, **kw):
     toy = get_task('image').toy(folder)

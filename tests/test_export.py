@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, timm, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from sft_nb.core import DataError, FolderError, SftError, get_task, sha256_file
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
+from sft_nb.core.basics import DataError, FolderError, SftError, sha256_file
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 
 def learner(folder, checkpoint='timm:test_resnet', data=None, size=64, fit=True, **kw):
     toy = get_task('image').toy(folder)
@@ -37,7 +38,7 @@ def proba(model, ev): return model.predict_proba(list(ev.rows.image))[model.voca
 NEW = '''
 import sys, numpy as np, pandas as pd, torch
 torch.load = None
-from sft_nb.export import load_predictor
+from sft_nb.deployment.predictor import load_predictor
 model = load_predictor(sys.argv[1])
 table = model.predict_proba(open(sys.argv[2]).read().split('\\n'))
 np.save(sys.argv[3], table[model.vocab].to_numpy())

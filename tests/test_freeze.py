@@ -9,12 +9,14 @@ from fastai.learner import Learner, load_learner
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageDataLoaders
 from torch import nn
-from sft_nb.core import FitError, GroupError, get_task
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.groups import SFTModel, is_norm, sequential_groups, set_trainable, trainable_names
-from sft_nb.learner import SFTLearner, freeze_to, layer_table, sft_learner
-import sft_nb.schedule
+from sft_nb.core.basics import FitError, GroupError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.models.grouping import is_norm, sequential_groups
+from sft_nb.models.model import SFTModel
+from sft_nb.models.freeze import set_trainable, trainable_names
+from sft_nb.training.learner import freeze_to, layer_table, sft_learner, SFTLearner
+from sft_nb.evaluation.evaluate import evaluate
 
 def quiet(learn):
     for cb in [o for o in learn.cbs if type(o).__name__=='ProgressCallback']: learn.remove_cb(cb)

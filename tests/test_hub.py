@@ -2,10 +2,11 @@
 import os, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
-from sft_nb.core import FolderError, get_task
-from sft_nb.data import load_data
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
+from sft_nb.core.basics import FolderError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from hub import hub
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')

@@ -3,19 +3,21 @@ import json, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, timm, torch, transformers
 from torch import nn
-from sft_nb.audit import audit
-from sft_nb.cache import cache_border, cache_info, frozen_cache
-from sft_nb.checkpoint import open_checkpoint
+from sft_nb.core.basics import CheckpointError, DataError, FolderError, GroupError, HeadError
+from sft_nb.checkpoints.references import open_checkpoint
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.models.towers import dual_towers
+from sft_nb.models.fusion import FusionHead
+from sft_nb.training.learner import discriminative_lrs, layer_table, sft_learner
+from sft_nb.training.cache_store import cache_info
+from sft_nb.training.cache import cache_border, frozen_cache
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.evaluation.tables import load_evaluation
+from sft_nb.diagnosis.audit import audit
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.small_nets import word_pieces
 from sft_nb.cli import main
-from sft_nb.core import CheckpointError, DataError, FolderError, GroupError, HeadError, get_task
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.fusion import FusionHead, dual_towers
-from sft_nb.learner import discriminative_lrs, layer_table, sft_learner
-from sft_nb.tables import load_evaluation
-from sft_nb.texts import word_pieces
-import sft_nb.adapters, sft_nb.compare, sft_nb.schedule, sft_nb.slices
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tmp_path_factory.mktemp('pair')
@@ -188,7 +190,7 @@ def test_fine_tune_one_tower(toy, home):
     with pytest.raises(GroupError, match='no group'): learn.fine_tune(1, unfreeze_to='text.layer.8')
 
 def test_gradient_checkpointing_changes_nothing(toy, one_thread):
-    from sft_nb.regularise import checkpoint_activations
+    from sft_nb.training.callbacks import checkpoint_activations
     def run(on):
         learn = still(sft_learner(data(toy), freeze=None, seed=2))
         if on: checkpoint_activations(learn)
@@ -197,7 +199,7 @@ def test_gradient_checkpointing_changes_nothing(toy, one_thread):
     assert apart(run(False), run(True))<1e-5
 
 def test_adapter_in_both_towers(toy, tmp_path):
-    from sft_nb.adapters import add_adapter
+    from sft_nb.training.adapters import add_adapter
     learn = quiet(sft_learner(data(toy), seed=1))
     add_adapter(learn, r=2)
     assert {n.split('.')[1] for n in learn.model.adapter.layers}=={'image','text'}

@@ -13,10 +13,10 @@ pictures = '''
 import numpy as np, pandas as pd
 from pathlib import Path
 from PIL import Image, ImageDraw
-from sft_nb.core import get_task
-from sft_nb.evaluate import Evaluation
-from sft_nb.inspector import Inspector
-from sft_nb.explain import explain
+from sft_nb.data.task import get_task
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.inspection.inspector import Inspector
+from sft_nb.inspection.attributions import explain
 rng,rows,names = np.random.default_rng(0),[],['cat','dog','owl']
 Path('pics').mkdir(exist_ok=True)
 for i in range(60):
@@ -258,9 +258,9 @@ def test_text_out_of_data_never_runs(clean):
 
 sounds = """
 import numpy as np, pandas as pd, soundfile
-from sft_nb.core import all_tasks, get_task
-from sft_nb.evaluate import Evaluation
-from sft_nb.inspector import Inspector
+from sft_nb.data.task import all_tasks, get_task
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.inspection.inspector import Inspector
 said = [('the call is on hold','the call is hold'), ('please enter your number','please enter a number now'), ('goodbye','goodbye')]
 for i in range(3): soundfile.write(f'{i}.wav', .4*np.sin(np.arange(24000)/16000*2*np.pi*(300+200*i)), 16000)
 rows = pd.DataFrame(dict(item=[f'{i}.wav' for i in range(3)], audio=[f'{i}.wav' for i in range(3)], target=[t for t,_ in said], prediction=[p for _,p in said],
@@ -337,13 +337,12 @@ def test_digits(lab, browser, shots):
 @pytest.fixture(scope='module')
 def report(nb):
     "The address of a static page of the same rows"
-    from sft_nb.core import get_task
+    from sft_nb.data.task import get_task
     space = dict(EVIL=evil)
     here = os.getcwd()
     os.chdir(nb.folder)
     try:
         exec(pictures, space)
-        import sft_nb.page
         return space['ev'].to_html('report.html', title=f'Pictures {evil}').resolve().as_uri()
     finally: os.chdir(here)
 
@@ -384,9 +383,8 @@ def test_the_static_page(report, browser, shots):
 def odd_page(browser, tmp_path):
     "A page of rows whose texts have unusual cases, one of them without a probability"
     import numpy as np, pandas as pd
-    from sft_nb.core import get_task
-    from sft_nb.evaluation import Evaluation
-    import sft_nb.page
+    from sft_nb.data.task import get_task
+    from sft_nb.evaluation.results import Evaluation
     texts = ['Straße','ΟΔΟΣ','ﬁne İzmir','GROẞ']
     rows = pd.DataFrame(dict(item=['a','b','c','d'], text=texts, target=['x & '*20,'y','y','y'], prediction=['y','y','y','y'], probability=[.9,np.nan,.2,.5], loss=[2.,np.nan,.3,.1], correct=[False,True,True,True]))
     page,said = new_page(browser)

@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from datasets import Dataset
 from PIL import Image
-from sft_nb import evaluate as evaluate_module
+from sft_nb.evaluation import evaluate as evaluate_module
 from sft_nb.all import *
-from sft_nb.core import get_task
-from sft_nb.lazy import LazyArray, is_lazy
+from sft_nb.data.task import get_task
+from sft_nb.data.lazy import is_lazy, LazyArray
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch): monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))

@@ -2,7 +2,7 @@
 import json, socket
 from pathlib import Path
 import numpy as np, pytest
-from sft_nb.all import all_tasks, load_predictor
+from sft_nb.data.task import all_tasks; from sft_nb.deployment.predictor import load_predictor
 
 saved = Path(__file__).parent/'fixtures'/'saved'
 folders = sorted(o for o in saved.iterdir() if o.is_dir())

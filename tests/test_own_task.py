@@ -2,7 +2,8 @@
 import json, os, re, subprocess, sys
 from pathlib import Path
 import pytest
-from sft_nb.core import TaskError, all_tasks
+from sft_nb.core.basics import TaskError
+from sft_nb.data.task import all_tasks
 
 root = Path(__file__).resolve().parents[1]
 

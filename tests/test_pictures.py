@@ -4,9 +4,10 @@ import numpy as np, pytest, timm, torch
 from PIL import Image
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, RandomResizedCrop, RandTransform, Resize, TensorCategory,
                                TensorMultiCategory)
-from sft_nb.core import get_task
-from sft_nb.data import DataError, load_data
-from sft_nb.pictures import PictureError, PictureTransform, check_pictures, picture_item_loader, read_picture, set_augment, spec_from_dls
+from sft_nb.core.basics import DataError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.data.images import check_pictures, picture_item_loader, PictureError, PictureTransform, read_picture, set_augment, spec_from_dls
 
 NET = dict(checkpoint='timm:test_resnet', pretrained=False)
 
@@ -152,7 +153,7 @@ def test_small_data_still_train(tmp_path, n, bs):
 
 ORDER = '''
 import sys, json
-from sft_nb.data import load_data
+from sft_nb.data.load import load_data
 dls = load_data('image', sys.argv[1], checkpoint='timm:test_resnet', pretrained=False, size=32, seed=7, num_workers=int(sys.argv[2]), augment=False)
 print(json.dumps([y.tolist() for _ in range(2) for _,y in dls.train]))
 '''

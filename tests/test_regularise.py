@@ -3,14 +3,14 @@ import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientClip
-from sft_nb.adapters import add_adapter, merge_adapter
-from sft_nb.cache import frozen_cache, why_not
-from sft_nb.core import FitError, get_task
-from sft_nb.data import load_data
-from sft_nb.learner import sft_learner
-from sft_nb.regularise import *
-from sft_nb.regularise import _library_checkpointing
-import sft_nb.schedule
+from sft_nb.core.basics import FitError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache import frozen_cache, why_not
+from sft_nb.training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, L2SP, wise_ft, _library_checkpointing
+from sft_nb.training.curves import find_overfitting, plot_curves
+from sft_nb.training.adapters import add_adapter, merge_adapter
 
 torch.set_num_threads(1)
 PICTURES = {'timm:test_vit':80, 'timm:test_resnet':64, 'timm:test_efficientnet':64, 'timm:test_convnext':64, 'timm:test_nfnet':96}
@@ -97,7 +97,7 @@ def test_autocast_ends_with_a_broken_fit(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): fit(learn, 1, cbs=[Autocast(), Break()])
         x,fresh = learn.dls.valid.one_batch()[0],pictures(tmp_path)
         with torch.no_grad(): assert torch.equal(learn.model.eval()(x), fresh.model.eval()(x)) and 'forward' not in vars(learn.model)
-    monkeypatch.setattr('sft_nb.regularise.has_bfloat16', lambda device: False)
+    monkeypatch.setattr('sft_nb.training.callbacks.has_bfloat16', lambda device: False)
     with pytest.raises(FitError, match='does not compute in bfloat16'): fit(pictures(tmp_path), 1, cbs=Autocast())
 
 def grads(learn, again):

@@ -3,14 +3,14 @@ import contextlib, json, os, resource, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
-from sft_nb import states
-from sft_nb.cache import clear_cache
-from sft_nb.core import FitError, FolderError, get_task
-from sft_nb.data import load_data
-from sft_nb.learner import sft_learner
-from sft_nb.regularise import Accumulate, Autocast, has_bfloat16
-from sft_nb.resume import Resume
-from sft_nb.schedule import KeepBest
+from sft_nb.training import resume_files as states
+from sft_nb.core.basics import FitError, FolderError
+from sft_nb.data.task import get_task
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache_store import clear_cache
+from sft_nb.training.callbacks import Accumulate, Autocast, has_bfloat16, KeepBest
+from sft_nb.training.resume import Resume
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 

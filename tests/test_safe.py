@@ -4,16 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file, save_file
-from sft_nb.assets import Asset, _unpack, fetch, ASSETS
-from sft_nb.cache import Activations, _Writer, cache_folder, cache_info, frozen_cache
-from sft_nb.checkpoint import open_checkpoint
+from sft_nb.core.basics import AssetError, CheckpointError, FolderError, SftError, sha256_file, write_atomic
+from sft_nb.checkpoints.assets import Asset, ASSETS, fetch, _unpack
+from sft_nb.checkpoints.references import open_checkpoint
+from sft_nb.data.task import get_task
+from sft_nb.data.rows import read_rows
+from sft_nb.data.corrections import Marks
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache_store import Activations, cache_folder, cache_info, _Writer
+from sft_nb.training.cache import frozen_cache
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.cli import main
-from sft_nb.core import AssetError, CheckpointError, FolderError, SftError, get_task, sha256_file, write_atomic
-from sft_nb.data import load_data
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
-from sft_nb.marks import Marks
-from sft_nb.rows import read_rows
 
 ITEMS = dict(image=None, text='fine warm day')
 
@@ -358,7 +360,7 @@ def test_archives_hold_no_links(tmp_path, kind):
 @pytest.mark.parametrize('members', [{'*':None}, {'other':None}])
 def test_archives_do_not_burst(tmp_path, monkeypatch, members):
     "Also what is not asked for counts: it would be unpacked to be passed over"
-    monkeypatch.setattr('sft_nb.assets._LIMIT', 2**20)
+    monkeypatch.setattr('sft_nb.checkpoints.assets._LIMIT', 2**20)
     for path in (tar(tmp_path/'x.tar.gz', data=bytes(2**22)), zipped(tmp_path/'x.zip', data=bytes(2**22))):
         assert path.stat().st_size<10_000
         with pytest.raises(AssetError, match='unpacks to more'): _unpack(asset(members=members), path, tmp_path/'in')

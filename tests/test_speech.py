@@ -2,18 +2,17 @@
 import json
 import numpy as np, pandas as pd, pytest, torch
 sf = pytest.importorskip('soundfile')
-import sft_nb.compare # gives evaluations their `compare`
-from sft_nb.cache import activations
-from sft_nb.core import CheckpointError, DataError, FitError, HeadError, cache_home
-from sft_nb.ctranslate import read_ctranslate, whisper_folder
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
-from sft_nb.schedule import KeepBest
-from sft_nb.sequences import opened
-from sft_nb.small_nets import small_ctc, small_whisper
-from sft_nb.sounds import read_sound
+from sft_nb.core.basics import cache_home, CheckpointError, DataError, FitError, HeadError
+from sft_nb.checkpoints.weights import opened
+from sft_nb.checkpoints.ctranslate import read_ctranslate, whisper_folder
+from sft_nb.data.load import load_data
+from sft_nb.data.sounds import read_sound
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache import activations
+from sft_nb.training.callbacks import KeepBest
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.small_nets import small_ctc, small_whisper
 import sft_nb.tasks.speech as speech
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_several_languages_are_asked_for(toy, tmp_path):
     assert speech.speech_coder(data(toy, language='en').sft).prompt==[257,258,261,265]
 
 def test_runs_in_two_languages_do_not_disturb_each_other(toy, tmp_path):
-    from sft_nb.speech_data import _processor
+    from sft_nb.data.speech import _processor
     toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
     learn,other = (sft_learner(data(toy, language=o)) for o in ('en','zh'))
     _processor.cache_clear()
@@ -104,7 +103,7 @@ def test_ctc_in_plain_transformers(toy, ctc, tmp_path):
     assert load_predictor(folder).predict(files).prediction.tolist()==want
 
 def test_ctc_cached_equals_live(toy, ctc):
-    from sft_nb.cache import frozen_cache
+    from sft_nb.training.cache import frozen_cache
     from contextlib import nullcontext
     def run(group, cached):
         learn = sft_learner(data(toy, checkpoint=ctc), freeze=None)
@@ -166,7 +165,7 @@ def test_fewer_errors_are_better_by_every_rate(toy):
 
 def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
     from dataclasses import replace
-    from sft_nb import core
+    from sft_nb.core import basics as core
     from sft_nb.cli import main
     demo = dict(source=toy['source'], load=dict(checkpoint=toy['checkpoint'], valid=.25), fine_tune=dict(freeze_epochs=1), untuned=True, keep_best=False)
     monkeypatch.setitem(core._tasks, 'speech', replace(core.get_task('speech'), demo=lambda folder: demo))
@@ -179,7 +178,7 @@ def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_packaged_whisper_writes_what_its_runtime_writes(one_thread):
     ct = pytest.importorskip('ctranslate2')
-    from sft_nb.assets import fetch
+    from sft_nb.checkpoints.assets import fetch
     rows = pd.read_csv(speech.prompts_demo(cache_home())['source']).sample(24, random_state=1).reset_index(drop=True)
     spec = load_data('speech', rows).sft
     coder,model = speech.speech_coder(spec),speech.speech_model(spec).eval()

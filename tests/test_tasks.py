@@ -2,13 +2,14 @@
 import random, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch
 from fastai.optimizer import SGD
-from sft_nb.cache import cache_info, frozen_cache
-from sft_nb.core import DataError, all_tasks
-from sft_nb.data import load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import layer_table, sft_learner
-import sft_nb.schedule
+from sft_nb.core.basics import DataError
+from sft_nb.data.task import all_tasks
+from sft_nb.data.load import load_data
+from sft_nb.training.learner import layer_table, sft_learner
+from sft_nb.training.cache_store import cache_info
+from sft_nb.training.cache import frozen_cache
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 
 TASKS = all_tasks()
 
@@ -139,7 +140,7 @@ NEW = '''
 import sys, pandas as pd, torch
 torch.load = None
 torch.set_num_threads(1)
-from sft_nb.export import load_predictor
+from sft_nb.deployment.predictor import load_predictor
 load_predictor(sys.argv[1]).predict(pd.read_parquet(sys.argv[2])).to_json(sys.argv[3], orient='records', double_precision=15)
 '''
 

@@ -3,15 +3,17 @@ import json, os, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch, transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from sft_nb.cache import activations, frozen_cache
-from sft_nb.core import CheckpointError, DataError, FolderError, HeadError, get_task
-from sft_nb.data import BadRows, load_data
-from sft_nb.evaluate import evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
-from sft_nb.encoders import pool_tokens
-from sft_nb.tasks.text import toy_texts
-from sft_nb.texts import TextCoder, text_coder, truncation
+from sft_nb.core.basics import CheckpointError, DataError, FolderError, HeadError
+from sft_nb.data.task import get_task
+from sft_nb.data.rows import BadRows
+from sft_nb.data.load import load_data
+from sft_nb.data.texts import text_coder, TextCoder, truncation
+from sft_nb.models.text_model import pool_tokens
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache import activations, frozen_cache
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.toys import toy_texts
 
 FAMILIES = {
     'bert': dict(max_position_embeddings=64), 'roberta': dict(max_position_embeddings=66), 'xlm-roberta': dict(max_position_embeddings=66),
@@ -420,7 +422,7 @@ def test_fastai_predict(tmp_path):
 
 def test_text_in_a_table_is_escaped(tmp_path, monkeypatch):
     import IPython.display, sys
-    from sft_nb import texts
+    from sft_nb.data import texts
     shown = []
     monkeypatch.setitem(sys.modules, 'ipykernel', sys)
     monkeypatch.setattr(IPython.display, 'display', lambda o: shown.append(o.data))
@@ -464,8 +466,8 @@ def test_from_scratch(tmp_path):
 
 def test_nothing_is_asked_of_the_network(tmp_path):
     toy,path = checkpoint(tmp_path, 'bert')
-    code = ("import socket,sys\ndef no(*a,**k): raise SystemExit('network')\nsocket.socket.connect=no\nfrom sft_nb.data import load_data\n"
-            "from sft_nb.learner import sft_learner\nfrom sft_nb.export import *\nl=sft_learner(load_data('text',sys.argv[1],checkpoint=sys.argv[2]))\n"
+    code = ("import socket,sys\ndef no(*a,**k): raise SystemExit('network')\nsocket.socket.connect=no\nfrom sft_nb.data.load import load_data\n"
+            "from sft_nb.training.learner import sft_learner\nfrom sft_nb.export import *\nl=sft_learner(load_data('text',sys.argv[1],checkpoint=sys.argv[2]))\n"
             "save_predictor(l,sys.argv[3],metrics={})\nprint(load_predictor(sys.argv[3]).predict(['fine day']).prediction[0])")
     env = {k:v for k,v in os.environ.items() if k!='HF_HUB_OFFLINE'}
     run = subprocess.run([sys.executable,'-c',code,str(toy['source']),str(path),str(tmp_path/'out')], capture_output=True, text=True, env=env)
@@ -494,7 +496,7 @@ def test_the_default_checkpoint(tmp_path):
     assert np.abs(st.SentenceTransformer(str(tmp_path/'out'), device='cpu').encode(texts)-want.numpy()).max()<1e-5
 
 def test_sentiment_tables(tmp_path, monkeypatch):
-    from sft_nb import assets
+    from sft_nb.checkpoints import assets
     from sft_nb.tasks import text
     (tmp_path/'amazonReviewSnippets_GroundTruth.txt').write_bytes('1\t2.5\tcaf\u00e9, "good"\r\n2\t-0.2\tso so\r\n3\t-3\tbad\tone\r\n'.encode('cp1252'))
     (tmp_path/'tweets_GroundTruth.txt').write_text('1\t.5\tfine\n2\t-.5\tnot fine\n')

@@ -2,17 +2,21 @@
 import io, json, subprocess, sys
 import numpy as np, pandas as pd, pytest, sacrebleu, sentencepiece, torch, transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-import sft_nb.compare # gives evaluations their `compare`
-from sft_nb.cache import frozen_cache
-from sft_nb.core import CheckpointError, DataError, FitError, HeadError, get_task
-from sft_nb.data import BadRows, load_data
-from sft_nb.evaluate import Evaluation, evaluate
-from sft_nb.export import load_predictor, save_predictor
-from sft_nb.learner import sft_learner
-from sft_nb.schedule import KeepBest
-from sft_nb.sequences import shifted, taught
-import sft_nb.text_scores as text_scores
-from sft_nb.tasks.translation import odd_pairs, pair_coder, small_marian, translation_scores, translation_signature
+from sft_nb.core.basics import CheckpointError, DataError, FitError, HeadError
+from sft_nb.core.metrics import translation_scores, translation_signature
+from sft_nb.data.task import get_task
+from sft_nb.data.rows import BadRows
+from sft_nb.data.load import load_data
+from sft_nb.data.translation import odd_pairs, pair_coder
+from sft_nb.models.seq2seq import shifted, taught
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.cache import frozen_cache
+from sft_nb.training.callbacks import KeepBest
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.small_nets import small_marian
+import sft_nb.core.metrics as text_scores
 
 PAIRS = [(f'the {a} {n}', f'{m} {b}') for a,b in (('red','rouge'),('small','petite'),('old','ancienne'),('white','blanche'))
          for n,m in (('house','la maison'),('table','la table'),('door','la porte'),('car','la voiture'))]
