@@ -13,8 +13,9 @@ import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from sft_nb.all import *
+from sft_nb.checkpoints.assets import fetch
 from sft_nb.core.basics import write_atomic
-from sft_nb.training.cache import _in_place
+from sft_nb.training.cache import targets, _in_place
 from sft_nb.training.schedule import _Rows
 from sft_nb.tasks.demo_data import stamps_table
 

@@ -5,7 +5,8 @@ import yaml
 from nbdev.config import get_config
 from nbdev.doclinks import patch_name
 
-SECTIONS = {'tutorials':'Tutorials', 'tasks':'Tasks', '':'Modules'}
+SECTIONS = {'tutorials':'Tutorials', 'tasks':'Tasks', 'data':'Data', 'checkpoints':'Checkpoints', 'models':'Models', 'training':'Training', 'evaluation':'Evaluation',
+            'inspection':'Inspection', 'diagnosis':'Diagnosis', 'deployment':'Deployment', 'core':'Core', '':'Command line and names'}
 NAMES = 'names.qmd'
 
 def sidebar(nbs):

@@ -4,77 +4,84 @@ safetensors and JSON that plain timm or transformers open too.
 
 Modules:
 
-- `sft_nb.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
-- `sft_nb.advise`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates: with the reason and where it comes from
-- `sft_nb.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
-- `sft_nb.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
-- `sft_nb.cache`: What a frozen part computes is computed once, kept on disk, and exact
-- `sft_nb.calibrate`: Whether probabilities mean what they say, and one number that mends them
-- `sft_nb.captions`: A picture with its text: rows that may lack one of them, loaders, and what is shown
-- `sft_nb.checkpoint`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
+- `sft_nb.checkpoints.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
+- `sft_nb.checkpoints.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
+- `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
+- `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
-- `sft_nb.compare`: Is one model better than another, and better than a simple one? Paired, with intervals
-- `sft_nb.core`: The `Task` record and its registry, typed errors, atomic writing, the cache folder
-- `sft_nb.cross_validate`: `cross_validate` trains once a fold, so that every row is in validation once
-- `sft_nb.ctc`: A speech encoder of transformers that names a letter, or none, in each frame: wav2vec2, HuBERT and their kin
-- `sft_nb.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
-- `sft_nb.cuts`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
-- `sft_nb.data`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
-- `sft_nb.deploy`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
-- `sft_nb.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
-- `sft_nb.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
-- `sft_nb.encoders`: A transformers network with pooling and a head, named groups, and cuts between its layers
-- `sft_nb.entries`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
-- `sft_nb.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
-- `sft_nb.evaluation`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
-- `sft_nb.explain`: `explain` says which pixels and which tokens a prediction rests on; `deletion_test` checks that they do
-- `sft_nb.export`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
-- `sft_nb.features`: One vector an item, from the pretrained body, out of the cache
-- `sft_nb.folders`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
-- `sft_nb.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head
-- `sft_nb.groups`: Named layer groups, freezing that holds, and the table that shows both
-- `sft_nb.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
-- `sft_nb.heads`: New output layers, and the losses that train them
-- `sft_nb.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
-- `sft_nb.labelling`: `label_queue`: unlabelled items in the order in which a label helps
-- `sft_nb.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
-- `sft_nb.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
-- `sft_nb.marks`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, taken by `load_data`
-- `sft_nb.measures`: Length, size, brightness, duration: plain numbers of every item, without a model
-- `sft_nb.metrics`: Metrics as functions of how often each row counts, so that one definition gives the value, its interval and a paired difference
-- `sft_nb.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
-- `sft_nb.panes`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
-- `sft_nb.pictures`: Any picture file becomes what the network expects: read, checked, resized, batched
-- `sft_nb.regularise`: Larger batches, less memory, weights held near the pretrained ones, and curves that say when a model over-fits
-- `sft_nb.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
-- `sft_nb.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
-- `sft_nb.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
-- `sft_nb.runs`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
-- `sft_nb.safe`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
-- `sft_nb.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; keeping the best
-- `sft_nb.scores`: Accuracy, precision, recall and F1 while a classification task is trained
-- `sft_nb.select`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
-- `sft_nb.sequence_data`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
-- `sft_nb.sequences`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
-- `sft_nb.slices`: `ev.slices` finds the kinds of rows on which a model is worse, and says which of the differences are more than chance
-- `sft_nb.small_nets`: A Whisper, a wav2vec2 and a Marian in miniature, with random weights, made on the spot
-- `sft_nb.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
-- `sft_nb.speech_data`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
-- `sft_nb.splits`: `DataSpec`: the rows of a data set and what is known of them; which rows train, validate and test
-- `sft_nb.states`: A tree of plain values and tensors as two files that are there wholly or not at all
-- `sft_nb.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
-- `sft_nb.tasks.image`: Pictures → classes: any timm model, a new head, the classic recipes
-- `sft_nb.tasks.image_text`: A picture and a text → classes: two networks under one head, or one CLIP-like network
-- `sft_nb.tasks.speech`: A sound → what is said: Whisper, and CTC models such as wav2vec2 and HuBERT
-- `sft_nb.tasks.text`: Text, or a pair of texts → classes: any Hugging Face encoder or GPT-like model, a new head
-- `sft_nb.tasks.translation`: A sentence → the same in another language: Marian, T5, BART, mBART, M2M100, NLLB
-- `sft_nb.text_scores`: How near a written text is to the one that was meant: word error rates of speech; BLEU, chrF and kept placeholders of translations
-- `sft_nb.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
-- `sft_nb.timm_nets`: A timm network in named groups, with cuts between them
-- `sft_nb.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
-- `sft_nb.translation_data`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
-- `sft_nb.views`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
-- `sft_nb.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
-- `sft_nb.whisper`: A Whisper in named groups, whose encoder hears as much as it is given"""
+- `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
+- `sft_nb.core.hashing`: `item_hashes` and `content_hash`: equal content, equal hash
+- `sft_nb.core.losses`: `make_loss`: cross-entropy and its kin, for one label or several, with class weights
+- `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
+- `sft_nb.core.processes`: `join_processes` meets the other processes of a launched run; sums, objects and errors are shared among them
+- `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
+- `sft_nb.data.class_targets`: The transforms that give a loader class numbers, or one number per class where a row has several labels
+- `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
+- `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
+- `sft_nb.data.images`: Any picture file becomes what the network expects: read, checked, resized, batched
+- `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
+- `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
+- `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
+- `sft_nb.data.spec`: `DataSpec` goes with the loaders, the learner and the saved folder; `data_summary` shows it
+- `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
+- `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
+- `sft_nb.data.task`: `Task`, its registry, and how one of your own is found
+- `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
+- `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
+- `sft_nb.data.translation`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
+- `sft_nb.deployment.folder`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
+- `sft_nb.deployment.onnx_file`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
+- `sft_nb.deployment.predictor`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
+- `sft_nb.diagnosis.advice`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
+- `sft_nb.diagnosis.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
+- `sft_nb.diagnosis.baselines`: `ev.baselines()`: the majority, words or colors under a logistic regression, the untuned features
+- `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
+- `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
+- `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
+- `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
+- `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
+- `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
+- `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
+- `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
+- `sft_nb.evaluation.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
+- `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on
+- `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
+- `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
+- `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
+- `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
+- `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
+- `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
+- `sft_nb.models.freeze`: `trainable_names` and `set_trainable` decide what trains, `group_table` shows it
+- `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
+- `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
+- `sft_nb.models.heads`: New output layers: one linear layer, hidden layers, or a module of yours
+- `sft_nb.models.model`: `SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
+- `sft_nb.models.seq2seq`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
+- `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
+- `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
+- `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
+- `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
+- `sft_nb.tasks.demo_data`: Digits, sentences, interface texts, spoken prompts and stamps out of packages, as tables and folders
+- `sft_nb.tasks.image`: The task `image`: any timm model, a new head, the classic recipes
+- `sft_nb.tasks.image_text`: The task `image_text`: two networks under one head, or one CLIP-like network
+- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2 and a Marian in miniature, with random weights, made on the spot
+- `sft_nb.tasks.speech`: The task `speech`: Whisper, and CTC models such as wav2vec2 and HuBERT
+- `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts; any encoder or GPT-like model of transformers
+- `sft_nb.tasks.toys`: Made on the spot, without a download; the lessons and the tests run on them
+- `sft_nb.tasks.translation`: The task `translation`: Marian, T5, BART, mBART, M2M100, NLLB
+- `sft_nb.training.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
+- `sft_nb.training.cache`: What a frozen part computes is computed once, kept on disk, and exact
+- `sft_nb.training.cache_store`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
+- `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
+- `sft_nb.training.curves`: `plot_curves` draws every phase, `find_overfitting` says where validation turned
+- `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
+- `sft_nb.training.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
+- `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.training.metrics`: What a fit shows in every epoch: accuracy and its kin for classes, the scores of written texts for tasks that write
+- `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
+- `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all
+- `sft_nb.training.resume_state`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
+- `sft_nb.training.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; slanted and warm-up–cosine rates"""
 
 __version__ = "0.1.0"

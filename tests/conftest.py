@@ -5,17 +5,17 @@ import pytest
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-def _seed():
+def _seed(n):
     "The same random numbers for a test wherever it stands in a run: alone, in another order, on another worker"
-    random.seed(0)
-    if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(0)
-    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(0)
+    random.seed(n)
+    if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(n)
+    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(n)
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item): _seed()
+def pytest_runtest_setup(item): _seed(0)
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item): _seed()
+def pytest_runtest_call(item): _seed(1) # another one, so that a fresh network is not the one that a fixture made
 
 @pytest.fixture
 def noise():

@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 from fastai.optimizer import Optimizer
 from safetensors.torch import load_file, save_file
-from sft_nb.training import cache
-from sft_nb.training import resume
-from sft_nb.training import resume_files as states
+from sft_nb.training import cache, resume, resume_files as states
 from sft_nb.data.task import get_task
 from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner, SFTLearner

@@ -8,7 +8,6 @@ import torch
 from fastai.callback.core import Callback
 from safetensors.torch import load_file, save_file
 from sft_nb.training import cache
-from sft_nb.training import schedule
 from sft_nb.core.basics import process_rank
 from sft_nb.data.task import get_task
 from sft_nb.data.load import load_data

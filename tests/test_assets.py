@@ -221,7 +221,7 @@ KILLED = "import sft_nb.checkpoints.assets as a, os; a._unpack = lambda *args: o
 
 def test_a_killed_process_leaves_no_half_folder(toy, home):
     a,path = toy
-    add = f"from sft_nb.assets import *; ASSETS['toy'] = {a!r}; "
+    add = f"from sft_nb.checkpoints.assets import *; ASSETS['toy'] = {a!r}; "
     assert subprocess.run([sys.executable, '-c', add+KILLED.format(path)]).returncode==9
     assert not a.folder.exists() and clean(home)
     assert (fetch('toy', archive=path)/'a.txt').read_text()=='hello'

@@ -129,7 +129,7 @@ def test_hub_errors(hub, monkeypatch, problem, words):
 def test_hub_that_cannot_be_reached(tmp_path):
     "The real client, pointed at a closed port, in a process of its own; it says so soon"
     env = {**os.environ, 'HF_ENDPOINT':'http://127.0.0.1:9', 'HF_HOME':str(tmp_path), 'HF_HUB_OFFLINE':'0'}
-    code = ("from sft_nb.checkpoint import *\nfor r in ('timm:resnet18', 'hf:a/b'):\n"
+    code = ("from sft_nb.checkpoints.references import *\nfor r in ('timm:resnet18', 'hf:a/b'):\n"
             " try: open_checkpoint(r)\n except Exception as e: print(type(e).__name__, e)")
     start = time.time()
     out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True).stdout.splitlines()

@@ -177,9 +177,9 @@ def test_a_closed_pipe_is_no_error(saved, toy):
     assert p.stderr.read()=='' and p.wait(60)==0
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch):
-    import sft_nb.checkpoint
+    from sft_nb.checkpoints import references
     def broken(): raise ZeroDivisionError('a fault of the program')
-    monkeypatch.setattr(sft_nb.checkpoint, 'list_checkpoints', broken)
+    monkeypatch.setattr(references, 'list_checkpoints', broken)
     with pytest.raises(ZeroDivisionError): run('checkpoints')
 
 @pytest.mark.slow

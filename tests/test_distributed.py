@@ -126,6 +126,6 @@ def test_the_command_says_a_mistake_once(toy, tmp_path):
     assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
 
 def test_a_single_process_has_no_group():
-    words = ("import sys, sft_nb; assert not {'torch','accelerate'}&sys.modules.keys(); import sft_nb.learner, torch; "
+    words = ("import sys, sft_nb; assert not {'torch','accelerate'}&sys.modules.keys(); import sft_nb.training.learner, torch; "
              "assert 'accelerate' not in sys.modules and not torch.distributed.is_initialized()")
     assert not subprocess.run([sys.executable, '-c', words]).returncode

@@ -204,9 +204,9 @@ def test_not_saved_here(tmp_path):
 
 def test_other_formats(copy):
     rewrite(copy, lambda info: info.update(format=3))
-    refused(copy, 'has format 3, this sft_nb reads 1, 2. Upgrade it')
+    refused(copy, 'of a saved model of format 3, this sft_nb reads format 2. Upgrade it')
     rewrite(copy, lambda info: info.update(format=0))
-    refused(copy, 'has format 0.*Save the model again')
+    refused(copy, 'of format 0.*from before the first release')
     rewrite(copy, lambda info: info.update(format=2, task='imagee'))
     refused(copy, "Did you mean 'image'")
 

@@ -1,7 +1,12 @@
 "Slices, comparison, baselines and calibration, against values counted by hand or by scipy"
 import numpy as np, pandas as pd, pytest
 from scipy.stats import binomtest, false_discovery_control, fisher_exact
-from sft_nb.evaluation.results import Evaluation; from sft_nb.evaluation.calibration import calibrate; from sft_nb.evaluation.evaluate import evaluate; from sft_nb.data.load import load_data; from sft_nb.deployment.predictor import load_predictor, save_predictor; from sft_nb.training.learner import sft_learner
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.evaluation.calibration import calibrate
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.data.load import load_data
+from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.training.learner import sft_learner
 from sft_nb.core.basics import DataError, TaskError
 from sft_nb.data.task import get_task
 from sft_nb.evaluation.compare import mcnemar

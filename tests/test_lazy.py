@@ -106,7 +106,7 @@ def test_bad_rows_are_all_named(tmp_path):
 def test_large_sources_are_lazy_by_themselves(tmp_path, monkeypatch):
     path,ckpt = texts(tmp_path, 2)
     assert not is_lazy(read_rows(path, 'text').text)
-    monkeypatch.setattr('sft_nb.rows.LAZY_BYTES', 10)
+    monkeypatch.setattr('sft_nb.data.rows.LAZY_BYTES', 10)
     assert is_lazy(read_rows(path, 'text').text)
     with pytest.raises(DataError, match='lazy=True: a Parquet file or a Dataset'): load_data('text', pd.read_parquet(path), checkpoint=ckpt, lazy=True)
 

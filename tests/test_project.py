@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 import pytest
 import sft_nb
+from test_house import IMPORTS, folder
 
 root = Path(__file__).resolve().parents[1]
 heavy = 'torch fastai transformers timm pandas matplotlib sklearn'.split()
@@ -17,7 +18,7 @@ def python(code):
     return json.loads(r.stdout.splitlines()[-1])
 
 @pytest.mark.parametrize('code', [
-    'import sft_nb', 'import sft_nb.cli', 'from sft_nb.core import *', 'from sft_nb.assets import *',
+    'import sft_nb', 'import sft_nb.cli', 'from sft_nb.core.basics import *', 'from sft_nb.checkpoints.assets import *',
     'import sft_nb.cli, contextlib, io\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): sft_nb.cli.main(["--help"])'])
 def test_imports_are_late(code):
     assert python(f'{code}\nimport json, sys; print(json.dumps([o for o in {heavy} if o in sys.modules]))') == []
@@ -38,12 +39,25 @@ print(json.dumps([k for k in shared if not (both[0][k] is both[1][k] is mine[k])
 def test_no_name_of_fastai_is_taken(area):
     assert python(star.replace('AREA', area)) == []
 
+# Names that `sft_nb.all` had and gave up, since a user would bind them by accident; they stay where they are, but for `deletion_test`, which is in benchmarks
+GIVEN_UP = set('targets drawn joined opened taught shifted interval cooled normalised fuse fetch deletion_test'.split())
+# Modules whose names are for the rest of the package, or for those who look one up
+PLUMBING = {'cli', 'all', 'core.basics', 'core.untrusted', 'data.lazy', 'inspection.cards', 'inspection.report', 'inspection.selection', 'tasks.toys', 'tasks.demo_data'}
+
+def test_public_names_stay():
+    from sft_nb import all as face
+    before = set((root/'tests'/'fixtures'/'public_names.txt').read_text(encoding='utf8').split())
+    assert len(before)==273 and GIVEN_UP<=before
+    assert before-set(face.__all__)==GIVEN_UP
+
 def test_all_has_every_public_name():
     from sft_nb import all as face
-    plumbing = {'cli', 'report', 'core', 'all', 'safe', 'lazy', 'views', 'select'}
-    names = [m.name for m in pkgutil.iter_modules(sft_nb.__path__) if not m.name.startswith('_') and not m.ispkg and m.name not in plumbing]
-    missing = [f'{m}.{o}' for m in names for o in importlib.import_module(f'sft_nb.{m}').__all__ if not hasattr(face, o)]
-    assert not missing, f'add to nbs/90_all.ipynb: {missing}'
+    names = [m.name.removeprefix('sft_nb.') for m in pkgutil.walk_packages(sft_nb.__path__, 'sft_nb.') if not m.ispkg and not m.name.split('.')[-1].startswith('_')]
+    assert len(names)>60
+    seams = {(to, o) for m,found in IMPORTS.items() for to,o,_ in found if folder(m)!=folder(to)}
+    missing = [f'{m}.{o}' for m in names if m not in PLUMBING for o in importlib.import_module(f'sft_nb.{m}').__all__
+               if not hasattr(face, o) and (m, o) not in seams and o not in GIVEN_UP]
+    assert not missing, f'add to nbs/01_all.ipynb, or begin with an underscore what no other folder imports: {missing}'
 
 def test_public_face():
     from sft_nb import all as face
@@ -51,11 +65,59 @@ def test_public_face():
                all_tasks Task register SftError'''
     assert [o for o in names.split() if o not in face.__all__] == []
 
+def test_tasks_are_known_without_torch():
+    code = f"""
+import json, sys
+from sft_nb.data.task import all_tasks
+print(json.dumps([sorted(all_tasks()), [o for o in {heavy} if o in sys.modules]]))"""
+    assert python(code)==[['image','image_text','speech','text','translation'], []]
+
+mistakes = [('finetune image nowhere --out OUT', 'nowhere is missing'), ('finetune imagee . --out OUT', "no task 'imagee'"), ('finetune image EMPTY --out OUT', 'EMPTY'),
+            ('finetune text TABLE --input txt --out OUT', "no column 'txt'"), ('finetune text TABLE --option sise=3 --out OUT', "no option 'sise'"),
+            ('finetune image TABLE --out TABLE/x', 'cannot be made'), ('predict nowhere x', 'no folder nowhere'), ('evaluate nowhere TABLE', 'no folder nowhere'),
+            ('export nowhere --out x.onnx', 'no folder nowhere')]
+
+@pytest.mark.parametrize('line,said', mistakes, ids=[o for o,_ in mistakes])
+def test_mistakes_are_said_before_torch_is_imported(line, said, tmp_path):
+    (tmp_path/'EMPTY').mkdir()
+    (tmp_path/'TABLE.csv').write_text('text,label\na,x\nb,y\n')
+    argv = line.replace('TABLE', str(tmp_path/'TABLE.csv')).replace('EMPTY', str(tmp_path/'EMPTY')).replace('OUT', str(tmp_path/'out')).split()
+    code = f"""
+import contextlib, io, json, sys
+from sft_nb.cli import main
+said = io.StringIO()
+with contextlib.redirect_stderr(said): code = main({argv!r})
+print(json.dumps([code, said.getvalue(), [o for o in {heavy} if o in sys.modules and o!='pandas']]))"""
+    code,text,loaded = python(code)
+    assert code==2 and said.replace('EMPTY', str(tmp_path/'EMPTY')) in text and text.count('\n')==1 and loaded==[], (text, loaded)
+
+methods = """
+import importlib, inspect, json
+import MODULE as m
+def found(): return {n:sorted(vars(o)) for n,o in vars(m).items() if inspect.isclass(o) and o.__module__=='MODULE'}
+before = found()
+import sft_nb.all, sft_nb.cli, pkgutil
+for o in pkgutil.walk_packages(sft_nb.__path__, 'sft_nb.'):
+    if not o.name.endswith('__main__'): importlib.import_module(o.name)
+print(json.dumps([k for k,v in found().items() if v!=before[k]]))
+"""
+
+@pytest.mark.parametrize('module', ['training.learner', 'training.distributed', 'evaluation.results', 'inspection.attributions', 'inspection.inspector', 'data.corrections', 'models.model'])
+def test_classes_are_whole_whatever_was_imported(module):
+    assert python(methods.replace('MODULE', f'sft_nb.{module}')) == []
+
+def test_star_of_a_module_gives_the_learner_all_its_methods():
+    code = """
+import json
+from sft_nb.training.learner import *
+print(json.dumps([SFTLearner.fine_tune.__module__, [o for o in ('fit_head','gradual_unfreeze','fit_slanted') if o not in vars(SFTLearner)]]))"""
+    assert python(code)==['sft_nb.training.schedule', []]
+
 def test_what_is_said_goes_through_say():
     "`say` speaks in the first process alone; the command line says why it ended in any"
     found = {f'{p.stem}.{f.name}' for p in package for f in ast.walk(ast.parse(p.read_text(encoding='utf8'))) if isinstance(f, ast.FunctionDef)
              for o in ast.walk(f) if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='print' and any(k.arg=='file' for k in o.keywords)}
-    assert found=={'core.say','core._lines','cli.main'}
+    assert found=={'basics.say','basics._lines','cli.main'}
 
 def test_nothing_is_patched_onto_fastai():
     code = '''

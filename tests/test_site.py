@@ -133,7 +133,7 @@ def tab(site, browser):
     yield context.new_page()
     context.close()
 
-@pytest.mark.parametrize('asked,page', [('freeze_to', 'learner.html#freeze_to'), ('gradual_unfreeze', 'schedule.html#sftlearner.gradual_unfreeze')])
+@pytest.mark.parametrize('asked,page', [('freeze_to', 'training/learner.html#freeze_to'), ('gradual_unfreeze', 'training/schedule.html#sftlearner.gradual_unfreeze')])
 def test_search(site, tab, asked, page):
     tab.goto(site)
     tab.keyboard.press('/')

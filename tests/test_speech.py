@@ -13,10 +13,14 @@ from sft_nb.training.callbacks import KeepBest
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import small_ctc, small_whisper
-import sft_nb.tasks.speech as speech
+from sft_nb.core.metrics import speech_parts, speech_scores
+from sft_nb.data.speech import speech_coder, speech_rows_loader, speech_train_loader
+from sft_nb.models.speech_model import speech_model
+from sft_nb.tasks.demo_data import prompts_demo
+from sft_nb.tasks.toys import toy_sounds
 
 @pytest.fixture
-def toy(tmp_path, home, one_thread): return speech.toy_sounds(tmp_path/'toy')
+def toy(tmp_path, home, one_thread): return toy_sounds(tmp_path/'toy')
 
 @pytest.fixture
 def ctc(tmp_path): return str(small_ctc(tmp_path/'ctc', 'abcdefghijklmnopqrstuvwxyz'))
@@ -42,14 +46,14 @@ def test_several_languages_are_asked_for(toy, tmp_path):
     toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
     with pytest.raises(DataError, match='is for 2 languages: say which'): data(toy)
     with pytest.raises(DataError, match="'xx' is no language"): data(toy, language='xx')
-    assert speech.speech_coder(data(toy, language='en').sft).prompt==[257,258,261,265]
+    assert speech_coder(data(toy, language='en').sft).prompt==[257,258,261,265]
 
 def test_runs_in_two_languages_do_not_disturb_each_other(toy, tmp_path):
     from sft_nb.data.speech import _processor
     toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
     learn,other = (sft_learner(data(toy, language=o)) for o in ('en','zh'))
     _processor.cache_clear()
-    assert [speech.speech_coder(o.spec).prompt[1] for o in (learn,other,learn)]==[258,259,258]
+    assert [speech_coder(o.spec).prompt[1] for o in (learn,other,learn)]==[258,259,258]
     learn.fit_head(1, 1e-3)
     ev = evaluate(learn)
     save_predictor(other, tmp_path/'zh')
@@ -70,7 +74,7 @@ def test_every_format_and_rate(tmp_path, ending, rate):
 def test_cache_is_exact(toy):
     learn = sft_learner(data(toy))
     rows,border = learn.spec.rows,learn.model.borders()[0]
-    with torch.no_grad(): live = learn.model.eval().prefix(border, next(iter(speech.speech_train_loader(learn.spec, rows)))[0])['hidden']
+    with torch.no_grad(): live = learn.model.eval().prefix(border, next(iter(speech_train_loader(learn.spec, rows)))[0])['hidden']
     assert torch.equal(activations(learn, border, rows).batch(range(len(rows)))['hidden'], live) and live.shape[1]==learn.spec.preprocess['positions']<50
 
 def test_saved_hears_the_whole_window(toy, tmp_path):
@@ -148,14 +152,14 @@ def test_losses_a_row_of_both_kinds(toy, ctc):
         ev,net = evaluate(learn, 'train'),learn.model.net.eval()
         assert len(ev.top_losses(3)[0])==3 and ev.worst(1).loss.iloc[0]==ev.rows.loss.max()
         for r in ev.rows[:4].itertuples():
-            x,y = next(iter(speech._item_loader(learn.spec, pd.DataFrame(dict(audio=[r.audio], text=[r.target])), 1, labelled=True)))
+            x,y = next(iter(speech_rows_loader(learn.spec, pd.DataFrame(dict(audio=[r.audio], text=[r.target])), 1, labelled=True)))
             with torch.no_grad(): want = net(**{k:v for k,v in x.items() if k in ('input_features','input_values','attention_mask')}, labels=y).loss
             assert r.loss==pytest.approx(want.item()/(y.shape[1] if kw else 1), rel=1e-4)
 
 def test_intervals_come_from_sums(toy):
     rows = pd.DataFrame(dict(target=['one two','ten','go on now','six'], prediction=['one to','ten','go now','six six']))
-    parts,w = speech.speech_parts(rows),np.array([[1,0,2,1],[1,1,1,1]])
-    for k,v in parts(w).items(): assert v==pytest.approx([speech.speech_scores(rows.iloc[np.repeat(range(4), o)])[k] for o in w])
+    parts,w = speech_parts(rows),np.array([[1,0,2,1],[1,1,1,1]])
+    for k,v in parts(w).items(): assert v==pytest.approx([speech_scores(rows.iloc[np.repeat(range(4), o)])[k] for o in w])
 
 def test_fewer_errors_are_better_by_every_rate(toy):
     ev = evaluate(sft_learner(data(toy)))
@@ -165,10 +169,10 @@ def test_fewer_errors_are_better_by_every_rate(toy):
 
 def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
     from dataclasses import replace
-    from sft_nb.core import basics as core
+    from sft_nb.data import task as tasks
     from sft_nb.cli import main
     demo = dict(source=toy['source'], load=dict(checkpoint=toy['checkpoint'], valid=.25), fine_tune=dict(freeze_epochs=1), untuned=True, keep_best=False)
-    monkeypatch.setitem(core._tasks, 'speech', replace(core.get_task('speech'), demo=lambda folder: demo))
+    monkeypatch.setitem(tasks._tasks, 'speech', replace(tasks.get_task('speech'), demo=lambda folder: demo))
     assert main(['demo','speech','--out',str(tmp_path/'out')])==0
     first,last = capsys.readouterr().out.splitlines()
     metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())
@@ -179,9 +183,9 @@ def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
 def test_the_packaged_whisper_writes_what_its_runtime_writes(one_thread):
     ct = pytest.importorskip('ctranslate2')
     from sft_nb.checkpoints.assets import fetch
-    rows = pd.read_csv(speech.prompts_demo(cache_home())['source']).sample(24, random_state=1).reset_index(drop=True)
+    rows = pd.read_csv(prompts_demo(cache_home())['source']).sample(24, random_state=1).reset_index(drop=True)
     spec = load_data('speech', rows).sft
-    coder,model = speech.speech_coder(spec),speech.speech_model(spec).eval()
+    coder,model = speech_coder(spec),speech_model(spec).eval()
     runtime = ct.models.Whisper(str(fetch('whisper-tiny.en')), device='cpu', compute_type='float32', intra_threads=1)
     for o in spec.rows.audio:
         x = coder.batch([coder.sound(o)])

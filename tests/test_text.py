@@ -467,7 +467,7 @@ def test_from_scratch(tmp_path):
 def test_nothing_is_asked_of_the_network(tmp_path):
     toy,path = checkpoint(tmp_path, 'bert')
     code = ("import socket,sys\ndef no(*a,**k): raise SystemExit('network')\nsocket.socket.connect=no\nfrom sft_nb.data.load import load_data\n"
-            "from sft_nb.training.learner import sft_learner\nfrom sft_nb.export import *\nl=sft_learner(load_data('text',sys.argv[1],checkpoint=sys.argv[2]))\n"
+            "from sft_nb.training.learner import sft_learner\nfrom sft_nb.deployment.predictor import *\nl=sft_learner(load_data('text',sys.argv[1],checkpoint=sys.argv[2]))\n"
             "save_predictor(l,sys.argv[3],metrics={})\nprint(load_predictor(sys.argv[3]).predict(['fine day']).prediction[0])")
     env = {k:v for k,v in os.environ.items() if k!='HF_HUB_OFFLINE'}
     run = subprocess.run([sys.executable,'-c',code,str(toy['source']),str(path),str(tmp_path/'out')], capture_output=True, text=True, env=env)
@@ -497,11 +497,11 @@ def test_the_default_checkpoint(tmp_path):
 
 def test_sentiment_tables(tmp_path, monkeypatch):
     from sft_nb.checkpoints import assets
-    from sft_nb.tasks import text
+    from sft_nb.tasks import demo_data
     (tmp_path/'amazonReviewSnippets_GroundTruth.txt').write_bytes('1\t2.5\tcaf\u00e9, "good"\r\n2\t-0.2\tso so\r\n3\t-3\tbad\tone\r\n'.encode('cp1252'))
     (tmp_path/'tweets_GroundTruth.txt').write_text('1\t.5\tfine\n2\t-.5\tnot fine\n')
     monkeypatch.setattr(assets, 'fetch', lambda name: tmp_path)
-    out = text.sentiment_demo(tmp_path)
+    out = demo_data.sentiment_demo(tmp_path)
     table = pd.read_csv(out['source'])
     assert list(table.text)==['caf\u00e9, "good"','bad\tone'] and list(table.label)==['positive','negative']
     assert len(pd.read_csv(out['source'].parent/'tweets.csv'))==2

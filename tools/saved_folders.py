@@ -8,7 +8,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pandas as pd, timm, torch
 from timm.models import save_for_hf
-from sft_nb.all import *
+from sft_nb.all import all_tasks, calibrate, get_task, load_data, load_predictor, save_predictor, sft_learner, small_whisper
 
 here = Path(__file__).resolve().parents[1]/'tests'/'fixtures'/'saved'
 
