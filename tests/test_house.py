@@ -90,6 +90,25 @@ def test_private_attributes_stay_in_their_folder():
     assert '_settle' in made
     assert [(m, n) for m,(_,read) in found.items() for n in read if n in made and folder(m) not in made[n]] == []
 
+def methods_from_elsewhere():
+    "(module, class, module of the class) of each method that is given to a class of another module"
+    trees = {m:ast.parse(p.read_text(encoding='utf8')).body for m,p in MODULES.items()}
+    home = {o.name:m for m,body in trees.items() for o in body if isinstance(o, ast.ClassDef)}
+    for m,body in trees.items():
+        for o in body:
+            given = []
+            if isinstance(o, ast.FunctionDef) and any('patch' in ast.unparse(d) for d in o.decorator_list): given = [ast.unparse(o.args.args[0].annotation)]
+            if isinstance(o, ast.Assign):
+                targets = [e for t in o.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
+                given = [t.value.id for t in targets if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name)]
+            yield from ((m, c, home[c]) for c in given if home.get(c, m)!=m)
+
+def test_methods_come_with_the_class():
+    "A module that gives methods to a class of its folder is imported by the folder itself"
+    found = set(methods_from_elsewhere())
+    assert ('training.schedule', 'SFTLearner', 'training.learner') in found
+    assert [o for o in found if folder(o[0])!=folder(o[2]) or o[0] not in {to for to,_,_ in IMPORTS[folder(o[0])]}] == []
+
 def test_no_list_of_names_beside_the_definitions():
     assert [m for m,p in MODULES.items() if re.search(r'^_all_\b', p.read_text(encoding='utf8'), re.M)] == []
     assert [str(p) for p in root.glob('nbs/**/*.ipynb') if '"_all_ =' in p.read_text(encoding='utf8')] == []

@@ -1,6 +1,6 @@
 """Whether probabilities mean what they say, and one number that mends them
 
-A model that says .9 should be right nine times out of ten. Fine-tuned networks are often too sure (arXiv:1706.04599). `ev.calibration()` shows by how much; `calibration` finds the one
+A model that says .9 should be right nine times out of ten. Fine-tuned networks are often too sure (arXiv:1706.04599). `ev.calibration()` shows by how much; `calibrate` finds the one
 temperature by which the scores are divided so that the held-out rows become most probable, and keeps it with the model: `evaluate`, `predict` and the saved folder apply it.
 Which class is predicted does not change. Test rows are never calibrated on.
 

@@ -258,7 +258,7 @@ def depths(self:FusionModel)->list: # One number a group, lowest group first
 def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, rows=(), pretrained=spec.pretrained)
 
 def pair_net(
-    spec, # `references` and `preprocess` are read
+    spec, # `checkpoint` and `preprocess` are read
     open_text, # Name of a class of transformers, and keywords -> network
 )->PairNet: # Without classifiers
     "The networks of a pair"
@@ -304,7 +304,7 @@ def _check_fusion(head, drop_side):
     if not isinstance(drop_side, (int,float)) or not 0<=drop_side<1: raise HeadError(f"drop_side={drop_side!r} is no share. Valid: 0 to below 1.")
 
 def fuse(
-    spec, # `references`, `preprocess` and `vocab` are read
+    spec, # `checkpoint`, `preprocess` and `vocab` are read
     net:nn.Module, # A `PairNet`, or one network with two sides
     head=None, # None (one linear layer), [512], or a module that takes both vectors side by side
     dropout:float=0., # In front of each linear layer of the head
