@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core.basics import CheckpointError, eval_mode, HeadError
-from ..checkpoints.weights import opened
+from ..checkpoints.weights import opened, save_timm_config
 from ..data.texts import TextCoder
 from ..data.image_text import fill_up
 from .model import find_group, SFTModel, _same_stats
@@ -337,10 +337,9 @@ def _save_tensors(module, path):
     save_file({k:v.detach().cpu().contiguous().clone() for k,v in module.state_dict().items()}, path, metadata={'format':'pt'})
 
 def _save_timm(net, p, folder):
-    from timm.models._hub import save_config_for_hf
     folder.mkdir()
     _save_tensors(net, folder/'model.safetensors')
-    save_config_for_hf(net, folder/'config.json', data_config=_timm_data(p))
+    save_timm_config(net, folder/'config.json', _timm_data(p))
 
 def _save_text(net, spec, folder):
     net.save_pretrained(folder)

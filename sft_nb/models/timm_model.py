@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core.basics import eval_mode, HeadError
+from ..checkpoints.weights import save_timm_config
 from .grouping import matched_groups, run_order, sequential_groups
 from .model import SFTModel
 from .heads import make_head, parse_head
@@ -48,7 +49,7 @@ def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net
 
 # %% ../../nbs/models/04_timm_model.ipynb #65b008a7
 def _timm_data(preprocess):
-    "Settings of the input as `save_config_for_hf` takes them"
+    "Settings of the input as `save_timm_config` takes them"
     side,own = preprocess['size'],{k:preprocess[k] for k in ('interpolation','crop_pct')}
     return dict(input_size=(3,side,side), **{k:tuple(preprocess[k]) for k in ('mean','std')}, **own)
 
@@ -219,16 +220,14 @@ def save_image_model(
 ):
     "Write a timm folder, and `head.safetensors` where the head is not timm's own"
     from safetensors.torch import save_file
-    from timm.models._hub import save_config_for_hf
     folder = Path(folder)
     body,head = _split_state(model)
     save_file(body, folder/'model.safetensors', metadata={'format':'pt'})
     if head: save_file(head, folder/'head.safetensors', metadata={'format':'pt'})
-    config = {} if head else dict(label_names=list(spec.vocab))
     net = model.net
     if head and model.head is None:
         net = spec.checkpoint.timm_model(pretrained=False, **_timm_kwargs(spec, 0))
-    save_config_for_hf(net, folder/'config.json', model_config=config, data_config=_timm_data(spec.preprocess))
+    save_timm_config(net, folder/'config.json', _timm_data(spec.preprocess), [] if head else spec.vocab)
 
 # %% ../../nbs/models/04_timm_model.ipynb #50734b78
 def load_image_model(
