@@ -36,7 +36,7 @@ check:
 	@tools/stage agree $(BIN)python tools/agree.py
 	@OMP_NUM_THREADS=1 tools/stage notebooks $(BIN)nbdev-test --n-workers $(WORKERS) --do-print
 	@tools/chromium
-	@OMP_NUM_THREADS=1 tools/stage pytest $(BIN)python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	@OMP_NUM_THREADS=1 tools/stage pytest $(BIN)python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check-slow:
 	@tools/stage notebooks-slow $(BIN)nbdev-test --n-workers 1 --flags slow --cell-timeout 3600 --do-print
@@ -47,7 +47,7 @@ test-lowest: $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)-lowest
 	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
 	@tools/chromium
-	@OMP_NUM_THREADS=1 tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	@OMP_NUM_THREADS=1 tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 fix:
 	$(BIN)nbdev-export
