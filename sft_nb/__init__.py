@@ -10,12 +10,12 @@ Modules:
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
-- `sft_nb.core.hashing`: `item_hashes` and `content_hash`: equal content, equal hash
-- `sft_nb.core.losses`: `make_loss`: cross-entropy and its kin, for one label or several, with class weights
+- `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
+- `sft_nb.core.losses`: What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
-- `sft_nb.core.processes`: `join_processes` meets the other processes of a launched run; sums, objects and errors are shared among them
+- `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
-- `sft_nb.data.class_targets`: The transforms that give a loader class numbers, or one number per class where a row has several labels
+- `sft_nb.data.class_targets`: From a row to the number of its class, or to one number per class where a row has several labels
 - `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
 - `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
 - `sft_nb.data.images`: Any picture file becomes what the network expects: read, checked, resized, batched
@@ -23,10 +23,10 @@ Modules:
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
-- `sft_nb.data.spec`: `DataSpec` goes with the loaders, the learner and the saved folder; `data_summary` shows it
+- `sft_nb.data.spec`: `DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
-- `sft_nb.data.task`: `Task`, its registry, and how one of your own is found
+- `sft_nb.data.task`: One record for each kind of data: `Task`, its registry, and how one of your own is found
 - `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
 - `sft_nb.data.translation`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
@@ -35,7 +35,7 @@ Modules:
 - `sft_nb.deployment.predictor`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 - `sft_nb.diagnosis.advice`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
 - `sft_nb.diagnosis.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
-- `sft_nb.diagnosis.baselines`: `ev.baselines()`: the majority, words or colors under a logistic regression, the untuned features
+- `sft_nb.diagnosis.baselines`: Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
 - `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
@@ -52,7 +52,7 @@ Modules:
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
-- `sft_nb.models.freeze`: `trainable_names` and `set_trainable` decide what trains, `group_table` shows it
+- `sft_nb.models.freeze`: Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
 - `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
 - `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
 - `sft_nb.models.heads`: New output layers: one linear layer, hidden layers, or a module of yours
@@ -62,19 +62,19 @@ Modules:
 - `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
-- `sft_nb.tasks.demo_data`: Digits, sentences, interface texts, spoken prompts and stamps out of packages, as tables and folders
-- `sft_nb.tasks.image`: The task `image`: any timm model, a new head, the classic recipes
-- `sft_nb.tasks.image_text`: The task `image_text`: two networks under one head, or one CLIP-like network
+- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
+- `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
+- `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
 - `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2 and a Marian in miniature, with random weights, made on the spot
-- `sft_nb.tasks.speech`: The task `speech`: Whisper, and CTC models such as wav2vec2 and HuBERT
-- `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts; any encoder or GPT-like model of transformers
-- `sft_nb.tasks.toys`: Made on the spot, without a download; the lessons and the tests run on them
-- `sft_nb.tasks.translation`: The task `translation`: Marian, T5, BART, mBART, M2M100, NLLB
+- `sft_nb.tasks.speech`: The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
+- `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
+- `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
+- `sft_nb.tasks.translation`: The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
 - `sft_nb.training.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
 - `sft_nb.training.cache`: What a frozen part computes is computed once, kept on disk, and exact
 - `sft_nb.training.cache_store`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
 - `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
-- `sft_nb.training.curves`: `plot_curves` draws every phase, `find_overfitting` says where validation turned
+- `sft_nb.training.curves`: How a fit went, and when it began to over-fit: `plot_curves` and `find_overfitting`
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
 - `sft_nb.training.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds

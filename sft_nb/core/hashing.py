@@ -1,4 +1,4 @@
-"""`item_hashes` and `content_hash`: equal content, equal hash
+"""What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
 
 The cache of activations, duplicates and resumed runs all ask whether something is still what it was. One function answers for cells, one for tensors, one for the
 versions of the libraries that compute.

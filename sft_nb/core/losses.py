@@ -1,4 +1,4 @@
-"""`make_loss`: cross-entropy and its kin, for one label or several, with class weights
+"""What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
 
 A loss is made by its name or taken as it is. It knows how many classes there are and how often each occurs, and nothing of where they come from.
 

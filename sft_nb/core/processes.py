@@ -1,4 +1,4 @@
-"""`join_processes` meets the other processes of a launched run; sums, objects and errors are shared among them
+"""A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 
 A program that `torchrun` or `accelerate launch` starts several times is one run. What its processes have to tell each other stands here: sums of a few numbers, objects
 of all of them, what the first one did for all. In a single process nothing happens. `training.distributed` shares a fit among them.

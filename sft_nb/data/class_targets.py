@@ -1,4 +1,4 @@
-"""The transforms that give a loader class numbers, or one number per class where a row has several labels
+"""From a row to the number of its class, or to one number per class where a row has several labels
 
 A loader counts rows; what the loss takes of a row is the number of its class, or 0 and 1 for each class where it has several labels.
 

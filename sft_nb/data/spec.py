@@ -1,4 +1,4 @@
-"""`DataSpec` goes with the loaders, the learner and the saved folder; `data_summary` shows it
+"""`DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
 
 What `load_data` found out is kept in one place, as `dls.sft`: the rows with their split, the class names, the checkpoint, the options. Everything later reads it there.
 Nothing in here imports torch.

@@ -1,4 +1,4 @@
-"""`Task`, its registry, and how one of your own is found
+"""One record for each kind of data: `Task`, its registry, and how one of your own is found
 
 Everything above this module is told which *task* it works on: images, text, sentence pairs, speech. A `Task` is a record of small functions, one for each step of the
 flow, so that a new task is one new notebook that ends in `register(Task(...))`. Nothing in here imports torch.

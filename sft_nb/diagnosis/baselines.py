@@ -1,4 +1,4 @@
-"""`ev.baselines()`: the majority, words or colors under a logistic regression, the untuned features
+"""Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
 
 A score says little by itself. Each baseline here is trained on the training rows and predicts the rows of an evaluation; `ev.compare()` sets the model against all of them.
 

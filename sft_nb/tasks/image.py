@@ -1,4 +1,4 @@
-"""The task `image`: any timm model, a new head, the classic recipes
+"""The task `image`: a picture → its class, by any timm model and a new head
 
 A picture in, one class out, or several where the data say so. The network is any timm model; its groups are timm's own stages or blocks (`models.timm_model`).
 

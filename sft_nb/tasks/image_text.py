@@ -1,4 +1,4 @@
-"""The task `image_text`: two networks under one head, or one CLIP-like network
+"""The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
 
 A table with the columns `image`, `text` and `label` (`models.fusion`). A row may lack its picture or its text, not both.
 

@@ -1,4 +1,4 @@
-"""The task `speech`: Whisper, and CTC models such as wav2vec2 and HuBERT
+"""The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
 
 A table with the columns `audio` and `text` (`models.speech_model`). Models are judged by the word error rate of the texts that they write.
 

@@ -1,4 +1,4 @@
-"""The task `text`: a text, or a pair of texts; any encoder or GPT-like model of transformers
+"""The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
 
 A text or a pair of texts in, one class out, or several where the data say so (`models.text_model`).
 

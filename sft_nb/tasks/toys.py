@@ -1,4 +1,4 @@
-"""Made on the spot, without a download; the lessons and the tests run on them
+"""Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
 
 A toy is a small data set that can be learnt by heart and a network with random weights, of the same kind as the real ones.
 

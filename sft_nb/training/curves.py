@@ -1,4 +1,4 @@
-"""`plot_curves` draws every phase, `find_overfitting` says where validation turned
+"""How a fit went, and when it began to over-fit: `plot_curves` and `find_overfitting`
 
 Losses and scores of all phases of a learner in one picture, with the epoch from which the validation loss only rose.
 
