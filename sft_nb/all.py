@@ -7,7 +7,7 @@ Docs: https://sft-nb.github.io/sft_nb/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/01_all.ipynb #532b9e9c
+# %% ../nbs/01_all.ipynb #dfe5f144
 from .core.basics import AssetError, cache_home, CheckpointError, DataError, FitError, FolderError, GroupError, HeadError, MissingExtra
 from .core.basics import process_count, process_rank, SftError, TaskError
 from .core.processes import first_then_all, from_first, from_processes, join_processes, over_processes, own_rows
@@ -16,10 +16,14 @@ from .core.losses import class_weights, make_loss
 from .core.metrics import bleu_sums, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
 from .core.metrics import speech_note, speech_parts, speech_scores, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
+
+# %% ../nbs/01_all.ipynb #8bf3d669
 from .checkpoints.assets import Asset, asset_info, ASSETS, NoClient, NoNetwork, WrongHash
 from .checkpoints.weights import Checkpoint
 from .checkpoints.ctranslate import read_ctranslate, whisper_folder, whisper_tensors
 from .checkpoints.references import list_checkpoints, open_checkpoint
+
+# %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
 from .data.rows import BadRows, class_order, read_rows
 from .data.spec import data_summary, DataSpec
@@ -36,6 +40,8 @@ from .data.token_targets import pad_labels, sequence_item_loader, sequence_loade
 from .data.translation import check_pairs, odd_pairs, pair_coder, pair_item_loader, pair_lengths, pair_targets, PairCoder, translation_loaders
 from .data.speech import best_tokens, check_speech, frame_count, frames_needed, speech_coder, speech_item_loader, speech_lengths, speech_loaders
 from .data.speech import speech_targets, speech_train_loader, SpeechCoder, SpeechDL
+
+# %% ../nbs/01_all.ipynb #ad3a00d1
 from .models.grouping import is_norm, matched_groups, sequential_groups
 from .models.model import find_group, SFTModel
 from .models.freeze import group_table, LAYER_COLUMNS, layer_order, LayerTable, set_trainable, trainable_names
@@ -46,6 +52,8 @@ from .models.towers import dual_towers, picture_tower, text_tower, Tower
 from .models.fusion import FusionHead, FusionModel, pair_net, PairNet, SIDES
 from .models.seq2seq import fixed_as_buffers, Generated, sequence_groups, sequence_loss, sequence_losses, SequenceModel, token_losses
 from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, cut_window, WhisperModel
+
+# %% ../nbs/01_all.ipynb #dc75f9dd
 from .training.guards import batch_items, memory_message, nan_message, out_of_memory, StopAtNaN
 from .training.metrics import class_metrics, written_metrics
 from .training.distributed import part_loader, shared_fit, SharedSteps
@@ -57,6 +65,8 @@ from .training.callbacks import Accumulate, Autocast, checkpoint_activations, ha
 from .training.curves import find_overfitting, plot_curves
 from .training.adapters import adaptable_layers, Adapter, AdapterError, ADAPTERS, add_adapter, merge_adapter, save_adapter
 from .training.resume import Resume
+
+# %% ../nbs/01_all.ipynb #05984f4f
 from .evaluation.results import Evaluation
 from .evaluation.prediction import label_queue
 from .evaluation.evaluate import evaluate
@@ -64,16 +74,24 @@ from .evaluation.tables import evaluate_table, load_evaluation, parquet_parts
 from .evaluation.slices import item_measures, measure_names
 from .evaluation.compare import mcnemar
 from .evaluation.calibration import calibrate, Calibration, fit_temperature
+
+# %% ../nbs/01_all.ipynb #396e5539
 from .inspection.attributions import Attribution, explain, PICTURE_METHODS, TEXT_METHODS
 from .inspection.inspector import Inspector
+
+# %% ../nbs/01_all.ipynb #464d493e
 from .diagnosis.features import item_features
 from .diagnosis.baselines import baseline_names, colour_histogram, linear_probe
 from .diagnosis.duplicates import duplicate_pairs, item_prints, neighbours, Prints
 from .diagnosis.audit import Audit, audit, cue_skill, label_quality, outlier_scores, two_sample_test
 from .diagnosis.advice import compare_scratch, cross_validate, logme, rank_checkpoints, suggest
+
+# %% ../nbs/01_all.ipynb #942c280e
 from .deployment.folder import FORMAT
 from .deployment.predictor import load_predictor, Predictor, save_predictor
 from .deployment.onnx_file import export_onnx, ExportError
+
+# %% ../nbs/01_all.ipynb #f28d3133
 from .tasks.small_nets import sentence_pieces, small_ctc, small_marian, small_whisper, word_pieces
 
 # %% ../nbs/01_all.ipynb #8b2fd268
