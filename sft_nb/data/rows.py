@@ -155,8 +155,19 @@ def _read_frame(frame, name='row ', start=None, what='the data'):
 def _read_parquet(path):
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
-    except Exception as e: raise DataError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from e
+    except Exception as e: raise DataError(f"{path} cannot be read as Parquet: {_bad_column(path)}{str(e).splitlines()[0]}") from e
     return _read_frame(frame, f'{Path(path).name} row ', 1, path)
+
+def _bad_column(path):
+    "Which column of a Parquet file cannot be read, in words; empty where it is not one of them. pyarrow below 20 finds bytes that are not UTF-8 while it reads"
+    import pyarrow.parquet as pq
+    try: names = pq.read_schema(path).names
+    except Exception: return ''
+    for n in names:
+        try: pq.read_table(path, columns=[n]).column(n).to_pylist()
+        except UnicodeDecodeError: return f'column {n!r} is not UTF-8 text: '
+        except Exception: return f'column {n!r}: '
+    return ''
 
 TABLE_READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet}
 

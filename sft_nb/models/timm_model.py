@@ -42,8 +42,10 @@ def _fixed_size(arch):
 
 def _cut(net, head):
     if not hasattr(net, 'group_matcher'): return sequential_groups(net, head)
-    try: return matched_groups(net, head)
+    try: groups = matched_groups(net, head)
     except (AttributeError, NotImplementedError): return sequential_groups(net, head)
+    # The matcher of LeViT before timm 1.0.31 holds the whole body in one group
+    return groups if len(groups)>2 else max(groups, sequential_groups(net, head), key=len)
 
 def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
 
