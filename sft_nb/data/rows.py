@@ -159,7 +159,7 @@ def _read_parquet(path):
     return _read_frame(frame, f'{Path(path).name} row ', 1, path)
 
 def _bad_column(path):
-    "Which column of a Parquet file cannot be read, in words; empty where it is not one of them. pyarrow below 20 finds bytes that are not UTF-8 while it reads"
+    "Which column of a Parquet file cannot be read, in words; empty where it is not one of them. pyarrow 17 finds bytes that are not UTF-8 while it reads"
     import pyarrow.parquet as pq
     try: names = pq.read_schema(path).names
     except Exception: return ''
