@@ -17,15 +17,19 @@ Modules:
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.data.class_targets`: From a row to the number of its class, or to one number per class where a row has several labels
 - `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
+- `sft_nb.data.folders`: A folder with a folder per class becomes a frame of files
 - `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
 - `sft_nb.data.images`: Any picture file becomes what the network expects: read, checked, resized, batched
+- `sft_nb.data.labels`: Empty cells, names of classes and their order: one rule for each
 - `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
 - `sft_nb.data.spec`: `DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
+- `sft_nb.data.table_files`: CSV, TSV, JSON and Parquet files become a frame of cells that know where they stand
 - `sft_nb.data.task`: One record for each kind of data: `Task`, its registry, and how one of your own is found
 - `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data

@@ -25,7 +25,9 @@ from .checkpoints.references import list_checkpoints, open_checkpoint
 
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
-from .data.rows import BadRows, class_order, read_rows
+from .data.problems import BadRows
+from .data.labels import class_order
+from .data.rows import read_rows
 from .data.spec import data_summary, DataSpec
 from .data.splits import fold_specs
 from .data.corrections import MARK_KINDS, Marks

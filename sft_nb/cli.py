@@ -316,7 +316,7 @@ def _items(given, task):
     path = Path(given[0])
     if len(given)>1: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
-    from sft_nb.data.rows import decoded_text
+    from sft_nb.data.table_files import decoded_text
     lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if o.strip()]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
 

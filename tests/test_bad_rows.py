@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest
 from PIL import Image
 from sft_nb.core.basics import DataError
-from sft_nb.data.rows import BadRows
+from sft_nb.data.problems import BadRows
 from sft_nb.data.load import load_data
 
 NET = dict(checkpoint='timm:test_resnet', pretrained=False, augment=False)

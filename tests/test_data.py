@@ -4,7 +4,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from sft_nb.core.basics import CheckpointError, DataError, TaskError
 from sft_nb.data.task import get_task
-from sft_nb.data.rows import BadRows, read_rows
+from sft_nb.data.problems import BadRows
+from sft_nb.data.rows import read_rows
 from sft_nb.data.spec import data_summary, DataSpec
 from sft_nb.data.splits import fold_specs
 from sft_nb.data.load import load_data, make_loaders, prepare_rows

@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from sft_nb.core.basics import CheckpointError, DataError, FolderError, HeadError
 from sft_nb.data.task import get_task
-from sft_nb.data.rows import BadRows
+from sft_nb.data.problems import BadRows
 from sft_nb.data.load import load_data
 from sft_nb.data.texts import text_coder, TextCoder, truncation
 from sft_nb.models.text_model import pool_tokens

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sft_nb.core.basics import CheckpointError, DataError, FitError, HeadError
 from sft_nb.core.metrics import translation_scores, translation_signature
 from sft_nb.data.task import get_task
-from sft_nb.data.rows import BadRows
+from sft_nb.data.problems import BadRows
 from sft_nb.data.load import load_data
 from sft_nb.data.translation import odd_pairs, pair_coder
 from sft_nb.models.seq2seq import shifted, taught

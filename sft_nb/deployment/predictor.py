@@ -23,7 +23,8 @@ from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
 from ..data.lazy import dataset_frame
-from ..data.rows import is_dataset, name_in_errors
+from ..data.problems import name_in_errors
+from ..data.rows import is_dataset
 from ..data.spec import DataSpec
 from ..evaluation.prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
 from ..evaluation.prediction import sorted_by_length

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from ..core.basics import DataError, near, progress, TaskError
 from ..core.metrics import class_codes, class_names
 from ..data.task import Task
-from ..data.rows import is_blank
+from ..data.labels import is_blank
 from ..evaluation.results import Evaluation
 from ..evaluation.tables import class_losses
 

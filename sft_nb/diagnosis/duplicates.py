@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 from ..core.basics import need, progress
 from ..core.hashing import content_hash, FILE_COLUMNS
 from ..data.task import Task
-from ..data.rows import is_blank
+from ..data.labels import is_blank
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #bc2c6452
 @dataclass

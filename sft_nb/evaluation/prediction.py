@@ -126,7 +126,8 @@ def read_checked(
     **columns, # `input`, `target`, `lazy`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
     "Rows of other data, checked as those of training were"
-    from sft_nb.data.rows import BadRows, read_rows
+    from sft_nb.data.problems import BadRows
+    from sft_nb.data.rows import read_rows
     from sft_nb.data.load import row_problems
     delim = spec.options.get('label_delim') if labelled else None
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')

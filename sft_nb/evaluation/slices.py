@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, near, need, progress
 from ..core.metrics import draw_weights, group_codes, interval
-from ..data.rows import class_order, is_blank
+from ..data.labels import class_order, is_blank
 from .results import Evaluation
 
 # %% ../../nbs/evaluation/04_slices.ipynb #0423061a

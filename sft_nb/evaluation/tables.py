@@ -20,7 +20,9 @@ from ..core.basics import DataError, near, write_atomic
 from ..core.metrics import class_codes
 from ..data.task import all_tasks, get_task, Task
 from ..data.lazy import explain_unreadable, is_lazy
-from ..data.rows import class_order, is_blank, label_text, name_in_errors, TABLE_READERS
+from ..data.problems import name_in_errors
+from ..data.labels import class_order, is_blank, label_text
+from ..data.table_files import TABLE_READERS
 from .results import Evaluation
 
 # %% ../../nbs/evaluation/03_tables.ipynb #68b7f5dc
