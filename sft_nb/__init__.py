@@ -40,6 +40,7 @@ Modules:
 - `sft_nb.diagnosis.advice`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
 - `sft_nb.diagnosis.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
 - `sft_nb.diagnosis.baselines`: Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
+- `sft_nb.diagnosis.check`: `check_data` reads data as `load_data` would and says what was understood, what is wrong with which rows, and what to type next; nothing is trained
 - `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them

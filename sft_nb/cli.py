@@ -358,6 +358,18 @@ def _evaluate(a):
     write_atomic(out, text+'\n')
     return f'{len(ev):,} rows · {out}'
 
+def _check(a):
+    out = a.out and _out_file(a.out, ('.csv',))
+    from sft_nb.data.rows import check_source
+    task = get_task(a.task)
+    check_source(Path(a.data))
+    from sft_nb.diagnosis.check import check_data
+    options = dict(a.option)
+    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)
+    check = check_data(task, a.data, **{**asked, **options})
+    if out: write_atomic(out, check.problems.to_csv(index=False))
+    return repr(check),0 if check.ok else 1
+
 def _export(a):
     out = _out_file(a.out, ('.onnx',))
     model = _opened(a.dir, device='cpu')
@@ -382,10 +394,21 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}. See {self.prog} --help\n')
 
 # %% ../nbs/00_cli.ipynb #ec0fc32a
-def _data_options(p, target=True):
-    "What every command that reads data has"
+def _column_options(p, target=True):
     p.add_argument('--input', metavar='COL', help='column of the input')
     if target: p.add_argument('--target', metavar='COL', help='column of the target')
+
+def _source_options(p):
+    "What commands that split data have"
+    add = p.add_argument
+    add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
+    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
+    add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
+    add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
+
+def _data_options(p, target=True):
+    "What every command that reads data has"
+    _column_options(p, target)
     p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them (raise)')
     p.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
@@ -393,9 +416,8 @@ def _train_options(p):
     "What demo and finetune have in common with `load_data`, `sft_learner` and `fine_tune`"
     add = p.add_argument
     _data_options(p)
-    add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
+    _source_options(p)
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
-    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
     add('--epochs', type=_count, metavar='N', help='epochs with everything training (3)')
     add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that (1)')
     add('--freeze', type=_freeze, default=argparse.SUPPRESS, metavar='WHAT', help='stays frozen to the end: body, none, a group, layers=N, rule=bias')
@@ -407,8 +429,6 @@ def _train_options(p):
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
-    add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
-    add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 # %% ../nbs/00_cli.ipynb #b7a3cde3
 def _train_commands(add):
@@ -436,6 +456,12 @@ def _judge_commands(add):
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
     _data_options(e)
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
+    c = add('check', _check, 'read data and say what was understood, what is wrong, and what to type next; nothing is trained')
+    c.add_argument('task', metavar='TASK', help='see: sft_nb tasks')
+    c.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
+    _column_options(c)
+    _source_options(c)
+    c.add_argument('--out', metavar='FILE', help='.csv for the rows that cannot be used')
     o = add('export', _export, 'write a saved model as ONNX')
     o.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     o.add_argument('--out', required=True, metavar='FILE', help='.onnx')
@@ -481,7 +507,7 @@ def _quiet_others():
 # %% ../nbs/00_cli.ipynb #0fc6ba4d
 def main(
     argv:list|None=None, # The words after `sft_nb`; None: those of the process
-)->int: # 0, 2 after a mistake of the user, 130 after Ctrl-C
+)->int: # 0, 1 where `check` found rows that cannot be used, 2 after a mistake of the user, 130 after Ctrl-C
     "The command line"
     args = _parser().parse_args(argv)
     warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
@@ -495,5 +521,6 @@ def main(
     except KeyboardInterrupt:
         print('sft_nb: interrupted', file=sys.stderr)
         return 130
+    text,code = text if isinstance(text, tuple) else (text,0)
     if text is not None: _say(text)
-    return 0
+    return code

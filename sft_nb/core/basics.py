@@ -10,7 +10,8 @@ Docs: https://sft-nb.github.io/sft_nb/core/basics.html.md"""
 # %% auto #0
 __all__ = ['SftError', 'TaskError', 'DataError', 'CheckpointError', 'AssetError', 'GroupError', 'HeadError', 'FitError',
            'FolderError', 'MissingExtra', 'near', 'need', 'cache_home', 'sha256_file', 'umask', 'write_atomic',
-           'folder_atomic', 'data_uri', 'process_count', 'process_rank', 'say', 'eval_mode', 'progress', 'local_path']
+           'folder_atomic', 'data_uri', 'process_count', 'process_rank', 'say', 'collect_messages', 'eval_mode',
+           'progress', 'local_path']
 
 # %% ../../nbs/core/00_basics.ipynb #b97b1492
 import base64, contextlib, hashlib, importlib.util, os, shutil, sys, tempfile, time
@@ -140,11 +141,21 @@ def process_rank()->int: # From 0; 0 is the first, which writes and speaks
     "Number of this process among those of the run"
     return int(os.environ['RANK']) if process_count()>1 else 0
 
+_collected = []
+
 def say(
     text:str, # A line
 ):
-    "Print a line on standard error, in the first process"
-    if not process_rank(): print(text, file=sys.stderr, flush=True)
+    "Print a line on standard error, in the first process; within `collect_messages` it is kept instead"
+    if _collected: _collected[-1].append(text)
+    elif not process_rank(): print(text, file=sys.stderr, flush=True)
+
+@contextlib.contextmanager
+def collect_messages(): # Yields a list of lines
+    "Keep within the block what `say` would print"
+    _collected.append([])
+    try: yield _collected[-1]
+    finally: _collected.pop()
 
 # %% ../../nbs/core/00_basics.ipynb #d1385f4e
 @contextlib.contextmanager

@@ -54,10 +54,11 @@ def _plain_words(v):
 def item_prints(
     rows:pd.DataFrame, # With the inputs
     task:Task, # Names the inputs
+    decode:bool=True, # False: pictures and sounds are compared by the bytes of their files alone, which finds exact copies and takes no time
 )->Prints: # One entry an item
     "Hashes and small copies of every item; pictures are decoded for it"
     out = Prints([''.join(hashlib.sha256(content_hash(v, c in FILE_COLUMNS)).hexdigest() for c,v in zip(task.inputs, vs)) for vs in zip(*(rows[c] for c in task.inputs))])
-    if 'image' in task.inputs:
+    if 'image' in task.inputs and decode:
         imagehash = need('imagehash', 'inspect')
         pixels,bits,thumbs = zip(*(_picture_print(v, imagehash) for v in progress(list(rows.image), 'Hashing pictures')))
         out.bits,out.thumbs,out.seen = np.stack(bits),np.stack(thumbs),np.array([not is_blank(v) for v in rows.image])
