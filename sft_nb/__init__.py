@@ -61,6 +61,7 @@ Modules:
 - `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
 - `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
 - `sft_nb.models.heads`: New output layers: one linear layer, hidden layers, or a module of yours
+- `sft_nb.models.kernels`: The same network in less time: channels last for convolutions, batch norm folded into them where it is frozen
 - `sft_nb.models.model`: `SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
 - `sft_nb.models.seq2seq`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
 - `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length

@@ -128,6 +128,8 @@ def _problem(picture):
     try: read_picture(picture)
     except PictureError as e: return e.problem
 
+def _threads(): return min(8, os.cpu_count() or 1)
+
 def _in_turn(pool, f, items, ahead=64):
     "As `pool.map`, with no more than `ahead` items taken in advance: they may be read from a file as they are taken"
     waiting = deque()
@@ -143,7 +145,7 @@ def check_pictures(
     "Decode every picture and say which cannot be read, and why"
     if isinstance(pictures, pd.DataFrame): pictures = pictures['image']
     index = list(pictures.index) if isinstance(pictures, pd.Series) else range(len(pictures))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         found = list(progress(_in_turn(pool, _problem, pictures), 'Checking pictures', total=len(index), unit='picture'))
     return [(i,p) for i,p in zip(index, found) if p]
 
@@ -197,11 +199,25 @@ class PictureTransform:
 class _ReadInput(Transform):
     "Row number, or the picture itself -> square"
     input_types = (int, str, Path, bytes, Image.Image, np.ndarray)
-    def __init__(self, cells, square): self.cells,self.square = cells,square
-    def encodes(self, o): return self.square(self.cells[o] if isinstance(o, (int,np.integer)) else o)
+    def __init__(self, cells, square, problems=None): self.cells,self.square,self.problems = cells,square,problems
+    def encodes(self, o):
+        if not isinstance(o, (int,np.integer)): return self.square(o)
+        try: return self.square(self.cells[o])
+        except PictureError as e:
+            if self.problems is None: raise
+            self.problems[int(o)] = e.problem
+            return PILImage(Image.new('RGB', (self.square.size,)*2))
 
 class _PictureDL(TfmdDL):
-    "A loader whose errors name the picture, also out of a worker process"
+    "A loader that reads pictures in threads while the network runs, and whose errors name the picture, also out of a worker process"
+    def create_batches(self, samps):
+        if self.fake_l.num_workers or self.dataset is None:
+            yield from super().create_batches(samps)
+            return
+        with ThreadPoolExecutor(_threads()) as pool:
+            items = _in_turn(pool, self.do_item, samps, ahead=2*(self.bs or 1))
+            yield from map(self.do_batch, self.chunkify(o for o in items if o is not None))
+
     def __iter__(self):
         try: yield from super().__iter__()
         except DataError as e: raise DataError(_last_line(e)) from None
@@ -281,10 +297,11 @@ def picture_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `image`
     batch_size:int=64, # Items a step
+    problems:dict|None=None, # Filled while batches are made: place of a row -> why its picture cannot be read; a black picture stands in. None: it is an error
 )->TfmdDL: # Batches of pictures alone, in the order of `rows`
     "A loader for prediction"
     square = picture_transform(spec)
-    dset = Datasets(list(range(len(rows))), [[_ReadInput(column_cells(rows['image']), square)]])
+    dset = Datasets(list(range(len(rows))), [[_ReadInput(column_cells(rows['image']), square, problems)]])
     return _loader(dset, batch_size, 0, _batch_tfms(square), spec.seed, device=default_device())
 
 # %% ../../nbs/data/12_images.ipynb #01718cd0

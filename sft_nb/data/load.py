@@ -62,6 +62,7 @@ def row_problems(
     rows:pd.DataFrame, # From `read_rows`
     spec:DataSpec, # For the task's own check
     labelled:bool=True, # False: the target is not looked at
+    contents:bool=True, # False: what stands in files is not read
 )->dict: # index in `rows` -> list of problems
     "What is wrong with each row by itself"
     task,found = spec.task,{}
@@ -75,7 +76,7 @@ def row_problems(
         for i,p in _twice(whole, task): add(i, p)
     here = whole.drop(index=[i for i,_ in _empty(whole, task)])
     here = here.drop(index=[i for i in here.index if any(p.startswith(('is missing','the same file')) for p in found.get(i, []))])
-    for i,p in task.check_rows(here, spec) or (): add(i, p)
+    for i,p in (task.check_rows(here, spec) or ()) if contents else (): add(i, p)
     return found
 
 # %% ../../nbs/data/11_load.ipynb #4b12fda2

@@ -13,6 +13,7 @@ __all__ = ['Predictor', 'save_predictor', 'load_predictor']
 # %% ../../nbs/deployment/01_predictor.ipynb #037276d0
 import itertools
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -23,10 +24,10 @@ from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
 from ..data.lazy import dataset_frame
-from ..data.problems import name_in_errors
+from ..data.problems import BadRows, name_in_errors
 from ..data.rows import is_dataset
 from ..data.spec import DataSpec
-from ..evaluation.prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
+from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
 from ..evaluation.prediction import sorted_by_length
 from ..evaluation.evaluate import evaluate
 from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
@@ -68,17 +69,42 @@ def _rows(self:Predictor, items, bad, input):
     "Items that can be used, as rows"
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (name all items that cannot be used) or 'skip' (leave them out).")
     if hasattr(items, '__next__'): items = list(items)
-    rows,left = read_checked(items, self.spec, bad, labelled=False, input=input)
-    n = left.item.nunique()
-    if n: say(f"Skipped {n:,} of {len(rows)+n:,} items: {'; '.join(left.item+': '+left.problem)}")
+    rows,left = read_checked(items, self.spec, bad, labelled=False, contents=not checks_while_loading(self.task), input=input)
+    _say_skipped(left, len(rows))
     return rows.reset_index(drop=True)
 
+def _say_skipped(left, n):
+    "Items that were left out, beside `n` that were not"
+    m = left.item.nunique()
+    if m: say(f"Skipped {m:,} of {n+m:,} items: {'; '.join(left.item+': '+left.problem)}")
+
+def _until(outputs, problems):
+    "Outputs until something cannot be read"
+    for o in outputs:
+        if problems: return
+        yield o
+
 @patch
-def _said(self:Predictor, rows, batch_size):
-    "(what the model says of each batch, place of each row): rows of like length are together"
+def _unread(self:Predictor, rows, problems, bad):
+    "Rows without those that could not be read; with 'raise' all of them are named"
+    if bad=='raise': problems = {rows.index.get_loc(i):p for i,p in self.task.check_rows(rows, self.spec)}
+    left = pd.DataFrame([(rows['item'].iloc[i], rows['row'].iloc[i], problems[i]) for i in sorted(problems)], columns=['item','row','problem'])
+    if bad=='raise': raise BadRows(left, 'the data')
+    _say_skipped(left, len(rows)-len(left))
+    return np.setdiff1d(np.arange(len(rows)), list(problems))
+
+@patch
+def _read(self:Predictor, items, batch_size, bad, input, join):
+    "(rows, what `join` makes of the outputs of all batches), in the order of the items; rows of like length are computed together"
     if not isinstance(batch_size, Integral) or batch_size<1: raise DataError(f"batch_size={batch_size!r}: valid is a whole number from 1 up.")
+    rows = self._rows(items, bad, input)
     together,place = sorted_by_length(self.spec, rows)
-    return model_outputs(self.model, self.spec, together, int(batch_size), 'Predicting'),place
+    problems = {} if checks_while_loading(self.task) else None
+    outputs = model_outputs(self.model, self.spec, together, int(batch_size), 'Predicting', problems)
+    out = in_row_order(join(_until(outputs, problems) if bad=='raise' else outputs), place)
+    if not problems: return rows,out
+    good = self._unread(rows, problems, bad)
+    return rows.iloc[good].reset_index(drop=True),in_row_order(out, good)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #54aeeb1a
 @patch
@@ -90,9 +116,7 @@ def predict(
     input=None, # Column of the input in a table; None: the task's own name
 )->pd.DataFrame: # item, prediction, probability (0 to 1); a row an item, in their order
     "Predict items"
-    rows = self._rows(items, bad, input)
-    outputs,place = self._said(rows, batch_size)
-    out = in_row_order(decoded_outputs(outputs, self.spec), place)
+    rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec))
     return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float)))
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8c56abe9
@@ -106,10 +130,10 @@ def predict_proba(
 )->pd.DataFrame: # item, then a column a class: its probability
     "Probabilities of all classes"
     if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
-    rows = self._rows(items, bad, input)
-    outputs,place = self._said(rows, batch_size)
-    probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
-    table = in_row_order(np.concatenate(probs), place) if probs else np.zeros((0, len(self.vocab)))
+    def table_of(outputs):
+        probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
+        return np.concatenate(probs) if probs else np.zeros((0, len(self.vocab)))
+    rows,table = self._read(items, batch_size, bad, input, table_of)
     return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #a46a55be

@@ -50,7 +50,8 @@ def cache_key(
     parts = dict(weights=tensor_hash(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=items or item_hashes(rows, spec.task.inputs), dtype=dtype,
-                 adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), view=view, seed=learn.seed if view is not None else None,
+                 adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), layout=str(model.layout),
+                 folded=model.folded is not None, view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=library_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
@@ -117,20 +118,23 @@ def _compute(learn, outs, rows, dtype, loader, used=()):
         _fill(learn, outs, rows, loader, None if dtype=='float32' else getattr(torch, dtype), order, _shares(learn.spec, rows, order), used)
 
 # %% ../../nbs/training/05_cache.ipynb #8934dd43
+def _height(border): return border if isinstance(border, int) else -1
+
 def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), used=()):
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
-    items = item_hashes(rows, learn.spec.task.inputs)
-    outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
-    out = outs[border]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _drop_damaged(outs)
-    if _missing(outs):
-        _sweep()
-        try: _compute(learn, outs, rows, dtype, loader, used)
-        except _NoCache:
-            if not also: raise
-            _compute(learn, {border:out}, rows, dtype, loader, used)
-        if not _make_room((*used, out)): shutil.rmtree(out, ignore_errors=True)
+    with learn.model.folding(max((border, *also), key=_height)):
+        items = item_hashes(rows, learn.spec.task.inputs)
+        outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
+        out = outs[border]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _drop_damaged(outs)
+        if _missing(outs):
+            _sweep()
+            try: _compute(learn, outs, rows, dtype, loader, used)
+            except _NoCache:
+                if not also: raise
+                _compute(learn, {border:out}, rows, dtype, loader, used)
+            if not _make_room((*used, out)): shutil.rmtree(out, ignore_errors=True)
     if not out.exists(): raise _NoCache(f"what this fit reads is more than the budget of {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
     os.utime(out/'meta.json')
     return Activations(out)

@@ -224,6 +224,14 @@ def _begin_fit(self:SFTLearner, reset_opt):
     if reset_opt or self.opt is None: self.create_opt()
     return seed+7919*process_rank()
 
+# %% ../../nbs/training/03_learner.ipynb #6c538b65
+@patch
+def _folded(self:SFTLearner):
+    "What is frozen runs with the kernels of the frozen pass, so that a live fit and a cached one see the same numbers"
+    on = {n for n,p in self.model.named_parameters() if p.requires_grad}
+    border = self.model.highest_border(on) if self.model.groups else None
+    return nullcontext() if border is None else self.model.folding(border)
+
 # %% ../../nbs/training/03_learner.ipynb #a2aff6be
 @patch
 @_one_call
@@ -239,7 +247,7 @@ def fit(self:SFTLearner,
     seed,args = self._begin_fit(reset_opt),dict(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)
     with self.added_cbs(cbs), ExitStack() as around:
         if any([around.enter_context(o(**args)) for o in self._arounds()]): return
-        with self.fit_context(), shared_fit(self), seeded(seed), _memory_explained(self): Learner.fit(self, **args)
+        with self.fit_context(), self._folded(), shared_fit(self), seeded(seed), _memory_explained(self): Learner.fit(self, **args)
         if self.stopped: raise self.stopped
 
 # %% ../../nbs/training/03_learner.ipynb #5dc2e365
