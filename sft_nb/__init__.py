@@ -43,6 +43,7 @@ Modules:
 - `sft_nb.diagnosis.check`: `check_data` reads data as `load_data` would and says what was understood, what is wrong with which rows, and what to type next; nothing is trained
 - `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
 - `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
+- `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
 - `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it

@@ -87,6 +87,7 @@ from .diagnosis.baselines import baseline_names, colour_histogram, linear_probe
 from .diagnosis.duplicates import duplicate_pairs, item_prints, neighbours, Prints
 from .diagnosis.audit import Audit, audit, cue_skill, label_quality, outlier_scores, two_sample_test
 from .diagnosis.check import check_data, DataCheck, quick_audit
+from .diagnosis.learning_curve import learning_curve, LearningCurve
 from .diagnosis.advice import compare_scratch, cross_validate, logme, rank_checkpoints, suggest
 
 # %% ../nbs/01_all.ipynb #942c280e

@@ -383,6 +383,22 @@ def _tasks(a):
                  ready='yes' if not t.missing() else f"pip install 'sft_nb[{t.extra}]'") for t in all_tasks().values()]
     return text_table(rows, 'task what columns checkpoint metric ready'.split())
 
+def _cache(a):
+    if a.clear is None: return _listed_cache()
+    from sft_nb.training.cache_store import cache_info, clear_cache
+    key = None if a.clear=='all' else a.clear
+    mb = cache_info().query('key.str.startswith(@key or "")').mb.sum()
+    n = clear_cache(key)
+    if key and not n: raise DataError(f"--clear {key}: no entry begins so. See: sft_nb cache")
+    return f'{n:,} entries removed, {mb:,.1f} MB'
+
+def _listed_cache():
+    from sft_nb.training.cache_store import cache_folder, cache_info
+    table = cache_info()
+    if not len(table): return f'{cache_folder()} is empty.'
+    rows = table.assign(used=table.used.dt.strftime('%Y-%m-%d %H:%M'), key=table.key.str[:12]).to_dict('records')
+    return f"{text_table(rows)}\n\n{len(table):,} entries, {table.mb.sum():,.1f} MB in {cache_folder()}\nNext: sft_nb cache --clear KEY, or --clear all"
+
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
     return text_table(list_checkpoints().to_dict('records'))
@@ -482,6 +498,8 @@ def _parser():
     _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
     add('checkpoints', _checkpoints, 'pretrained models that are known by name')
+    k = add('cache', _cache, 'list what the frozen parts computed, or remove it')
+    k.add_argument('--clear', metavar='KEY|all', help='remove the entries whose key begins so, or all of them')
     return p
 
 # %% ../nbs/00_cli.ipynb #fe5872f5

@@ -280,4 +280,5 @@ def load_predictor(
     _check_model(model, info, folder)
     model.temperature = float(info.get('temperature', 1.))
     _check_kinds(model, kinds, folder)
+    model.keep_folded = True
     return Predictor(model.to(_device(device)).eval(), spec, info, folder)

@@ -33,7 +33,7 @@ class SFTModel(nn.Module):
         super().__init__()
         self.net,self.head,self.example = net,head,example
         self.only,self.adapter,self.checkpointing,self.temperature = None,None,None,1.
-        self.folded,self.layout = None,torch.contiguous_format
+        self.folded,self.keep_folded,self.layout = None,False,torch.contiguous_format
         self.groups = self._settle(groups)
         self.module_groups = self._place_modules()
 
@@ -192,6 +192,10 @@ def folded_view(self:SFTModel,
     "A copy in which frozen batch norms are part of the convolutions before them; networks without such norms have none"
     return None
 
+def _mark(model):
+    "Changes with any weight of a model"
+    return tuple((id(t), t._version) for o in (model.parameters(), model.buffers()) for t in o)
+
 @patch
 @contextmanager
 def folding(self:SFTModel,
@@ -199,10 +203,13 @@ def folding(self:SFTModel,
 ):  # A context
     "Let what is frozen run with its batch norms folded: the same numbers but for rounding, in less time"
     border = len(self.groups)-1 if border is None else border
-    view,was = self.folded_view(border) if isinstance(border, int) else None,self.folded
-    self.folded = None if view is None else (border,view)
+    was,mark = self.folded,_mark(self) if self.keep_folded else None
+    if mark is None or was is None or was[::2]!=(border,mark):
+        view = self.folded_view(border) if isinstance(border, int) else None
+        self.folded = None if view is None else (border,view,mark)
     try: yield
-    finally: self.folded = was
+    finally:
+        if mark is None: self.folded = was
 
 @patch
 def borders(self:SFTModel)->list:

@@ -78,7 +78,7 @@ class PictureModel(SFTModel):
     def _run(self, f, i, h):
         "A piece, by the folded copy where it is frozen and there is one; hooks want the layers themselves"
         if i==0 and self.folded and any(map(is_hooked, self.net.modules())): self.folded = None
-        below,view = self.folded or (0,None)
+        below,view,_ = self.folded or (0,None,None)
         return f(view if i<below else self, in_layout(h, self.layout))
     def forward(self, *x):
         if isinstance(x[0], dict) or not self.cut: return super().forward(*x)
