@@ -48,6 +48,7 @@ from .models.grouping import is_norm, matched_groups, sequential_groups
 from .models.model import find_group, SFTModel
 from .models.freeze import group_table, LAYER_COLUMNS, layer_order, LayerTable, set_trainable, trainable_names
 from .models.heads import make_head, parse_head
+from .models.kernels import conv_layout, folded_copy, norm_pairs
 from .models.timm_model import PictureModel
 from .models.text_model import FAMILIES, pool_tokens, text_groups, TextModel
 from .models.towers import dual_towers, picture_tower, text_tower, Tower

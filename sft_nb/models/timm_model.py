@@ -24,7 +24,7 @@ from ..checkpoints.weights import save_timm_config
 from .grouping import matched_groups, run_order, sequential_groups
 from .model import SFTModel
 from .heads import make_head, parse_head
-from .kernels import conv_layout, folded_copy, in_layout, is_hooked
+from .kernels import conv_layout, folded_copy, _in_layout, _is_hooked
 
 # %% ../../nbs/models/05_timm_model.ipynb #06b9b0b1
 def _classifier(net):
@@ -77,9 +77,9 @@ class PictureModel(SFTModel):
     def stages(self): return [(i,partial(self._run, f, i)) for i,f in self.cut]
     def _run(self, f, i, h):
         "A piece, by the folded copy where it is frozen and there is one; hooks want the layers themselves"
-        if i==0 and self.folded and any(map(is_hooked, self.net.modules())): self.folded = None
+        if i==0 and self.folded and any(map(_is_hooked, self.net.modules())): self.folded = None
         below,view,_ = self.folded or (0,None,None)
-        return f(view if i<below else self, in_layout(h, self.layout))
+        return f(view if i<below else self, _in_layout(h, self.layout))
     def forward(self, *x):
         if isinstance(x[0], dict) or not self.cut: return super().forward(*x)
         return self.suffix(0, *x)
@@ -156,7 +156,7 @@ def _same(model, cuts):
     "Whether the pieces give what the network gives"
     try:
         with torch.no_grad(), eval_mode(model):
-            x = h = in_layout(_random_batch(model.example[0]).to(model.example[0]), getattr(model, 'layout', torch.contiguous_format))
+            x = h = _in_layout(_random_batch(model.example[0]).to(model.example[0]), getattr(model, 'layout', torch.contiguous_format))
             for _,f in cuts: h = f(model, h)
             return torch.equal(h, model.head(model.net.forward_features(x)) if model.head is not None else model.net(x))
     except (AttributeError, TypeError, RuntimeError, KeyError, ValueError): return False
@@ -168,7 +168,7 @@ def folded_view(self:PictureModel,
 ):  # What the pieces below the border run with; None: there is nothing to fold
     "A copy of the network with the batch norms below a border folded into convolutions"
     if not self.cut or self.adapter: return None
-    low,x = set(self.below(border)),in_layout(_random_batch(self.example[0]).to(next(self.net.parameters()).device), self.layout)
+    low,x = set(self.below(border)),_in_layout(_random_batch(self.example[0]).to(next(self.net.parameters()).device), self.layout)
     names = {n.removeprefix('net.') for n,g in self.module_groups.items() if g in low and n.startswith('net.')}
     with eval_mode(self): net = folded_copy(self.net, x, names=names)
     return None if net is None else SimpleNamespace(net=net)
