@@ -236,12 +236,13 @@ def check_preprocess(
 
 # %% ../../nbs/core/03_untrusted.ipynb #a02526da
 _RAW,_JXL = 'a camera raw file','a JPEG XL picture'
-_STARTS = ((b'version https://git-lfs', 'the pointer of a Git LFS file, whose content was not fetched (git lfs pull)'), (b'%PDF', 'a PDF'), (b'PK\3\4', 'a zip archive'),
+_STARTS = ((b'version https://git-lfs', 'the pointer of a Git LFS file, whose content was not fetched (git lfs pull)'), (b'%PDF', 'a PDF'), (b'PK\x03\x04', 'a zip archive'),
            (b'\x1f\x8b', 'a gzip archive'), (b'Rar!', 'a RAR archive'), (b'7z\xbc\xaf', 'a 7z archive'), (b'8BPS', 'a Photoshop file'), (b'%!PS', 'PostScript'),
-           (b'SQLite format 3', 'an SQLite file'), (b'\x93NUMPY', 'a NumPy array (numpy.load reads it)'), (b'\x89HDF', 'an HDF5 file'), (b'FUJIFILM', _RAW), (b'IIU\0', _RAW),
-           (b'IIRO', _RAW), (b'\0MRM', _RAW), (b'FOVb', _RAW), (b'HEAPCCDR', _RAW), (b'\xff\x0a', _JXL), (b'\0\0\0\x0cJXL ', _JXL), (b'\xff\xd8\xff', 'a JPEG picture'),
-           (b'\x89PNG', 'a PNG picture'), (b'GIF8', 'a GIF picture'), (b'fLaC', 'a FLAC sound'), (b'OggS', 'an Ogg sound'), (b'ID3', 'an MP3 sound'), (b'\x1aE\xdf\xa3', 'a Matroska or WebM video'),
-           (b'\x7fELF', 'a program'), (b'MZ', 'a program'), (b'\x80\4\x95', 'a pickle, which is not opened'))
+           (b'SQLite format 3', 'an SQLite file'), (b'\x93NUMPY', 'a NumPy array (numpy.load reads it)'), (b'\x89HDF', 'an HDF5 file'), (b'FUJIFILM', _RAW),
+           (b'IIU\x00', _RAW), (b'IIRO', _RAW), (b'\x00MRM', _RAW), (b'FOVb', _RAW), (b'HEAPCCDR', _RAW), (b'\xff\n', _JXL), (b'\x00\x00\x00\x0cJXL ', _JXL),
+           (b'\xff\xd8\xff', 'a JPEG picture'), (b'\x89PNG', 'a PNG picture'), (b'GIF8', 'a GIF picture'), (b'fLaC', 'a FLAC sound'), (b'OggS', 'an Ogg sound'),
+           (b'ID3', 'an MP3 sound'), (b'\x1aE\xdf\xa3', 'a Matroska or WebM video'), (b'\x7fELF', 'a program'), (b'MZ', 'a program'),
+           (b'\x80\x04\x95', 'a pickle, which is not opened'))
 _BRANDS = {**dict.fromkeys('heic heix heim heis hevc hevx mif1 msf1'.split(), 'a HEIC photo'), **dict.fromkeys('avif avis'.split(), 'an AVIF picture'), 'crx ':_RAW, 'qt  ':'a video',
            **dict.fromkeys(('M4A ','M4B ','M4P '), 'an M4A sound (AAC)')}
 _RIFF = {b'WAVE':'a WAV sound', b'WEBP':'a WebP picture', b'AVI ':'a video'}
