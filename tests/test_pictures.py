@@ -71,7 +71,8 @@ def stored(im, kind='PNG', **kw):
     return f.getvalue()
 
 @pytest.mark.parametrize('form', [lambda a: a, Image.fromarray, lambda a: stored(Image.fromarray(a)), lambda a: stored(Image.fromarray(a), 'TIFF'),
-                                  lambda a: a.astype(np.int32), torch.tensor, lambda a: dict(bytes=stored(Image.fromarray(a)), path=None)], ids=['array','PIL','PNG','TIFF','int32','tensor','cell'])
+                                  lambda a: a.astype(np.int32), torch.tensor, lambda a: dict(bytes=stored(Image.fromarray(a)), path=None)],
+                         ids=['array','PIL','PNG','TIFF','int32','tensor','cell'])
 def test_twelve_bits_in_sixteen(form):
     assert greys(form(grey([0,2048,4095])))==[0,128,255] and greys(form(grey([0,4096,65535])))==[0,16,255]
     assert greys(form(grey([0,300,4000])), 16)==[0,1,16] and greys(form(grey([0,300,4000])), 12)==[0,19,249] and greys(form(grey([0,300,60000])), 12)==[0,19,255]

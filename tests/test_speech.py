@@ -194,7 +194,7 @@ def test_every_score_of_a_run_is_of_its_language(toy, tmp_path):
     assert metric.score(said)['wer']==len(ev)/n
     model = load_predictor(save_predictor(learn, tmp_path/'saved'))
     assert 'language de' in model.info['scores'] and spoken_language(model.spec)=='de' and evaluate(model, rows).score_options==dict(language='de')
-    assert load_evaluation(kept.save(tmp_path/'ev.parquet')).metrics==kept.metrics
+    assert load_evaluation(kept.save(tmp_path/'ev.parquet')).metrics==kept.metrics and load_evaluation(tmp_path/'ev.parquet', language='en').metrics['wer']==0
     assert 'language de' in (tmp_path/'saved'/'README.md').read_text()
     assert 'language de' in ev.to_html(tmp_path/'page.html').read_text()
 

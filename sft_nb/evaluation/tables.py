@@ -193,6 +193,7 @@ def _info(schema, path):
 # %% ../../nbs/evaluation/03_tables.ipynb #548debac
 def load_evaluation(
     path, # A file of `Evaluation.save`
+    language:str|None=None, # Of texts of speech, where the file does not name it (those of older versions); None: as it was saved
 )->Evaluation: # As it was saved
     "Open a saved evaluation"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -206,7 +207,8 @@ def load_evaluation(
         table = table.drop_columns([_PROBS])
     rows = table.to_pandas()
     if info['multi_label']: rows = rows.assign(**{c:[list(v) for v in rows[c]] for c in ('target','prediction')})
-    return Evaluation(rows, get_task(info['task']), info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options'))
+    task = get_task(info['task'])
+    return Evaluation(rows, task, info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options') if language is None else _how(task, language))
 
 Evaluation.load = staticmethod(load_evaluation)
 
