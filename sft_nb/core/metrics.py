@@ -323,7 +323,7 @@ def language_code(
 
 # %% ../../nbs/core/05_metrics.ipynb #ef7134a9
 _AS_APOSTROPHE = str.maketrans(dict.fromkeys('\u02bb\u02bc\u02bd\u00b4`', "'"))
-_NOTE = re.compile(r'\[[^\[\]]*\]|<[^<>]*>')
+_NOTE = re.compile(r'\[[^\[\]]*\]|<[^<>\s][^<>]*>')
 _SPOKEN = set('%‰٪&@§°+=±×÷')
 
 def _heard(c, before):
