@@ -12,9 +12,9 @@ from .core.basics import AssetError, cache_home, CheckpointError, DataError, Fit
 from .core.basics import process_count, process_rank, SftError, TaskError
 from .core.processes import first_then_all, from_first, from_processes, join_processes, over_processes, own_rows
 from .core.hashing import item_hashes
-from .core.losses import class_weights, make_loss
+from .core.losses import class_weights, loss_weight, make_loss
 from .core.metrics import bleu_sums, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
-from .core.metrics import speech_note, speech_parts, speech_scores, SumScores, translation_parts, translation_scores, translation_signature
+from .core.metrics import speech_note, speech_parts, speech_scores, spoken_language, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
 
 # %% ../nbs/01_all.ipynb #8bf3d669
@@ -58,7 +58,7 @@ from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, 
 
 # %% ../nbs/01_all.ipynb #dc75f9dd
 from .training.guards import batch_items, memory_message, nan_message, out_of_memory, StopAtNaN
-from .training.metrics import class_metrics, written_metrics
+from .training.metrics import class_metrics, MeanLoss, MeanPerplexity, SmoothMeanLoss, written_metrics
 from .training.distributed import part_loader, shared_fit, SharedSteps
 from .training.learner import class_counts, discriminative_lrs, EpochRows, freeze_to, group_params, inner_loader, layer_table, random_transforms
 from .training.learner import seeded, sft_learner, SFTLearner, trainable_line
@@ -70,7 +70,7 @@ from .training.adapters import adaptable_layers, Adapter, AdapterError, ADAPTERS
 from .training.resume import Resume
 
 # %% ../nbs/01_all.ipynb #05984f4f
-from .evaluation.results import Evaluation
+from .evaluation.results import Evaluation, how_scored
 from .evaluation.prediction import label_queue
 from .evaluation.evaluate import evaluate
 from .evaluation.tables import evaluate_table, load_evaluation, parquet_parts

@@ -20,6 +20,8 @@ from sft_nb.deployment.predictor import save_predictor
 DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.kill(os.getpid(), signal.SIGSTOP), term=lambda: os.kill(os.getpid(), signal.SIGTERM),
              fail=lambda: (_ for _ in ()).throw(ValueError('this process has a fault')))
 
+RATES = ('dropout','activation_dropout','attention_dropout','layerdrop','encoder_layerdrop','decoder_layerdrop')
+
 class Act(Callback):
     "Does something before a step of this process; nothing of it is among the settings of the run"
     todo = None
@@ -33,18 +35,22 @@ def learner(toy, task, how, cbs):
     load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
     if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
     learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
-    for m in learn.model.modules():
-        if isinstance(m, torch.nn.Dropout) and not how.get('dropout'): m.p = 0.
+    for m in learn.model.modules() if not how.get('dropout') else ():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+        for k in RATES:
+            if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
     return learn
 
-def train(task, home, how):
-    toy = get_task(task).toy(home/f'toy-{task}')
+def train(task, home, out, how):
+    whole = task in ('translation','speech')  # these toys make a folder wholly or not at all: one for each process
+    toy = get_task(task).toy(Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
     learn = learner(toy, task, how, cbs)
     fit = dict(cbs=Accumulate(8)) if how.get('accumulate') else {}
     if how['way']=='live': learn.freeze_to(0).fit_one_cycle(2, 5e-3, **fit)
     elif how['way']=='head': learn.fit_head(3, **fit)
+    elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
     else: learn.fine_tune(2, 5e-3, **fit)
     return learn
@@ -53,8 +59,8 @@ def job(task, home, out, how):
     "What one process does"
     fills,fill = [],cache._fill
     cache._fill = lambda *args: (fills.append(1), fill(*args))
-    learn = train(task, home, how)
-    save_file({k:v.contiguous() for k,v in learn.model.state_dict().items()}, f'{out}-{process_rank()}.safetensors')
+    learn = train(task, home, out, how)
+    save_file({k:v.clone().contiguous() for k,v in learn.model.state_dict().items()}, f'{out}-{process_rank()}.safetensors')
     ev = evaluate(learn, on='valid').metrics if how.get('evaluate') else {}
     if how.get('save'): save_predictor(learn, f'{out}-model-{process_rank()}')
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]

@@ -37,7 +37,8 @@ def skipped(source, capsys=None, **kw):
 HINT = "Mend them, or pass bad='skip' to go on without them."
 
 @pytest.mark.parametrize('what,content,says', [
-    ('text', b'no picture', 'not a picture'), ('empty', b'', 'empty file'), ('html', b'<html><body>404</body></html>', 'not a picture')])
+    ('text', b'no picture', 'not a picture'), ('empty', b'', 'empty file'),
+    ('html', b'<html><body>404</body></html>', 'not a picture, but a page of HTML, as a server sends it in place of a file')])
 def test_unreadable_picture(pets, what, content, says):
     (pets/'cat/3.png').write_bytes(content)
     text,problems = refused(pets)

@@ -46,6 +46,11 @@ def test_two_processes_train_as_one(run, task, how): as_one(run, task, **how)
 @pytest.mark.parametrize('way', ['live', 'head'])
 def test_other_tasks_train_as_one(run, task, way): as_one(run, task, way=way, batch_size=3)
 
+def test_a_loss_over_tokens_is_the_same_in_any_batches_and_processes(run):
+    "Nothing is learnt: the loss of the validation is one number, whichever rows come together"
+    found = [well(run('translation', f'{n}-{bs}', n, way='still', batch_size=bs))['left'][0]['history'][0]['valid_loss'] for n,bs in ((1, 1), (1, 3), (1, 32), (2, 2), (2, 3), (2, 32))]
+    assert found==pytest.approx([found[0]]*6, rel=1e-5)
+
 def test_every_row_is_counted_once_and_one_process_writes(run, tmp_path):
     one,two = as_one(run, 'text', way='tune', batch_size=3, evaluate=True, save=True)
     (a,),(b,c) = one['left'],two['left']

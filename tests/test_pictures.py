@@ -1,7 +1,7 @@
 "Every kind of picture by its values, the transform against timm's, the loaders"
 import io, os, subprocess, sys, warnings
 import numpy as np, pytest, timm, torch
-from PIL import Image
+from PIL import features, Image
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, RandomResizedCrop, RandTransform, Resize, TensorCategory,
                                TensorMultiCategory)
 from sft_nb.core.basics import DataError
@@ -62,6 +62,105 @@ def test_cmyk():
 def test_sixteen_bits_are_scaled(kind):
     deep = np.array([[0,257,25700,65535]], np.uint16)
     assert through(Image.fromarray(deep), kind)[0,:,0].tolist()==[0,1,100,255]
+
+def grey(values, dtype=np.uint16): return np.array([values], dtype)
+def greys(o, bits=None): return np.asarray(read_picture(o, bits))[0,:,0].tolist()
+def stored(im, kind='PNG', **kw):
+    f = io.BytesIO()
+    im.save(f, kind, **kw)
+    return f.getvalue()
+
+@pytest.mark.parametrize('form', [lambda a: a, Image.fromarray, lambda a: stored(Image.fromarray(a)), lambda a: stored(Image.fromarray(a), 'TIFF'),
+                                  lambda a: a.astype(np.int32), torch.tensor, lambda a: dict(bytes=stored(Image.fromarray(a)), path=None)],
+                         ids=['array','PIL','PNG','TIFF','int32','tensor','cell'])
+def test_twelve_bits_in_sixteen(form):
+    assert greys(form(grey([0,2048,4095])))==[0,128,255] and greys(form(grey([0,4096,65535])))==[0,16,255]
+    assert greys(form(grey([0,300,4000])), 16)==[0,1,16] and greys(form(grey([0,300,4000])), 12)==[0,19,249] and greys(form(grey([0,300,60000])), 12)==[0,19,255]
+
+def test_the_same_scene_is_scaled_the_same_way(tmp_path, capsys):
+    "A camera of 12 bits with a dark picture; one of 16 bits with dark pictures; the model keeps which it was"
+    rng = np.random.default_rng(0)
+    def scene(name, tops):
+        for i,top in enumerate(tops):
+            for k in 'ab':
+                (tmp_path/name/k).mkdir(parents=True, exist_ok=True)
+                a = rng.integers(0, top, (40,40)).astype(np.uint16)
+                a[0,0] = top
+                Image.fromarray(a).save(tmp_path/name/k/f'{i}.png')
+        dls = load(tmp_path/name)
+        return dls,capsys.readouterr().err
+    (twelve,said),(sixteen,also) = scene('twelve', [4000,300,200,4000,3000]),scene('sixteen', [65000,300,200,4000,3000])
+    assert twelve.sft.preprocess['bits']==12 and '10 pictures of 16 bits hold values up to 4,000: taken for 12 bits, white is 4,095.' in said
+    assert sixteen.sft.preprocess['bits']==16 and '8 of 10 pictures of 16 bits hold no value above 4,095, others up to 65,000: all are taken for 16 bits' in also
+    square = {o:next(iter(picture_item_loader(d.sft, d.sft.rows[d.sft.rows.item.str.endswith('1.png')][:1], 1)))[0] for o,d in dict(twelve=twelve, sixteen=sixteen).items()}
+    norm = [np.array(twelve.sft.preprocess[k]) for k in ('mean','std')]
+    top = {k:float((v[0].permute(1,2,0).cpu().numpy()*norm[1]+norm[0]).max())*255 for k,v in square.items()}
+    assert 10<top['twelve']<20 and top['sixteen']<2
+    found = check_pictures([tmp_path/'sixteen'/'a'/'0.png'], twelve.sft)
+    assert found==[] and '1 of 1 pictures of 16 bits hold values up to 65,000, above 4,095, the white of the 12 bits of training: they are cut off there.' in capsys.readouterr().err
+
+def test_an_older_transform_takes_sixteen_bits():
+    assert PictureTransform(8).bits==16
+    with pytest.raises(DataError, match='bits=10: expected 8, 12 or 16'): PictureTransform(8, bits=10)
+
+def test_sixteen_bits_a_colour_of_which_twelve_are_used():
+    import struct, zlib
+    def png(a):
+        def chunk(k, d): return struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d))
+        raw = b''.join(b'\0'+row.astype('>u2').tobytes() for row in a)
+        return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(raw))+chunk(b'IEND', b'')
+    a = np.zeros((4,4,3), np.uint16)
+    a[1] = 4000
+    with pytest.raises(PictureError, match='of 16 bits a colour, of which the lower 12 alone are used'): read_picture(png(a))
+    assert np.asarray(read_picture(png(a*16))).max()==250 and np.asarray(read_picture(png(a*0))).max()==0
+
+@pytest.mark.parametrize('data,words', [(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'pointer of a Git LFS file, whose content was not fetched (git lfs pull)'),
+    (b'%PDF-1.7\n', 'a PDF'), (b'<!DOCTYPE html><html>', 'a page of HTML'), (b'\xef\xbb\xbf<svg xmlns="http://www.w3.org/2000/svg"/>', 'an SVG drawing'), (b'PK\3\4rest', 'a zip archive'),
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'PostScript'), (b'\0\0\0\x18ftypcrx \0\0\0\1crx isom', 'a camera raw file'), (b'FUJIFILMCCD-RAW ', 'a camera raw file'),
+    (b'\0\0\0\x18ftypmp42\0\0\0\0mp42isom', 'a video'), (b'\xff\x0a\xfa\x7f', 'a JPEG XL picture'), (b'RIFF\x24\0\0\0WAVEfmt ', None)])
+def test_what_is_no_picture_is_said_by_what_it_is(tmp_path, data, words):
+    (tmp_path/'a.jpg').write_bytes(data)
+    for o in (tmp_path/'a.jpg', data, dict(bytes=data, path='a.jpg')):
+        ((_,problem),) = check_pictures([o])
+        assert problem.startswith('not a picture, but ') and words in problem if words else problem=='truncated'
+
+def test_the_preview_of_a_camera_raw_file_is_not_the_picture(tmp_path):
+    small = stored(Image.new('RGB', (16,12), 'red'), 'TIFF', tiffinfo={254:1})
+    (tmp_path/'a.nef').write_bytes(stored(Image.new('RGB', (16,12), 'red'), 'TIFF'))
+    dng = stored(Image.new('RGB', (16,12), 'red'), 'TIFF', tiffinfo={50706:b'\1\4\0\0'})
+    for o in (small, tmp_path/'a.nef', dng): assert check_pictures([o])==[(0, 'not a picture, but a camera raw file, of which the preview alone could be read: develop it to JPEG or TIFF')]
+    assert not check_pictures([stored(Image.new('RGB', (16,12), 'red'), 'TIFF', save_all=True, append_images=[Image.new('RGB', (4,4))])])
+
+def test_too_many_pixels_say_what_to_do(monkeypatch):
+    data = stored(Image.new('L', (30,30)))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert check_pictures([data])==[(0, 'too large (image size (900 pixels) exceeds limit of 200 pixels): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it')]
+
+HEIC = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\x08mdat'+bytes(64)
+
+def test_a_photo_of_a_telephone_names_its_extra(tmp_path, monkeypatch):
+    from sft_nb.data import images
+    for f in ('a.HEIC','b.jpg'): (tmp_path/f).write_bytes(HEIC)
+    monkeypatch.setattr(images, '_heif', lambda: False)
+    for o in (tmp_path/'a.HEIC', tmp_path/'b.jpg', HEIC): assert check_pictures([o])==[(0, "a HEIC photo, which is read by pillow-heif: pip install 'sft_nb[heif]', or convert it to JPEG")]
+    monkeypatch.setattr(images.features, 'check', lambda o: False)
+    assert check_pictures([HEIC.replace(b'heic', b'avif')])==[(0, 'an AVIF picture, which Pillow reads from 11.3: pip install -U pillow, or convert it to JPEG')]
+
+def test_heic_is_read_where_the_extra_is_installed(tmp_path):
+    heif = pytest.importorskip('pillow_heif')
+    rng = np.random.default_rng(0)
+    a = np.kron(rng.integers(0, 255, (4,4,3)), np.ones((16,16,1))).astype(np.uint8)
+    heif.from_pillow(Image.fromarray(a)).save(tmp_path/'a.jpg', quality=95, format='HEIF')
+    assert (tmp_path/'a.jpg').read_bytes()[4:8]==b'ftyp'
+    for o in (tmp_path/'a.jpg', (tmp_path/'a.jpg').read_bytes()): assert np.abs(np.asarray(read_picture(o)).astype(int)-a).mean()<12
+    ((_,problem),) = check_pictures([HEIC])
+    assert problem.startswith('a HEIC photo that is damaged')
+
+@pytest.mark.skipif(not features.check('avif'), reason='a Pillow without AVIF')
+def test_avif_is_read_by_pillow():
+    a = np.full((16,16,3), (200,40,40), np.uint8)
+    assert np.abs(np.asarray(read_picture(stored(Image.fromarray(a), 'AVIF'))).astype(int)-a).max()<12
+    assert check_pictures([stored(Image.fromarray(a), 'AVIF')[:120]])[0][1].startswith('an AVIF picture that is damaged')
 
 def test_sixteen_bits_in_an_integer_picture():
     im = Image.fromarray(np.array([[0,25700,65535]], np.int32))

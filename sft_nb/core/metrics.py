@@ -11,14 +11,14 @@ Docs: https://sft-nb.github.io/sft_nb/core/metrics.html.md"""
 # %% auto #0
 __all__ = ['CLASS_SCORES', 'group_codes', 'draw_weights', 'interval', 'class_scores', 'class_codes', 'class_names',
            'weighted_auc', 'ClassScores', 'drawn', 'value_table', 'SumScores', 'joined', 'bleu_sums', 'error_sums',
-           'normalised', 'speech_parts', 'speech_scores', 'speech_note', 'placeholders', 'same_placeholders',
-           'translation_parts', 'translation_scores', 'translation_signature']
+           'language_code', 'normalised', 'speech_parts', 'speech_scores', 'spoken_language', 'speech_note',
+           'placeholders', 'same_placeholders', 'translation_parts', 'translation_scores', 'translation_signature']
 
 # %% ../../nbs/core/05_metrics.ipynb #75a15445
-import re
+import re, unicodedata
 from functools import lru_cache
 import numpy as np, pandas as pd
-from .basics import DataError, need
+from .basics import DataError, near, need
 
 # %% ../../nbs/core/05_metrics.ipynb #e0e85865
 def group_codes(
@@ -271,6 +271,22 @@ def bleu_sums(
         return SumScores(stats, lambda o: {name:metric._compute_score_from_stats([round(v) for v in o]).score})
     return joined(part('bleu', sacrebleu.BLEU()), part('chrf', sacrebleu.CHRF()))
 
+# %% ../../nbs/core/05_metrics.ipynb #2e0198e4
+_SCRIPTS = ((0x2E80,0x2FDF), (0x3005,0x3007), (0x3021,0x3029), (0x3038,0x303B), (0x3041,0x309F), (0x30A1,0x30FA), (0x30FC,0x30FF), (0x3105,0x312F), (0x31F0,0x31FF), (0x3400,0x4DBF),
+            (0x4E00,0x9FFF), (0xF900,0xFAFF), (0x20000,0x323AF), (0x0E01,0x0E4E), (0x0E81,0x0ECF), (0x0EDC,0x0EDF), (0x1000,0x103F), (0x1050,0x1089), (0x1780,0x17D3), (0xAA60,0xAA7F))
+_WITHOUT_SPACES = {'zh':'Chinese', 'yue':'Cantonese', 'ja':'Japanese', 'th':'Thai', 'lo':'Lao', 'km':'Khmer', 'my':'Burmese'}
+
+@lru_cache
+def _unspaced():
+    "Patterns of one character of these scripts with its marks, and of a space between two"
+    ends = [f'{chr(a)}-{chr(b)}' for a,b in _SCRIPTS]
+    marks = ''.join(chr(o) for a,b in _SCRIPTS if b<0x20000 for o in range(a, b+1) if unicodedata.category(chr(o))[0]=='M')
+    return re.compile(f"([{''.join(ends)}][{marks}]*)"),re.compile(f"(?<=[{''.join(ends)}]) (?=[{''.join(ends)}])")
+
+def _spaced(text): return ' '.join(_unspaced()[0].sub(r' \1 ', text).split())
+
+def _closed(text): return _unspaced()[1].sub('', text)
+
 # %% ../../nbs/core/05_metrics.ipynb #35a4fd01
 def error_sums(
     target, # Texts, normalised as they are to be compared
@@ -280,53 +296,117 @@ def error_sums(
     jiwer = need('jiwer', 'speech')
     def row(t, p):
         if not t.split(): return len(p.split()),0,len(p),0
-        w,c = jiwer.process_words(t, p),jiwer.process_characters(t, p)
+        w,c = jiwer.process_words(t, p),jiwer.process_characters(_closed(t), _closed(p))
         return w.substitutions+w.deletions+w.insertions,w.hits+w.substitutions+w.deletions,c.substitutions+c.deletions+c.insertions,c.hits+c.substitutions+c.deletions
     return SumScores([row(t, p) for t,p in zip(target, prediction)], lambda o: dict(wer=o[0]/max(1, o[1]), cer=o[2]/max(1, o[3])))
 
-# %% ../../nbs/core/05_metrics.ipynb #35965997
+# %% ../../nbs/core/05_metrics.ipynb #704fcb86
+_CODES = dict(eng='en', english='en', tur='tr', turkish='tr', aze='az', azerbaijani='az', zho='zh', chi='zh', cmn='zh', jpn='ja', tha='th', lao='lo', khm='km', mya='my', bur='my', deu='de',
+              ger='de', fra='fr', fre='fr', spa='es', ita='it', por='pt', rus='ru', kor='ko', hin='hi', ara='ar', heb='he')
+
 @lru_cache
-def _normalisers():
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
-    return {'':EnglishTextNormalizer({}), '_plain':BasicTextNormalizer()}
+def _named_languages():
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+    return {**TO_LANGUAGE_CODE, **_CODES}
+
+def language_code(
+    language:str|None, # A code such as 'de', 'deu', 'pt-BR', or the English name of a language; None: not known
+)->str|None: # The short code in small letters, without a region
+    "A language by its code"
+    if language is None: return None
+    text = language.strip().lower() if isinstance(language, str) else ''
+    code = re.split('[-_]', text)[0]
+    if re.fullmatch('[a-z]{2}', code): return code
+    if text in _named_languages() or code in _CODES: return _named_languages().get(text) or _CODES[code]
+    if re.fullmatch('[a-z]{3}', code): return code
+    raise DataError(f"language={language!r} is not the code of a language. Valid: a code such as 'de', 'deu' or 'pt-BR', or an English name.{near(text, _named_languages())}")
+
+# %% ../../nbs/core/05_metrics.ipynb #ef7134a9
+_AS_APOSTROPHE = str.maketrans(dict.fromkeys('\u02bb\u02bc\u02bd\u00b4`', "'"))
+_NOTE = re.compile(r'\[[^\[\]]*\]|<[^<>\s][^<>]*>')
+_SPOKEN = set('%‰٪&@§°+=±×÷')
+
+def _heard(c, before):
+    "What is left of a character"
+    kind = unicodedata.category(c)
+    if kind=='Cf' or c in '\u0640\u034f' or '\ufe00'<=c<='\ufe0f': return ''
+    if kind[0]=='M': return c if before and not before.isspace() else ''
+    if kind=='Sc' or c in _SPOKEN: return f' {c} '
+    return c if kind[0] in 'LN' or kind in ('Co','Cn') else ' '
+
+def _neutral(text, language=None):
+    "Words without case and punctuation; letters, marks and digits of every script stay"
+    text = _NOTE.sub(' ', unicodedata.normalize('NFKC', text.translate(_AS_APOSTROPHE)))
+    if language in ('tr','az'): text = text.replace('I', 'ı')
+    out = []
+    for c in unicodedata.normalize('NFKC', text.replace('İ', 'i').casefold()):
+        if c := _heard(c, out[-1] if out else ''): out.append(c)
+    return unicodedata.normalize('NFC', ''.join(out))
+
+# %% ../../nbs/core/05_metrics.ipynb #babfee07
+@lru_cache
+def _english():
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+    return EnglishTextNormalizer({})
 
 def normalised(
-    text:str, # What was said
-    plain:bool=False, # Only without case and punctuation
+    text:str, # What is said
+    language:str|None=None, # As `language_code` takes it: the English rule is for English; None: not known
+    plain:bool=False, # The rule of all other languages for English too
 )->str: # Words with one space between them
     "A text as it is compared"
-    return ' '.join(_normalisers()['_plain' if plain else ''](text).split())
+    code = language_code(language)
+    return _spaced(_english()(text) if code=='en' and not plain else _neutral(text, code))
 
 # %% ../../nbs/core/05_metrics.ipynb #367c9548
 _KEYS = ('wer','cer','wer_plain','cer_plain')
 
 def _rates(sums): return {k:a/max(1, n) for k,(a,n) in zip(_KEYS, np.asarray(sums).reshape(-1, 2))}
 
-def _errors(rows, plain):
+def _errors(rows, language, plain):
     "Errors and lengths of each row, in words and in letters"
-    texts = [[normalised(o, plain) for o in rows[c]] for c in ('target','prediction')]
+    texts = [[normalised(o, language, plain) for o in rows[c]] for c in ('target','prediction')]
     return error_sums(*texts).sums.reshape(-1, 4)
 
 def speech_parts(
     rows:pd.DataFrame, # With `target` and `prediction`
+    language:str|None=None, # Of the targets, as in `speech_scores`
 )->SumScores: # The metrics of `speech_scores`, as they follow from sums over rows
     "Errors and lengths of each row"
-    return SumScores(np.concatenate([_errors(rows, plain) for plain in (False,True)], axis=1), _rates)
+    plain,code = _errors(rows, language, True),language_code(language)
+    return SumScores(np.concatenate([_errors(rows, code, False) if code=='en' else plain, plain], axis=1), _rates)
 
 def speech_scores(
     rows:pd.DataFrame, # With `target` and `prediction`
+    language:str|None=None, # Code or English name of the language of the targets: English rules are for English; None: not known, the rule that fits all
 )->dict: # wer, cer, wer_plain, cer_plain: errors over words or letters, 0 is best
     "How far the predictions are from what was said"
-    return {k:float(v) for k,v in _rates(speech_parts(rows).sums.sum(0)).items()}
+    return {k:float(v) for k,v in _rates(speech_parts(rows, language).sums.sum(0)).items()}
 
 # %% ../../nbs/core/05_metrics.ipynb #553de6bb
+def spoken_language(
+    spec=None, # What `load_data` or a saved folder knows; None: nothing is known
+)->str|None: # Its code; None: not known
+    "The language of the texts of speech data"
+    code = (getattr(spec, 'preprocess', None) or {}).get('language') or (getattr(spec, 'options', None) or {}).get('language')
+    if code: return language_code(code)
+    ref = str(getattr(getattr(spec, 'checkpoint', None), 'ref', '')).rstrip('/')
+    return 'en' if ref.partition('@')[0].lower().endswith('.en') else None
+
 def speech_note(
-    spec=None, # Taken for the sake of `Task.score_note`
+    spec=None, # Whose language it is; None: see `language`
+    language:str|None=None, # The language of the targets, where `spec` does not say it
 )->str: # One line
     "How errors are counted"
     from importlib.metadata import version
-    return (f"wer, cer: jiwer {version('jiwer')} after Whisper's English normaliser (transformers {version('transformers')}, no spelling table); "
-            "wer_plain, cer_plain: without case and punctuation")
+    code = language_code(language) or spoken_language(spec)
+    if code=='en':
+        return (f"wer, cer: jiwer {version('jiwer')} after Whisper's English normaliser (transformers {version('transformers')}, no spelling table); "
+                "wer_plain, cer_plain: without case and punctuation")
+    unspaced = f'{_WITHOUT_SPACES[code]} is' if code in _WITHOUT_SPACES else 'Chinese, Japanese, Thai, Lao, Khmer and Burmese are' if code is None else ''
+    whose = f'language {code}' if code else 'any language (none is named)'
+    return (f"wer, cer and wer_plain, cer_plain: jiwer {version('jiwer')} after the rule for {whose}: NFKC, case folded, punctuation removed, letters and marks kept"
+            +(f'; {unspaced} written without spaces: each character counts as a word, read cer' if unspaced else ''))
 
 # %% ../../nbs/core/05_metrics.ipynb #233fba78
 _MARK = re.compile(r'%(?:\([^)]*\)|\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[sdufrixXegc@]|\{[^{}]*\}|\$[^\W\d]\w*')

@@ -9,7 +9,8 @@ Docs: https://sft-nb.github.io/sft_nb/core/untrusted.html.md"""
 
 # %% auto #0
 __all__ = ['JSON_BYTES', 'HEADER_BYTES', 'safe_path', 'safe_json', 'check_config', 'check_files', 'tensor_shapes',
-           'check_torch_file', 'machine_memory', 'check_memory', 'bounded_build', 'odd_weights', 'check_preprocess']
+           'check_torch_file', 'machine_memory', 'check_memory', 'bounded_build', 'odd_weights', 'check_preprocess',
+           'file_kind']
 
 # %% ../../nbs/core/03_untrusted.ipynb #8e08af24
 import json, math, os, re, threading, zipfile
@@ -232,3 +233,30 @@ def check_preprocess(
     for k,v in given.items():
         fits,what = _KNOWN.get(k, (_simple, 'a short plain value'))
         if not fits(v): raise error(f"{path}: {k!r} of 'preprocess' should be {what}, it is {json.dumps(v, default=str)[:80]}. Save it again.")
+
+# %% ../../nbs/core/03_untrusted.ipynb #a02526da
+_RAW,_JXL = 'a camera raw file','a JPEG XL picture'
+_STARTS = ((b'version https://git-lfs', 'the pointer of a Git LFS file, whose content was not fetched (git lfs pull)'), (b'%PDF', 'a PDF'), (b'PK\x03\x04', 'a zip archive'),
+           (b'\x1f\x8b', 'a gzip archive'), (b'Rar!', 'a RAR archive'), (b'7z\xbc\xaf', 'a 7z archive'), (b'8BPS', 'a Photoshop file'), (b'%!PS', 'PostScript'),
+           (b'SQLite format 3', 'an SQLite file'), (b'\x93NUMPY', 'a NumPy array (numpy.load reads it)'), (b'\x89HDF', 'an HDF5 file'), (b'FUJIFILM', _RAW),
+           (b'IIU\x00', _RAW), (b'IIRO', _RAW), (b'\x00MRM', _RAW), (b'FOVb', _RAW), (b'HEAPCCDR', _RAW), (b'\xff\n', _JXL), (b'\x00\x00\x00\x0cJXL ', _JXL),
+           (b'\xff\xd8\xff', 'a JPEG picture'), (b'\x89PNG', 'a PNG picture'), (b'GIF8', 'a GIF picture'), (b'fLaC', 'a FLAC sound'), (b'OggS', 'an Ogg sound'),
+           (b'ID3', 'an MP3 sound'), (b'\x1aE\xdf\xa3', 'a Matroska or WebM video'), (b'\x7fELF', 'a program'), (b'MZ', 'a program'),
+           (b'\x80\x04\x95', 'a pickle, which is not opened'))
+_BRANDS = {**dict.fromkeys('heic heix heim heis hevc hevx mif1 msf1'.split(), 'a HEIC photo'), **dict.fromkeys('avif avis'.split(), 'an AVIF picture'), 'crx ':_RAW, 'qt  ':'a video',
+           **dict.fromkeys(('M4A ','M4B ','M4P '), 'an M4A sound (AAC)')}
+_RIFF = {b'WAVE':'a WAV sound', b'WEBP':'a WebP picture', b'AVI ':'a video'}
+_TAGS = ((('<!doctype html','<html','<head','<body'), 'a page of HTML, as a server sends it in place of a file'), (('<svg','<?xml','<!doctype svg'), 'an SVG drawing or other XML'))
+
+def file_kind(
+    data:bytes, # The first bytes of a file, 512 are enough
+)->str|None: # In words; None: not known
+    "What a file is, by how it begins"
+    if (kind := next((k for start,k in _STARTS if data.startswith(start)), None)): return kind
+    if data[:4]==b'RIFF': return _RIFF.get(data[8:12])
+    if data[4:8]==b'ftyp':
+        brands = [data[i:i+4].decode('latin1') for i in (8, *range(16, min(len(data), int.from_bytes(data[:4], 'big')), 4))]
+        main = next((_BRANDS[o] for o in (brands[0], *(o for o in brands if o in ('avif','avis')), *brands) if o in _BRANDS and o!='mif1'), None)
+        return main or ('a HEIC photo' if 'mif1' in brands else 'a video')
+    text = data.lstrip(b'\xef\xbb\xbf \t\r\n')[:200].decode('latin1').lower()
+    return next((kind for tags,kind in _TAGS if text.startswith(tags)), None)

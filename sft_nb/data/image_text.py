@@ -33,7 +33,7 @@ def check_captions(
 )->list: # (index, problem) of those that cannot be used
     "What is wrong with each picture and each text"
     pictures,texts = (rows[np.array(_there(rows[k]), dtype=bool)] for k in ('image','text'))
-    return [*check_pictures(pictures), *check_texts(texts)]
+    return [*check_pictures(pictures, spec), *check_texts(texts)]
 
 # %% ../../nbs/data/15_image_text.ipynb #64435a5f
 def missing_sides(

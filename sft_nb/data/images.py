@@ -13,20 +13,22 @@ __all__ = ['PictureError', 'read_picture', 'check_pictures', 'PictureTransform',
 
 # %% ../../nbs/data/12_images.ipynb #35f50316
 import io, math, os, random
+from functools import lru_cache
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import features, Image, ImageOps, UnidentifiedImageError
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline, Transform
-from ..core.basics import DataError, near, progress
+from ..core.basics import DataError, near, progress, say
+from ..core.untrusted import file_kind
 from .task import Task
 from .lazy import column_cells
 from .spec import DataSpec, _batch_size, _is_whole, _sides
@@ -47,35 +49,57 @@ def _picture_error(problem, message):
 
 # %% ../../nbs/data/12_images.ipynb #710e2b66
 _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'RIFF', b'II*\0', b'MM\0*')
+_HEIC,_AVIF = 'a HEIC photo','an AVIF picture'
 
 def _reason(e, start, size):
     "What is wrong with a file, in a few words"
-    text = str(e).lower()
+    text,kind = str(e).lower(),file_kind(start)
     if size==0: return 'empty file'
-    if isinstance(e, Image.DecompressionBombError): return f'too large ({text.split(",")[0]})'
-    if isinstance(e, UnidentifiedImageError): return 'truncated' if start.startswith(_MAGIC) else 'not a picture'
+    if isinstance(e, Image.DecompressionBombError): return f'too large ({text.split(",")[0]}): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it'
+    if kind in (_HEIC,_AVIF): return _unread_photo(kind, text)
+    if isinstance(e, UnidentifiedImageError): return 'truncated' if start.startswith(_MAGIC) else f'not a picture, but {kind}' if kind else 'not a picture'
     if isinstance(e, MemoryError): return 'too large for the memory'
     if start[:4]==b'RIFF' and size<8+int.from_bytes(start[4:8], 'little'): return 'truncated'
     if any(o in text for o in ('truncated','eof','end of','unexpected end','incomplete')) or isinstance(e, EOFError): return 'truncated'
     return f'damaged ({str(e).splitlines()[0][:80] if text else type(e).__name__})'
 
+def _unread_photo(kind, text):
+    "What to do with a photo in the format of a telephone"
+    if kind==_HEIC and not _heif(): return f"{kind}, which is read by pillow-heif: pip install 'sft_nb[heif]', or convert it to JPEG"
+    if kind==_AVIF and not features.check('avif'): return f"{kind}, which Pillow reads from 11.3: pip install -U pillow, or convert it to JPEG"
+    return f'{kind} that is damaged ({text.splitlines()[0][:80] if text else "it cannot be decoded"})'
+
+@lru_cache
+def _heif():
+    "Whether HEIC photos can be read"
+    try: import pillow_heif
+    except ImportError: return False
+    pillow_heif.register_heif_opener()
+    return True
+
 # %% ../../nbs/data/12_images.ipynb #25ea711a
-def _eight_bits(im):
-    "16 bits, 32 bits or floating point as 8 bits, scaled"
-    a = np.asarray(im)
-    if im.mode=='F': a = np.nan_to_num(a.astype(np.float64))
+def _white(most, kind='u', bits=None):
+    "The value that is shown as white, by the largest one"
+    if kind=='f': return next((t for t in (1,255) if most<=t), most)
+    if bits and most<=65535: return 2**bits-1
+    return next((t for t in (4095,65535) if most<=t), most)
+
+def _eight_bits(a, bits=None, seen=None):
+    "16 bits, 32 bits or floating point as 8 bits, scaled; the largest of 16 bits is put into `seen`"
+    kind = 'f' if a.dtype.kind=='f' else 'u'
+    if kind=='f': a = np.nan_to_num(a.astype(np.float64))
     most = float(a.max(initial=0))
-    top = next((t for t in ((1,255) if im.mode=='F' else (65535,)) if most<=t), most)
-    return Image.fromarray((a.clip(0).astype(np.float64)*(255/top)+.5).astype(np.uint8))
+    if seen is not None and kind=='u' and most<=65535: seen.append(most)
+    return Image.fromarray((a.astype(np.float64)*(255/_white(most, kind, bits))+.5).clip(0, 255).astype(np.uint8))
 
 def _upright(im):
     try: return ImageOps.exif_transpose(im)
     except Exception: return im # EXIF data that cannot be parsed say nothing about the pixels
 
-def _to_rgb(im):
+def _to_rgb(im, bits=None, seen=None):
     "Turned upright, on white, 8 bits a channel"
     im = _upright(im)
-    if im.mode.startswith('I') or im.mode=='F': im = _eight_bits(im)
+    if im.mode.startswith('I') or im.mode=='F': im = _eight_bits(np.asarray(im), bits, seen)
     if im.mode in ('La','RGBa'): im = im.convert('LA' if im.mode=='La' else 'RGBA')
     if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -83,21 +107,32 @@ def _to_rgb(im):
     return im.convert('RGB')
 
 # %% ../../nbs/data/12_images.ipynb #a2cbb350
-def _from_array(a):
+def _from_array(a, bits=None, seen=None):
     if a.ndim==3 and a.shape[0] in (1,3,4) and a.shape[2] not in (1,3,4): a = a.transpose(1,2,0)
     if a.ndim==3 and a.shape[2]==1: a = a[...,0]
     if a.ndim not in (2,3) or a.ndim==3 and a.shape[2] not in (2,3,4) or 0 in a.shape: raise PictureError(f'an array of shape {a.shape} is not a picture')
     if a.dtype.kind not in 'biuf': raise PictureError(f'an array of {a.dtype} is not a picture')
     if a.dtype==bool: a = a.astype(np.uint8)*255
-    if a.dtype==np.uint16: a = (a/257+.5).astype(np.uint8)
-    if a.dtype.kind=='f':
-        a = np.nan_to_num(a.astype(np.float64))
-        a = a*(255 if a.max()<=1 else 1)+.5
+    if a.dtype==np.uint16 or a.dtype.kind=='f' or a.max()>255: return _eight_bits(a.clip(0) if a.dtype.kind=='i' else a, bits, seen)
     return Image.fromarray(a.clip(0, 255).astype(np.uint8))
 
 # %% ../../nbs/data/12_images.ipynb #ed2c02d8
-def _decoded(im, name, start, size):
-    try: return _to_rgb(im)
+_RAW = tuple('.dng .cr2 .nef .nrw .arw .sr2 .srf .orf .pef .rw2 .srw .raf .3fr .fff .iiq .mos .kdc .dcr .erf .mef .mrw .x3f'.split())
+
+def _half_read(im, name, start):
+    "What is wrong where Pillow reads something else than the picture"
+    tags = getattr(im, 'tag_v2', {})
+    if im.format=='TIFF' and (start[8:10]==b'CR' or 50706 in tags or tags.get(254, 0)&1 or str(name).lower().endswith(_RAW)):
+        return 'not a picture, but a camera raw file, of which the preview alone could be read: develop it to JPEG or TIFF'
+    deep = start[24:25]==b'\x10' and start[25:26] in b'\2\4\6' if im.format=='PNG' else im.format=='TIFF' and set(np.ravel(tags.get(258, 8)))=={16}
+    if deep and im.mode in ('RGB','RGBA','LA') and 0<max(o[1] for o in im.getextrema()[:3 if im.mode!='LA' else 1])<16:
+        return 'of 16 bits a colour, of which the lower 12 alone are used: Pillow would leave 4 of them. Save it with 8, or with all 16 bits'
+
+def _decoded(im, name, start, size, bits=None, seen=None):
+    try: problem = None if size is None else _half_read(im, name, start)
+    except Exception as e: raise PictureError(_reason(e, start, size), name) from e
+    if problem: raise PictureError(problem, name)
+    try: return _to_rgb(im, bits, seen)
     except Exception as e: raise PictureError(_reason(e, start, size), name) from e
 
 def _read_file(path):
@@ -108,25 +143,40 @@ def _read_file(path):
     except (OSError,ValueError) as e: raise PictureError(f'cannot be read ({getattr(e, "strerror", e)})', str(path)) from e
 
 # %% ../../nbs/data/12_images.ipynb #0038927a
-def read_picture(
-    picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
-)->Image.Image: # RGB, 8 bits a channel
-    "Read a picture as a viewer shows it"
+def _opened(data, name):
+    "A file as Pillow opens it; PostScript is not, since it is a program"
+    start = data[:512]
+    kind = file_kind(start)
+    if kind==_HEIC: _heif()
+    if kind=='PostScript': raise PictureError(f'not a picture, but {kind}', name)
+    try: return Image.open(io.BytesIO(data))
+    except Exception as e: raise PictureError(_reason(e, start, len(data)), name) from e
+
+def _read(picture, bits=None, seen=None):
+    "As `read_picture`; the largest number of a deep picture is put into `seen`"
     if isinstance(picture, dict): picture = picture.get('bytes') or picture.get('path')
     if isinstance(picture, torch.Tensor): picture = (picture.float() if picture.dtype==torch.bfloat16 else picture).numpy(force=True)
-    if isinstance(picture, np.ndarray): return _to_rgb(_from_array(picture))
-    if isinstance(picture, Image.Image): return _decoded(picture, 'the picture', b'', None)
+    if isinstance(picture, np.ndarray): return _to_rgb(_from_array(picture, bits, seen))
+    if isinstance(picture, Image.Image): return _decoded(picture, 'the picture', b'', None, bits, seen)
     if isinstance(picture, (bytes,bytearray)): name,data = None,bytes(picture)
     elif isinstance(picture, (str,os.PathLike)): name,data = str(picture),_read_file(picture)
     else: raise PictureError(f'a {type(picture).__name__} is not a picture')
-    try: im = Image.open(io.BytesIO(data))
-    except Exception as e: raise PictureError(_reason(e, data[:8], len(data)), name) from e
-    return _decoded(im, name, data[:8], len(data))
+    return _decoded(_opened(data, name), name, data[:512], len(data), bits, seen)
+
+def read_picture(
+    picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
+    bits:int|None=None, # Of pictures of 16 bits: how many are used, white being 2**bits-1; None: 12 where no value is above 4095, else 16
+)->Image.Image: # RGB, 8 bits a channel
+    "Read a picture as a viewer shows it"
+    return _read(picture, bits)
 
 # %% ../../nbs/data/12_images.ipynb #77eb0a58
-def _problem(picture):
-    try: read_picture(picture)
-    except PictureError as e: return e.problem
+def _looked_at(picture):
+    "(what is wrong or None, largest number of a picture of 16 bits or None)"
+    seen = []
+    try: _read(picture, None, seen)
+    except PictureError as e: return e.problem,None
+    return None,seen[0] if seen else None
 
 def _threads(): return min(8, os.cpu_count() or 1)
 
@@ -138,16 +188,31 @@ def _in_turn(pool, f, items, ahead=64):
         if len(waiting)>=ahead: yield waiting.popleft().result()
     while waiting: yield waiting.popleft().result()
 
+def _say_bits(tops, spec):
+    "How pictures of 16 bits are scaled in a data set, and which do not fit"
+    most,n,known = max(tops),len(tops),spec.preprocess.get('bits', 16) if spec.preprocess else None
+    if known is not None:
+        over,white = sum(o>=2**known for o in tops),2**known-1
+        if over: say(f"{over:,} of {n:,} pictures of 16 bits hold values up to {most:,.0f}, above {white:,}, the white of the {known} bits of training: they are cut off there.")
+        return
+    bits = spec.seen['bits'] = next(b for b in (8,12,16) if most<2**b)
+    if bits<16: return say(f"{n:,} pictures of 16 bits hold values up to {most:,.0f}: taken for {bits} bits, white is {2**bits-1:,}.")
+    if (dark := sum(o<4096 for o in tops)):
+        say(f"{dark:,} of {n:,} pictures of 16 bits hold no value above 4,095, others up to {most:,.0f}: all are taken for 16 bits, and these come out dark. "
+            "If they are of 12 bits, multiply them by 16.")
+
 # %% ../../nbs/data/12_images.ipynb #5fb8b475
 def check_pictures(
     pictures, # Rows with a column `image`, or a Series or list of what `read_picture` takes
+    spec=None, # What `load_data` or a saved folder knows: gets the bits of pictures of 16 bits, or is held against them; None: not asked
 )->list: # (index, problem) of those that cannot be read
     "Decode every picture and say which cannot be read, and why"
     if isinstance(pictures, pd.DataFrame): pictures = pictures['image']
     index = list(pictures.index) if isinstance(pictures, pd.Series) else range(len(pictures))
     with ThreadPoolExecutor(_threads()) as pool:
-        found = list(progress(_in_turn(pool, _problem, pictures), 'Checking pictures', total=len(index), unit='picture'))
-    return [(i,p) for i,p in zip(index, found) if p]
+        found = list(progress(_in_turn(pool, _looked_at, pictures), 'Checking pictures', total=len(index), unit='picture'))
+    if spec is not None and (tops := [o for _,o in found if o is not None]): _say_bits(tops, spec)
+    return [(i,p) for i,(p,_) in zip(index, found) if p]
 
 # %% ../../nbs/data/12_images.ipynb #c59b3695
 def _middle(im, w, h):
@@ -180,11 +245,13 @@ class PictureTransform:
     interpolation:str='bicubic' # As PIL names it, in small letters
     crop_pct:float=.875 # Share of the side that 'crop' keeps
     resize:str='crop' # 'crop', 'pad' or 'squish'
+    bits:int=16 # That are used of pictures of 16 bits: 8, 12 or 16
 
     def __post_init__(self):
         if not isinstance(self.size, Integral) or not 8<=self.size<=4096: raise DataError(f"size={self.size!r}: expected a side of 8 to 4096 pixels.")
         for k,kind in dict(size=int, mean=tuple, std=tuple).items(): object.__setattr__(self, k, kind(getattr(self, k)))
         if not self.crop_pct>0: raise DataError(f"crop_pct={self.crop_pct!r}: expected a share above 0.")
+        if self.bits not in (8,12,16): raise DataError(f"bits={self.bits!r}: expected 8, 12 or 16.")
         if self.resize not in _RESIZE: raise DataError(f"resize={self.resize!r}.{near(self.resize, _RESIZE)}")
         if self.interpolation.upper() not in Image.Resampling.__members__:
             raise DataError(f"interpolation={self.interpolation!r}.{near(self.interpolation, [o.lower() for o in Image.Resampling.__members__])}")
@@ -193,7 +260,7 @@ class PictureTransform:
         picture, # What `read_picture` takes
     )->PILImage: # `size` by `size`, RGB
         "Read and resize"
-        return PILImage(_RESIZE[self.resize](read_picture(picture), self.size, Image.Resampling[self.interpolation.upper()], self.crop_pct))
+        return PILImage(_RESIZE[self.resize](read_picture(picture, self.bits), self.size, Image.Resampling[self.interpolation.upper()], self.crop_pct))
 
 # %% ../../nbs/data/12_images.ipynb #3070b389
 class _ReadInput(Transform):
@@ -256,7 +323,7 @@ def _square(spec, size=None, resize=None):
     p = dict(spec.checkpoint.preprocess) if spec.checkpoint is not None else {}
     if size is None: size = max(p['size']) if isinstance(p.get('size'), (list,tuple)) else p.get('size', 224)
     own = {k:p[k] for k in ('mean','std','interpolation','crop_pct') if k in p}
-    tfm = PictureTransform(**own, size=size, resize=resize or 'crop')
+    tfm = PictureTransform(**own, size=size, resize=resize or 'crop', bits=getattr(spec, 'seen', {}).get('bits', 16))
     spec.preprocess = {**p, **asdict(tfm), 'mean':list(tfm.mean), 'std':list(tfm.std)}
     return tfm
 

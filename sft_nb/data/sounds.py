@@ -1,7 +1,8 @@
 """Sound files of any rate become checked mono samples, players and spectrograms
 
 Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the
-model. Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
+model. What is checked is what is heard: the samples after mixing and resampling, as many as can be read, whatever the head of the file says.
+Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
 
 Docs: https://sft-nb.github.io/sft_nb/data/sounds.html.md"""
 
@@ -12,14 +13,44 @@ __all__ = ['read_samples', 'read_sound', 'sound_seconds', 'sound_problem', 'chec
            'spectrogram_png', 'Sound', 'show_sounds']
 
 # %% ../../nbs/data/14_sounds.ipynb #a7f0d294
-import html, io, math, sys
+import html, io, math, os, sys
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.basics import data_uri, DataError, need, progress
+from ..core.basics import data_uri, DataError, need, progress, say
+from ..core.untrusted import file_kind
 
 # %% ../../nbs/data/14_sounds.ipynb #e14880b8
-def _unread(sound, e): return DataError(f"{_where(sound)} cannot be read as sound: {str(getattr(e, 'error_string', e)).strip(' .')}. Convert it to wav, flac, ogg or mp3.")
+_SOUNDS = ('a WAV sound', 'a FLAC sound', 'an Ogg sound', 'an MP3 sound')
+
+def _unread(sound, e):
+    kind,why = file_kind(_start(sound)),str(getattr(e, 'error_string', e)).strip(' .')
+    if kind in _SOUNDS: return DataError(f"{_where(sound)} cannot be read as sound: it is {kind} that is damaged or cut off ({why}). Get the file again.")
+    return DataError(f"{_where(sound)} cannot be read as sound: {f'it is {kind}' if kind else why}. Convert it to wav, flac, ogg or mp3.")
 def _where(sound): return str(sound) if isinstance(sound, (str,Path)) else f'{len(sound):,} bytes' if isinstance(sound, bytes) else f'a {type(sound).__name__}'
+
+def _start(sound, n=512):
+    "The first bytes of a file; none where it cannot be opened"
+    if isinstance(sound, bytes): return sound[:n]
+    try:
+        with open(sound, 'rb') as f: return f.read(n)
+    except (OSError,ValueError): return b''
+
+def _cell(sound):
+    "A cell of `datasets` as a file, bytes, or samples with their rate; anything else as it is"
+    if isinstance(sound, dict) and 'array' in sound: return sound['array'],sound.get('sampling_rate')
+    if isinstance(sound, dict) and (sound.get('bytes') or sound.get('path')): return _cell(sound.get('bytes') or sound['path'])
+    if hasattr(sound, 'get_all_samples'):
+        samples = sound.get_all_samples()
+        return np.asarray(samples.data).T,samples.sample_rate
+    if isinstance(sound, (bytearray,memoryview)): return bytes(sound)
+    return Path(sound) if isinstance(sound, os.PathLike) else sound
+
+# %% ../../nbs/data/14_sounds.ipynb #fe15209c
+def _half(x):
+    "Half the range of whole numbers"
+    if x.dtype.itemsize<8: return 2.**(8*x.dtype.itemsize-1)
+    return 2.**15 if not x.size or -2**15<=int(x.min()) and int(x.max())<2**15 else 2.**31
 
 def _scaled(x, rate):
     "Samples as float32, -1 to 1 where they were whole numbers"
@@ -27,12 +58,11 @@ def _scaled(x, rate):
         raise DataError(f"Samples of shape {x.shape} ({x.dtype}) at {rate} Hz are no sound. Expected numbers, (time,) or (time, channel), and a rate above 0.")
     if x.ndim==2 and x.shape[1]>64: raise DataError(f"Samples of shape {x.shape} have {x.shape[1]:,} channels. Expected (time, channel): turn them by .T.")
     if x.dtype.kind not in 'iu': return x.astype(np.float32)
-    half = 2.**(8*x.dtype.itemsize-1)
-    return ((x-half*(x.dtype.kind=='u'))/half).astype(np.float32)
+    half = _half(x)
+    return ((x-half*(x.dtype.kind=='u' and x.dtype.itemsize<8))/half).astype(np.float32)
 
 def _given(sound):
     "(samples, rate) where they are given as such, else None"
-    if isinstance(sound, dict) and 'array' in sound: sound = (sound['array'], sound.get('sampling_rate'))
     if isinstance(sound, (str,Path,bytes)): return None
     if not isinstance(sound, (tuple,list)) or len(sound)!=2 or isinstance(sound[1], bool) or not isinstance(sound[1], (int,float,np.number)):
         raise DataError(f"{_where(sound)} is no sound. Valid: a file, its bytes, (samples, rate), or a dict with 'array' and 'sampling_rate'.")
@@ -41,69 +71,189 @@ def _given(sound):
 # %% ../../nbs/data/14_sounds.ipynb #8929a116
 def _source(sound): return io.BytesIO(sound) if isinstance(sound, bytes) else str(sound)
 
-def read_samples(
-    sound, # A file, bytes, a dict of `datasets`, or samples with their rate
-)->tuple: # (samples `(time,)` or `(time, channel)`, rate in Hz)
-    "A sound as it is stored, neither mixed nor resampled"
-    given = _given(sound)
-    if given is not None: return given
+@lru_cache
+def _stream():
+    "soundfile's reader of files whose length is not known"
+    class Stream(need('soundfile', 'speech').SoundFile):
+        def seekable(self): return False
+    return Stream
+
+def _blocks(f, most, size=2**18):
+    "Blocks of samples until the file ends, or `most` are read"
+    while most>0 and len(block := f.read(int(min(size, most)), dtype='float32')):
+        yield block
+        most -= len(block)
+
+def _file_samples(sound, most):
+    "(samples, rate, how many the head names) of a file"
     sf = need('soundfile', 'speech')
-    try: return sf.read(_source(sound), dtype='float32')
+    try:
+        with _stream()(_source(sound)) as f:
+            blocks = list(_blocks(f, most*f.samplerate+1))
+            empty = np.zeros((0,f.channels)[:1+(f.channels>1)], np.float32)
+            return np.concatenate(blocks) if blocks else empty,f.samplerate,f.frames
     except (sf.SoundFileError, OSError, TypeError) as e: raise _unread(sound, e) from e
 
+def read_samples(
+    sound, # A file, bytes, a cell of `datasets`, or samples with their rate
+)->tuple: # (samples `(time,)` or `(time, channel)`, rate in Hz)
+    "A sound as it is stored, neither mixed nor resampled; all of it that can be read"
+    sound = _cell(sound)
+    given = _given(sound)
+    return _file_samples(sound, math.inf)[:2] if given is None else given
+
+# %% ../../nbs/data/14_sounds.ipynb #c7884b9f
+def _heard(x, was, rate):
+    "Samples mixed to one channel and brought to a rate"
+    if x.ndim==2: x = x.mean(1)
+    return np.ascontiguousarray(x if was==rate or not len(x) else need('soxr', 'speech').resample(x, was, rate), dtype=np.float32)
+
 def read_sound(
-    sound, # File, bytes of one, (samples, rate), or dict with `array` and `sampling_rate`
+    sound, # File, bytes of one, (samples, rate), or a cell of `datasets`
     rate:int=16000, # Rate of the result, Hz
 )->np.ndarray: # `(time,)` float32, the mean of the channels
     "Samples of a sound at one rate and in one channel"
-    x,was = read_samples(sound)
-    if x.ndim==2: x = x.mean(1)
-    return np.ascontiguousarray(x if was==rate else need('soxr', 'speech').resample(x, was, rate), dtype=np.float32)
+    return _heard(*read_samples(sound), rate)
 
 # %% ../../nbs/data/14_sounds.ipynb #ccc7c84a
+_LENGTHS = {}
+
+def _key(sound):
+    "What a file is remembered by: its place, size and time; None for bytes"
+    if isinstance(sound, bytes): return None
+    try: found = os.stat(sound)
+    except (OSError,ValueError): return None
+    return str(sound),found.st_size,found.st_mtime_ns
+
+def _remember(sound, seconds):
+    if len(_LENGTHS)>500_000: _LENGTHS.clear()
+    if (key := _key(sound)): _LENGTHS[key] = seconds
+    return seconds
+
 def sound_seconds(
     sound, # As `read_sound` takes it
 )->float: # Seconds
-    "How long a sound is; a file is not decoded for it"
+    "How long a sound is: the samples that can be read; a file is read once for it"
+    sound = _cell(sound)
     given = _given(sound)
     if given is not None: return len(given[0])/given[1]
-    sf = need('soundfile', 'speech')
-    try: return sf.info(_source(sound)).duration
-    except (sf.SoundFileError, OSError, TypeError) as e: raise _unread(sound, e) from e
+    if (key := _key(sound)) in _LENGTHS and key: return _LENGTHS[key]
+    x,rate,_ = _file_samples(sound, math.inf)
+    return _remember(sound, len(x)/rate)
 
 # %% ../../nbs/data/14_sounds.ipynb #b9efa45c
-_QUIET = 1e-4
+_QUIET,_LOUD = 1e-4,16.
 
-def _content_problem(sound):
-    "What is wrong with the samples"
-    x,rate = read_samples(sound)
-    if not len(x): return 'is empty: it has no samples'
+def _swing(x): return float(np.ptp(x, axis=0).max())/2 if len(x) else 0.
+
+def _number_problem(x, was):
+    "What is wrong with the samples as they are stored"
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
-    if bad.any(): return f'holds {int(bad.sum()):,} samples that are NaN or infinite, the first at {bad.argmax()/rate:.2f} s'
-    if np.abs(x).max()<_QUIET: return f'is silent: its {len(x)/rate:.1f} s stay below -80 dB'
+    if bad.any(): return f'holds {int(bad.sum()):,} samples that are NaN or infinite, the first at {bad.argmax()/was:.2f} s'
+    if (top := float(np.abs(x).max()))>_LOUD: return f'reaches {top:,.0f}: samples that are no whole numbers stand between -1 and 1. Divide them, 16 bits by 32768'
+
+def _quiet_problem(x, was, rate):
+    "Whether nothing is heard"
+    y,stored = _heard(x, was, rate),_swing(x)
+    if not len(y): return f'is too short: its {len(x):,} samples at {was:,} Hz leave none at {rate:,} Hz'
+    if stored<_QUIET:
+        steady = float(np.abs(x).max())
+        return f'is silent: its {len(x)/was:.1f} s '+('stay below -80 dB' if steady<_QUIET else f'stand still at {steady:.3g}')
+    if x.ndim==2 and x.mean(1).std()<.01*x.std(0).max(): return f'is silent once its {x.shape[1]} channels are mixed: they cancel each other. Keep one of them'
+    if _swing(y)<_QUIET or y.std()<.01*(x.mean(1) if x.ndim==2 else x).std(): return f'is silent at {rate:,} Hz: all that it holds lies above {rate//2:,} Hz'
+
+def _content_problem(x, was, rate=16000):
+    "What is wrong with samples"
+    if not len(x): return 'is empty: it has no samples'
+    return _number_problem(x, was) or _quiet_problem(x, was, rate)
+
+# %% ../../nbs/data/14_sounds.ipynb #a3752f5c
+_UNKNOWN = 0x7fff0000
+
+def _wav_data(f):
+    "(place of the samples of a WAV, bytes of them that its head names, bytes of the file); None for another file"
+    total,head = f.seek(0, 2),f.seek(0) or f.read(12)
+    if head[:4]!=b'RIFF' or head[8:12]!=b'WAVE': return None
+    while len(part := f.read(8))==8:
+        size = int.from_bytes(part[4:], 'little')
+        if part[:4]==b'data': return f.tell(),size,total
+        f.seek(size+size%2, 1)
+
+def _left_over(f, at, total):
+    "Bytes behind the samples that are no part of a WAV"
+    while at+8<=total:
+        f.seek(at)
+        part = f.read(8)
+        size = int.from_bytes(part[4:], 'little')
+        if not (part[:4].isascii() and part[:4].decode().isprintable()) or at+8+size>total+1: return total-at if any(part+f.read(2**20)) else 0
+        at += 8+size+size%2
+    return 0
+
+def _head_of(sound):
+    "(what is wrong with the head of a WAV or None, bytes of sound that it names over those that are there); (None, 1.) for other files"
+    with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as f:
+        found = _wav_data(f)
+        if found is None: return None,1.
+        at,size,total = found
+        if at+size>=total: return None,size/max(1, total-at) if size<_UNKNOWN else 1.
+        left = _left_over(f, at+size+size%2, total)
+    if not left: return None,1.
+    return (f'says in its head that it holds {size:,} bytes of sound, and {left:,} more stand behind them: it was written without its length, as through a pipe. '
+            'Write it again, for instance by: ffmpeg -i IN.wav OUT.wav'),1.
 
 # %% ../../nbs/data/14_sounds.ipynb #423a4d65
+_RATES = (1000, 1_000_000)
+
+def _lengths_problem(x, was, named, longest, shortest):
+    n = len(x)/was
+    if not _RATES[0]<=was<=_RATES[1]: return f'has a rate of {was:,} Hz. Expected {_RATES[0]:,} to {_RATES[1]:,} Hz: its head, or the rate that was given, is wrong'
+    if n>longest:
+        long = f'{n:.1f} s' if n<longest+1 else f'{named/was:.1f} s' if len(x)<=named<2**36-1 else f'more than {longest:g} s'
+        return f'is too long: {long}, at most {longest:g} s are heard. Cut it where nobody speaks'
+    if 0<n<shortest: return f'is too short: {n:.3f} s, at least {shortest:g} s are needed'
+
+def _looked_at(sound, longest, shortest, rate):
+    "(what is wrong or None, seconds that are missing of those that its head names)"
+    sound = _cell(sound)
+    given = _given(sound)
+    x,was,named = (*given, len(given[0])) if given is not None else _file_samples(sound, longest+1)
+    problem,more = _head_of(sound) if given is None else (None, 1.)
+    problem = problem or _lengths_problem(x, was, named, longest, shortest) or _content_problem(x, was, rate)
+    if given is None and len(x)<=longest*was: _remember(sound, len(x)/was)
+    return problem,(max(named, more*len(x))-len(x))/was if named<2**36-1 else 0.
+
 def sound_problem(
     sound, # As `read_sound` takes it
     longest:float=30., # Seconds that the model can hear
     shortest:float=0., # Seconds
+    rate:int=16000, # Hz at which it is heard
 )->str|None: # None: it can be used
-    "What is wrong with a sound"
-    try:
-        n = sound_seconds(sound)
-        if n>longest: return f'is too long: {n:.1f} s, at most {longest:g} s are heard. Cut it where nobody speaks'
-        if 0<n<shortest: return f'is too short: {n:.3f} s, at least {shortest:g} s are needed'
-        return _content_problem(sound)
-    except DataError as e: return str(e).removeprefix(f'{_where(sound)} ').rstrip('.')
+    "What is wrong with a sound as it is heard: mixed, and at the rate of the model"
+    try: return _looked_at(sound, longest, shortest, rate)[0]
+    except DataError as e: return str(e).removeprefix(f'{_where(_cell(sound))} ').rstrip('.')
+
+# %% ../../nbs/data/14_sounds.ipynb #f8c76e5f
+def _say_cut(cut):
+    "Which files are shorter than they say"
+    if not cut: return
+    where,missing = cut[0]
+    say(f"{len(cut):,} sound file{'s end' if len(cut)>1 else ' ends'} before the length that the head names: what is there is heard. The first is {where}, which lacks {missing:.1f} s.")
 
 def check_sounds(
     rows:pd.DataFrame, # With a column `audio`
     longest:float=30., # Seconds that the model can hear
     shortest:float=0., # Seconds
+    rate:int=16000, # Hz at which they are heard
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each sound"
-    found = [(i,sound_problem(o, longest, shortest)) for i,o in progress(list(rows['audio'].items()), 'Reading sounds', unit='file')]
-    return [(i,p) for i,p in found if p]
+    "What is wrong with each sound as it is heard; files that are cut off are said on standard error"
+    found,cut = [],[]
+    for i,o in progress(list(rows['audio'].items()), 'Reading sounds', unit='file'):
+        try: problem,missing = _looked_at(o, longest, shortest, rate)
+        except DataError as e: problem,missing = str(e).removeprefix(f'{_where(_cell(o))} ').rstrip('.'),0.
+        if problem: found.append((i, problem))
+        elif missing>.1: cut.append((_where(_cell(o)), missing))
+    _say_cut(cut)
+    return found
 
 # %% ../../nbs/data/14_sounds.ipynb #d42d7e89
 def lengths_line(

@@ -34,6 +34,7 @@ class DataSpec:
     skipped:pd.DataFrame=None # item, row, problem: what `bad='skip'` left out
     has_group:bool=False # Whether rows of one group stand on one side of every split
     options:dict=field(default_factory=dict) # Arguments of `load_data` by name: batch_size, num_workers, augment and those of the task
+    seen:dict=field(default_factory=dict) # What the check of the rows has found out for the loaders: the bits of deep pictures
 
     def split(self,
         name:str, # 'train', 'valid' or 'test'

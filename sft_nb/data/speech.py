@@ -10,8 +10,8 @@ Docs: https://sft-nb.github.io/sft_nb/data/speech.html.md"""
 
 # %% auto #0
 __all__ = ['OFF_SCORE', 'convolved_frames', 'frame_count', 'frames_needed', 'best_tokens', 'SpeechCoder', 'open_processor',
-           'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader', 'speech_item_loader',
-           'speech_train_loader', 'speech_lengths', 'speech_targets']
+           'speech_score_options', 'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader',
+           'speech_item_loader', 'speech_train_loader', 'speech_lengths', 'speech_targets']
 
 # %% ../../nbs/data/18_speech.ipynb #3c2b9554
 import sys, unicodedata
@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fasttransform import Transform
 from ..core.basics import CheckpointError, DataError, say
-from ..core.metrics import normalised
+from ..core.metrics import language_code, normalised, spoken_language
 from .texts import network_config, tokenizer_fingerprint, _text_problem
 from .sounds import check_sounds, lengths_line, read_sound, show_sounds, Sound, sound_seconds
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _best, _check_tokenizer
@@ -182,9 +182,16 @@ def _known_languages(ckpt):
     return [o[2:-2] for o in known or {}]
 
 def _heard_language(ckpt, code):
-    "The language of the clips; None where the checkpoint knows one alone"
+    "The language that a Whisper is told; None where the checkpoint knows one alone, or is told none"
     if (codes := _known_languages(ckpt)): return _language(code, codes, 'language', ckpt.ref)
-    if code not in (None,'en'): raise DataError(f"language={code!r}: {ckpt.ref} knows one language. Leave it out.")
+    if _kind(ckpt)=='whisper' and code not in (None,'en'): raise DataError(f"language={code!r}: {ckpt.ref} knows one language. Leave it out.")
+    language_code(code)
+
+def speech_score_options(
+    spec, # What `load_data` or a saved folder knows
+)->dict: # `language`
+    "What the scores of speech follow from"
+    return dict(language=spoken_language(spec))
 
 # %% ../../nbs/data/18_speech.ipynb #0cdc8834
 def speech_coder(
@@ -212,7 +219,7 @@ def _said_problem(text, coder):
     "What is wrong with a text"
     problem = _text_problem(text)
     if problem: return problem
-    if not normalised(text, plain=True): return f'no words in {text[:60]!r}'
+    if not normalised(text): return f'no words in {text[:60]!r}'
     n,most = len(coder.labels([text])[0]),coder.most
     if not n: return f'no letter of {text[:60]!r} is one that the model can write'
     if most and n>most: return f'{n:,} tokens, at most {most:,} can be written'
@@ -224,7 +231,7 @@ def check_speech(
 )->list: # (index, problem) of those that cannot be used
     "What is wrong with each row"
     coder = speech_coder(spec)
-    found = check_sounds(rows, _longest(spec), coder.shortest)
+    found = check_sounds(rows, _longest(spec), coder.shortest, coder.rate)
     texts = rows['text'].items() if 'text' in rows else ()
     found += [(i,f'text: {p}') for i,o in texts if o is not None and (p := _said_problem(o, coder))]
     if coder.kind=='ctc' and 'text' in rows:
@@ -291,7 +298,7 @@ def speech_loaders(
     num_workers:int|None=None, # Taken for the sake of other tasks: sounds are read in this process
     augment=True, # Taken for the sake of other tasks: sounds are not augmented
     window=None, # Seconds that a Whisper hears in training; None: the longest clip; 'whole': all it can
-    language:str|None=None, # Code of the language, where the checkpoint is for several
+    language:str|None=None, # Code of the language: what a Whisper for several is told, and whose rules the scores follow; None: by the checkpoint
     num_beams:int=1, # Beams of the search in which a Whisper writes; 1: greedy
     max_seconds:float|None=None, # Longer clips are bad rows; None: what a Whisper hears, 30 for others
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one

@@ -39,11 +39,12 @@ class Task:
     make_loss:Callable|None=None # (spec, **kw) -> loss; None: cross-entropy and its kin
     make_metrics:Callable|None=None # (spec) -> fastai metrics; None: those of classification
     decode:Callable|None=None # (spec, outputs) -> DataFrame(prediction, probability); None: arg max of the class scores
-    score:Callable|None=None # (rows) -> {metric: number} on plain targets and predictions; None: those of classification
+    score:Callable|None=None # (rows, **score_options) -> {metric: number} on plain targets and predictions; None: those of classification
     make_targets:Callable|None=None # (spec, rows) -> targets for training from cached activations: a tensor, or what has `batch(rows)`; None: class numbers
     row_losses:Callable|None=None # (model, spec, rows, batch_size) -> one loss a row where the target is no class; None: not known
-    parts:Callable|None=None # (rows) -> `SumScores` with the metrics of `score`, where they follow from sums over rows; None: intervals compute `score` anew
-    score_note:Callable|None=None # (spec) -> how `score` counts, for instance a signature; None: nothing to add
+    parts:Callable|None=None # (rows, **score_options) -> `SumScores` with the metrics of `score`, where they follow from sums over rows; None: intervals compute `score` anew
+    score_note:Callable|None=None # (spec, **score_options) -> how `score` counts, for instance a signature; None: nothing to add
+    score_options:Callable|None=None # (spec) -> keyword arguments of `score`, `parts` and `score_note` that follow from the data, as JSON has them: the language of speech; None: none
     train_loader:Callable|None=None # As `item_loader`, where training sees an input otherwise than prediction does: what is cached; None: `item_loader`
     lengths:Callable|None=None # (spec, rows) -> one length a row, so that rows of like length are batched; None: all rows have one size
     any_input:bool=False # Whether a row may lack inputs, as long as it has one of them

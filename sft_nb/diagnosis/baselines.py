@@ -103,7 +103,8 @@ def _sequence_baseline(ev, kind, spec):
     else:
         a,b = _inputs('words', train, ev.rows)
         said = [train[spec.task.target].iloc[i] for i in np.asarray((b@a.T).argmax(1)).ravel()]
-    return Evaluation(ev.rows.assign(prediction=said, probability=np.nan, loss=np.nan, correct=[a==b for a,b in zip(ev.rows.target, said)]), ev.task, on=kind, spec=ev.spec)
+    return Evaluation(ev.rows.assign(prediction=said, probability=np.nan, loss=np.nan, correct=[a==b for a,b in zip(ev.rows.target, said)]), ev.task, on=kind, spec=ev.spec,
+                      score_options=ev.score_options)
 
 def _as_it_comes(ev, spec):
     from sft_nb.data.load import make_loaders
@@ -112,7 +113,7 @@ def _as_it_comes(ev, spec):
     rows = ev.rows[[*spec.task.inputs, 'target']].rename(columns={'target':spec.task.target})
     found = evaluate(sft_learner(make_loaders(spec)), on=rows)
     found.rows['item'] = list(ev.rows['item'])
-    return Evaluation(found.rows, ev.task, on='untuned', spec=ev.spec)
+    return Evaluation(found.rows, ev.task, on='untuned', spec=ev.spec, score_options=ev.score_options)
 
 # %% ../../nbs/diagnosis/01_baselines.ipynb #305dc9ea
 def baseline_names(

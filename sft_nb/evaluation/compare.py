@@ -13,7 +13,7 @@ __all__ = ['mcnemar']
 # %% ../../nbs/evaluation/05_compare.ipynb #910e2da6
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, progress
+from ..core.basics import DataError, progress, say
 from ..core.metrics import ClassScores, drawn, group_codes, interval
 from .results import Evaluation
 
@@ -21,7 +21,7 @@ from .results import Evaluation
 def _take(ev, at):
     "Some rows of an evaluation, in the order of `at`"
     probs = None if ev.probabilities is None else ev.probabilities[at]
-    return Evaluation(ev.rows.iloc[at].reset_index(drop=True), ev.task, ev.vocab, ev.multi_label, probs, ev.on, ev.spec)
+    return Evaluation(ev.rows.iloc[at].reset_index(drop=True), ev.task, ev.vocab, ev.multi_label, probs, ev.on, ev.spec, ev.score_options)
 
 def _matched(ev, other):
     "`other` in the order of `ev`"
@@ -32,6 +32,14 @@ def _matched(ev, other):
     if a.is_unique: other = _take(other, pd.Series(np.arange(len(b)), list(b)).loc[list(a)].to_numpy())
     for i,s,t in zip(a, ev.rows.target, other.rows.target):
         if (sorted(s)!=sorted(t) if ev.multi_label else s!=t): raise DataError(f"Item {i!r} has target {s!r} in one evaluation and {t!r} in the other. Evaluate both on the same data.")
+    return _scored_alike(ev, other)
+
+def _scored_alike(ev, other):
+    "`other`, counted as `ev` is"
+    if other.score_options==ev.score_options: return other
+    say(f"Both evaluations are compared by the scores of this one ({ev.score_options or 'nothing is named'}); the other was counted by {other.score_options or 'nothing that is named'}.")
+    other = _take(other, np.arange(len(other)))
+    other.score_options = ev.score_options
     return other
 
 # %% ../../nbs/evaluation/05_compare.ipynb #10ae34cf

@@ -19,7 +19,7 @@ from fastai.torch_core import to_device
 from ..core.basics import DataError, eval_mode
 from ..core.metrics import class_codes, class_names
 from ..data.lazy import is_lazy
-from .results import Evaluation
+from .results import Evaluation, how_scored
 from .prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
 from .prediction import scaled_scores, sorted_by_length, _named
 
@@ -91,7 +91,7 @@ def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
     frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
                           **{f'data_{c}' if c in (*first, *_COLUMNS) else c:cells(c) for c in more}})
-    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if len(spec.rows) else None)
+    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if len(spec.rows) else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)
     return out
 

@@ -14,6 +14,7 @@ __all__ = ['class_losses', 'evaluate_table', 'load_evaluation', 'parquet_parts']
 import io, json, os, tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, near, write_atomic
@@ -23,7 +24,7 @@ from ..data.lazy import explain_unreadable, is_lazy
 from ..data.problems import name_in_errors
 from ..data.labels import class_order, is_blank, label_text
 from ..data.table_files import TABLE_READERS
-from .results import Evaluation
+from .results import Evaluation, how_scored
 
 # %% ../../nbs/evaluation/03_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -111,17 +112,25 @@ def evaluate_table(
     vocab=None, # Names of the classes; None: those that occur, in the order of `class_order`
     probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
+    language:str|None=None, # Of texts of speech, whose rules the scores follow; None: not known
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` out of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
-        return _evaluation(_read_table(table), task, target, prediction, vocab, probabilities, on)
+        return _evaluation(_read_table(table), task, target, prediction, vocab, probabilities, on, language)
 
-def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
+def _how(task, language):
+    "How the scores of a table count, where a language is named"
+    if language is None: return how_scored(task)
+    if task.score_options is None: raise DataError(f"language={language!r}: the scores of task {task.name!r} know no language. Leave it out.")
+    return task.score_options(SimpleNamespace(options=dict(language=language)))
+
+def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None):
     "What `evaluate_table` returns, for a table that was read"
     task = _task_of(frame, task)
+    how = _how(task, language)
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
     _check_cells(frame, [c for c in (target,prediction) if c in frame])
-    if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on)
+    if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on, score_options=how)
     multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
     vocab = list(map(label_text, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
     if probabilities is None and set(vocab)<=set(map(label_text, frame.columns)): probabilities = frame.rename(columns=label_text)[vocab]
@@ -159,7 +168,7 @@ def _arrow(ev, schema=None):
     if ev.probabilities is not None:
         flat = pa.array(np.ascontiguousarray(ev.probabilities, dtype=np.float32).ravel())
         table = table.append_column(_PROBS, pa.FixedSizeListArray.from_arrays(flat, len(ev.vocab)))
-    info = dict(format=_FORMAT, task=ev.task.name, vocab=ev.vocab, multi_label=ev.multi_label, on=ev.on)
+    info = dict(format=_FORMAT, task=ev.task.name, vocab=ev.vocab, multi_label=ev.multi_label, on=ev.on, score_options=ev.score_options)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b'sft_nb':json.dumps(info).encode()})
 
 # %% ../../nbs/evaluation/03_tables.ipynb #4ee0f7fc
@@ -186,6 +195,7 @@ def _info(schema, path):
 # %% ../../nbs/evaluation/03_tables.ipynb #548debac
 def load_evaluation(
     path, # A file of `Evaluation.save`
+    language:str|None=None, # Of texts of speech, where the file does not name it (those of older versions); None: as it was saved
 )->Evaluation: # As it was saved
     "Open a saved evaluation"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -199,7 +209,8 @@ def load_evaluation(
         table = table.drop_columns([_PROBS])
     rows = table.to_pandas()
     if info['multi_label']: rows = rows.assign(**{c:[list(v) for v in rows[c]] for c in ('target','prediction')})
-    return Evaluation(rows, get_task(info['task']), info['vocab'], info['multi_label'], probs, info['on'])
+    task = get_task(info['task'])
+    return Evaluation(rows, task, info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options') if language is None else _how(task, language))
 
 Evaluation.load = staticmethod(load_evaluation)
 

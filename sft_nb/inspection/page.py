@@ -169,7 +169,8 @@ def _head_part(ev, shown, sounds, title):
     tiles = ''.join(f'<div><b>{v:.4f}</b> {html.escape(k)}</div>' for k,v in ev.metrics.items())
     left = f' The gallery has the {shown:,} rows of the highest loss; the counts are of all.' if shown<len(ev) else ''
     if 'audio' in ev.rows and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
-    return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p><div class="metrics">{tiles}</div>')
+    return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p><div class="metrics">{tiles}</div>'
+            +(f'<p class="sft-note">Scores: {html.escape(ev.score_note)}</p>' if ev.score_note else ''))
 
 def _gallery_part(form, wide):
     "Filters, a page of cards, and the row that is open"

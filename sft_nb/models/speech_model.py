@@ -245,6 +245,12 @@ def speech_model(
     return _around(spec, spec.checkpoint.hf_model(_auto(kind), pretrained=spec.pretrained, **more, **_dropouts(kind, dropout)))
 
 # %% ../../nbs/models/10_speech_model.ipynb #00f81ff0
+def _keep_language(how, language):
+    "Write down what a Whisper is told, so that another library tells it the same; nothing is to be taken from the config of the network again"
+    how._from_model_config = False
+    if not language: return
+    how.language,how.task = language,'transcribe'
+
 def save_speech_model(
     model, # What was trained
     spec, # What `load_data` knows
@@ -253,8 +259,7 @@ def save_speech_model(
     "Write a folder that `AutoProcessor` and `AutoModelForSpeechSeq2Seq` or `AutoModelForCTC` open; a Whisper hears its whole window again"
     from sft_nb.checkpoints.weights import quiet_libraries
     coder = speech_coder(spec)
-    if coder.kind=='whisper' and coder.language:
-        model.net.generation_config.language,model.net.generation_config.task = coder.language,'transcribe'
+    if coder.kind=='whisper': _keep_language(model.net.generation_config, coder.language)
     with quiet_libraries(): model.net.save_pretrained(folder)
     open_processor(spec.checkpoint, coder.language).save_pretrained(folder)
 

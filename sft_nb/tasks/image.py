@@ -15,7 +15,7 @@ from ..data.task import late, register, Task
 # %% ../../nbs/tasks/03_image.ipynb #09958bdf
 def _check_rows(rows, spec):
     from sft_nb.data.images import check_pictures
-    return check_pictures(rows)
+    return check_pictures(rows, spec)
 
 register(Task('image', 'A picture → its class, or several', ('image',), 'label', 'pip:efficientnet-lite0', 'accuracy', check_rows=_check_rows,
     make_loaders=late('data.images:picture_loaders'), item_loader=late('data.images:picture_item_loader'), make_model=late('models.timm_model:image_model'),

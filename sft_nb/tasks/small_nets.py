@@ -50,10 +50,17 @@ def _whisper_net(tok, width, layers, seconds, seed, languages):
     net = _fresh(WhisperForConditionalGeneration, WhisperConfig(vocab_size=len(tok), num_mel_bins=16, d_model=width, **_both_sides(layers=layers, attention_heads=2, ffn_dim=2*width),
         max_source_positions=50*seconds, max_target_positions=64, pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
         suppress_tokens=None, begin_suppress_tokens=[end], init_std=.1), seed)
-    how,many = net.generation_config,len(languages)>1
-    how.no_timestamps_token_id,how.is_multilingual = number('<|notimestamps|>'),many
-    if many: how.lang_to_id = {f'<|{o}|>':number(f'<|{o}|>') for o in languages}
+    _as_published(net.generation_config, number, languages)
     return net
+
+def _as_published(how, number, languages):
+    "How a Whisper writes, as the published ones say it: not taken from the config of the network, with numbers for languages and tasks where there are several"
+    how._from_model_config,how.is_multilingual,how.max_length,how.return_timestamps = False,len(languages)>1,64,False
+    how.no_timestamps_token_id,how.prev_sot_token_id,how.suppress_tokens,how.alignment_heads = number('<|notimestamps|>'),number('<|startofprev|>'),[1,2],[[0,0]]
+    how.forced_decoder_ids = [[1,how.no_timestamps_token_id]]
+    if len(languages)==1: return
+    how.lang_to_id,how.task_to_id = {f'<|{o}|>':number(f'<|{o}|>') for o in languages},{o:number(f'<|{o}|>') for o in ('transcribe','translate')}
+    how.forced_decoder_ids = [[1,None],[2,how.task_to_id['transcribe']]]
 
 # %% ../../nbs/tasks/00_small_nets.ipynb #54726816
 def small_whisper(

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..core.basics import FitError, near
 from ..core.processes import over_processes, own_rows
 from .learner import SFTLearner
+from ..core.losses import loss_weight
 
 # %% ../../nbs/training/07_callbacks.ipynb #b62e11c2
 class Accumulate(Callback):
@@ -27,7 +28,7 @@ class Accumulate(Callback):
     order,run_valid = MixedPrecision.order-4,False
     def __init__(self,
         items:int=32, # Take a step when so many items have been seen, and at the end of an epoch
-        weight=None, # (targets of a batch) -> how much the mean loss of the batch weighs; None: its items. For a loss over tokens: the tokens
+        weight=None, # (targets of a batch) -> how much the mean loss of the batch weighs; None: what it is a mean over (`loss_weight`): tokens or items
     ): self.items,self.weight = items,weight
     def before_fit(self): self.learn.model.zero_grad()
     def before_train(self): self._reset()
@@ -35,7 +36,7 @@ class Accumulate(Callback):
     def after_loss(self):
         rows,n = own_rows(self.learn),find_bs(self.yb)
         if rows.stop is not None: n = rows.stop-rows.start
-        self.seen,self.now = over_processes([n, n if self.weight is None or not n else float(self.weight(*self.yb))])
+        self.seen,self.now = over_processes([n, loss_weight(self.loss_func, self.yb, n) if self.weight is None or not n else float(self.weight(*self.yb))])
         self.learn.loss_grad = self.loss_grad*self.now
     def before_step(self):
         self.n,self.total = self.n+self.seen,self.total+self.now

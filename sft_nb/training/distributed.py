@@ -18,10 +18,10 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.load import _FakeLoader
-from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from ..core.basics import FitError, process_count
 from ..core.processes import exchange_device, explain_lost_process, from_first, from_processes, join_processes, over_processes
+from ..core.losses import loss_weight
 
 # %% ../../nbs/training/02_distributed.ipynb #f84bd6cf
 def _piece(size, k, n):
@@ -63,15 +63,6 @@ def part_loader(
     out.bs,out.drop_last = _piece(dl.bs, rank+1, n)-_piece(dl.bs, rank, n),False
     out.fake_l = _FakeLoader(out, fake.pin_memory, fake.num_workers, fake.timeout, fake.persistent_workers, fake.pin_memory_device)
     return out
-
-# %% ../../nbs/training/02_distributed.ipynb #050264f9
-def _weight(loss, yb, rows):
-    "What the mean loss of a part is a mean over"
-    loss = getattr(loss, 'func', loss)
-    if not rows or not isinstance(loss, nn.CrossEntropyLoss) or yb[0].is_floating_point(): return float(rows)
-    y = yb[0].flatten().long()
-    y = y[y!=loss.ignore_index]
-    return float(len(y) if loss.weight is None else loss.weight[y].sum())
 
 # %% ../../nbs/training/02_distributed.ipynb #5d7ac97e
 def _norm_buffers(model): return [b for m in model.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers() if b.is_floating_point()]
@@ -118,17 +109,20 @@ class SharedSteps(Callback):
     def after_loss(self):
         if not len(self.yb): return
         a,b,_ = self.dl.parts[self.iter]
-        w,whole = _weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(m, 'own_rows', False) for m in self.learn.metrics)
+        w,whole = loss_weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(m, 'own_rows', False) for m in self.learn.metrics)
         if not self.training: self.learn.yb = tuple(_of_all(y, b-a, -100) for y in self.yb)
         if whole:
             self.learn.pred = _of_all(self.pred, b-a, 0)
             self.learn.loss = self.loss_func(self.pred, *self.yb)
-        else: self._weigh(w)
+            return
+        total = self._weigh(w)
+        if self.training: self.learn.shared_weight = total
     def _weigh(self, w):
         loss = self.loss.mean()
         total,summed = over_processes([w, w*loss.item() if w else 0.])
         self.learn.loss = loss.new_tensor(summed/total if total else 0.)
         self.learn.loss_grad = self.loss_grad*(w/total if total else 0.)
+        return total
     def before_step(self): _sum_gradients(self.model)
 
 # %% ../../nbs/training/02_distributed.ipynb #72f71206

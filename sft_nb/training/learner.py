@@ -20,10 +20,11 @@ from numbers import Integral
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner, mk_metric, Recorder
 from fastai.optimizer import Adam
 from fastai.vision.augment import RandTransform
 from fastcore.basics import patch
+from fastcore.foundation import L
 from ..core.basics import CheckpointError, FitError, GroupError, process_rank
 from ..core.processes import join_processes
 from ..core.losses import make_loss
@@ -32,7 +33,7 @@ from ..data.images import set_augment
 from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
 from .guards import memory_message, out_of_memory, StopAtNaN
-from .metrics import class_metrics
+from .metrics import class_metrics, MeanLoss, SmoothMeanLoss, _weighed_metric
 from .distributed import shared_fit
 
 # %% ../../nbs/training/03_learner.ipynb #1da2ada9
@@ -80,11 +81,17 @@ class SFTLearner(Learner):
     ):
         kwargs = {'opt_func':Adam, **kwargs}
         super().__init__(dls, model, splitter=group_params, train_bn=False, **kwargs)
+        self.recorder.loss,self.recorder.smooth_loss = MeanLoss(),SmoothMeanLoss(self.recorder.smooth_loss.beta)
         self.spec,self.seed,self.phase,self.history,self.peak_lrs,self._fits = spec,_whole_seed(seed),'fit',[],None,0
         self.seconds,self.cached_groups = {},None
         self.call,self.runs,self.stopped,self.first_epoch,self.rest,self.phase_begun = None,{},None,0,None,None
         self.add_cbs([EpochRows(), StopAtNaN()])
         self.fit_context = nullcontext
+
+    @property
+    def metrics(self): return self._metrics
+    @metrics.setter
+    def metrics(self, v): self._metrics = L(v).map(mk_metric).map(_weighed_metric)
 
 # %% ../../nbs/training/03_learner.ipynb #e41b60a3
 class EpochRows(Callback):
