@@ -351,7 +351,7 @@ def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     model = _opened(a.dir, device=a.device, data=Path(a.data))
     from sft_nb.evaluation.evaluate import evaluate
-    ev = evaluate(model, on=Path(a.data), bad=a.bad, input=a.input, target=a.target)
+    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target)
     _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
@@ -435,6 +435,7 @@ def _judge_commands(add):
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
     _data_options(e)
+    e.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
     o = add('export', _export, 'write a saved model as ONNX')
     o.add_argument('dir', metavar='DIR', help='folder that finetune wrote')

@@ -19,10 +19,10 @@ from ..core.basics import DataError, near
 from ..core.hashing import FILE_COLUMNS
 from .task import get_task, Task
 from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_bytes
-from .problems import BadRows, _table
+from .problems import BadRows, name_in_errors, _table
 from .labels import is_blank, label_text, _target
 from .table_files import TABLE_READERS, _frame_cells, _read_frame
-from .folders import _read_folder
+from .folders import split_name, _read_folder
 
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
 def is_dataset(
@@ -195,14 +195,14 @@ def _items(frame, cols, task, inputs):
 def _posix(p): return os.path.normpath(str(p).strip()).replace(os.sep, '/')
 
 # %% ../../nbs/data/06_rows.ipynb #fb99893e
-def _normalise(frame, base, cols, task, delim=None, prefix=''):
+def _normalise(frame, base, cols, task, delim=None, prefix='', empty_label='raise'):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, then what else the source has"
     used,own = {o for c in cols.values() for o in _each(c)}|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
     empty = pd.Series([None]*len(frame), dtype=object)
     inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
-    target,multi = _target(frame.get(cols[task.target], empty), task, delim) if task.target in cols else (None,False)
+    target,multi = _target(frame.get(cols[task.target], empty), task, delim, frame['_row'], empty_label) if task.target in cols else (None,False)
     out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
-    if 'split' in frame: out['split'] = [None if is_blank(o) else str(o).strip() for o in frame['split']]
+    if 'split' in frame: out['split'] = list(map(split_name, frame['split']))
     if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in frame[cols['group']]]
     out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
     extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
@@ -217,11 +217,12 @@ def read_rows(
     labelled:bool=True, # False: the target may be missing
     label_delim:str|None=None, # What stands between several labels in a cell
     lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` when they are asked for; None: where they take more than 64 MB
+    empty_label:str='raise', # As in `load_data`
 )->pd.DataFrame: # item, the inputs, the target where there is one, row, and every other column; contents are not checked
     "Read data into the table of rows that everything else works on"
     task = get_task(task)
     frame,base,what = _read_source(source, task, labelled, lazy)
-    rows,_ = _normalise(frame, base, _columns(frame, task, input, target, None, labelled, what), task, label_delim)
+    with name_in_errors(what): rows,_ = _normalise(frame, base, _columns(frame, task, input, target, None, labelled, what), task, label_delim, empty_label=empty_label)
     bad = rows[rows.problem_!='']
     if len(bad): raise BadRows(_table([(r.item, r.row, r.problem_) for r in bad.itertuples()]), what, 'Mend them.')
     return rows.drop(columns='problem_')

@@ -128,6 +128,7 @@ def evaluate(
     input=None, # Column of the input in other data; None: the task's own name
     target:str|None=None, # Column of the target in other data; None: the task's own name
     bad:str='raise', # Other data: 'raise' lists all bad rows, 'skip' leaves them out
+    split:str|None=None, # Other data with a split: 'test', 'valid', 'train' or 'all'; None: the test rows, else those for validation
     lazy:bool|None=None, # Other data: as in `load_data`
     out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
 )->Evaluation: # One row an item, in the order of the data
@@ -142,6 +143,6 @@ def evaluate(
     if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
-    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, input=input, target=target, lazy=lazy)[0]
+    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy)[0]
     if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
     return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)

@@ -12,11 +12,13 @@ __all__ = ['scaled_scores', 'model_outputs', 'sorted_by_length', 'in_row_order',
            'model_and_spec', 'read_checked', 'label_queue']
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #f1f6794b
+from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.torch_core import to_device
-from ..core.basics import eval_mode, near, progress, TaskError
+from ..core.basics import DataError, eval_mode, near, progress, say, TaskError
+from ..data.labels import match_labels
 from ..data.spec import longest_first
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #977828e3
@@ -118,29 +120,65 @@ def _item_names(rows, source, spec):
     return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
+def _source_name(source):
+    "What data are called in messages, as `load_data` calls them"
+    if isinstance(source, (str,Path)):
+        path = Path(source).expanduser()
+        return str(path) if path.is_dir() else path.name
+    return f"the {next((o for o in ('DataFrame','DatasetDict','Dataset') if type(source).__name__==o), 'list')}"
+
+_SIDES = ('test','valid','train','all')
+
+def _side(rows, split, what):
+    "Rows of one side, and those of which it is not known; of data that have sides the test rows, else those for validation"
+    if split not in (None, *_SIDES): raise DataError(f"split={split!r}.{near(split, _SIDES)}")
+    n = Counter(rows.split) if 'split' in rows else Counter()
+    have = [s for s in _SIDES if n[s]]
+    if split=='all' or split is None and not have: return rows
+    if split is None and have==['train']:
+        raise DataError(f"{what}: all {n['train']:,} rows are of split 'train', and a model is not judged by what it was trained on. "
+                        "Pass other data, or split='train' (--split train) to do so all the same.")
+    split = split or have[0]
+    if not n[split]: raise DataError(f"split={split!r}: {what} has no rows of this split. It has {', '.join(f'{n[s]:,} {s}' for s in have) or 'no column split'}.")
+    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[s]:,} {s}' for s in have)} rows (split= or --split takes others)")
+    return rows[~rows.split.isin(set(have)-{split})]
+
+# %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
+def _read_labelled(source, spec, split, columns):
+    "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems)"
+    from sft_nb.data.load import row_problems, split_problems
+    from sft_nb.data.rows import read_rows
+    asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target
+    rows = _side(read_rows(source, spec.task, **asked, **columns), split, _source_name(source))
+    if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
+    if spec.task.classes: rows = rows.assign(**{t:pd.Series(match_labels(rows[t], spec.vocab), index=rows.index, dtype=object)})
+    found = row_problems(rows, spec)
+    for i,p in (*(split_problems(rows) if split!='all' else ()), *_label_problems(rows, spec)): found.setdefault(i, []).append(p)
+    return rows,found
+
+def _read_items(source, spec, columns):
+    "(rows without a look at the target; index -> problems)"
+    from sft_nb.data.load import row_problems
+    from sft_nb.data.rows import read_rows
+    rows = read_rows(source, spec.task, labelled=False, **columns)
+    rows['item'] = _item_names(rows, source, spec)
+    rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
+    return rows,row_problems(rows, spec, False)
+
 def read_checked(
     source, # Data as `load_data` takes them, or items
     spec, # What the model knows: task, classes, preprocessing
     bad:str='raise', # 'raise' lists all unusable rows, 'skip' leaves them out
     labelled:bool=True, # Whether the target is read and must be known to the model
+    split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
     **columns, # `input`, `target`, `lazy`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
     "Rows of other data, checked as those of training were"
     from sft_nb.data.problems import BadRows
-    from sft_nb.data.rows import read_rows
-    from sft_nb.data.load import row_problems
-    delim = spec.options.get('label_delim') if labelled else None
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
-    rows = read_rows(source, spec.task, labelled=labelled, label_delim=delim, **columns)
-    if labelled and spec.multi_label: rows[spec.task.target] = [t if t is None or isinstance(t, list) else [t] for t in rows[spec.task.target]]
-    found = row_problems(rows, spec, labelled)
-    if labelled:
-        for i,p in _label_problems(rows, spec): found.setdefault(i, []).append(p)
-    if not labelled:
-        rows['item'] = _item_names(rows, source, spec)
-        rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
+    rows,found = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns)
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
-    if len(problems) and bad!='skip': raise BadRows(problems, 'the data')
+    if len(problems) and bad!='skip': raise BadRows(problems, _source_name(source) if labelled else 'the data')
     return rows.drop(index=list(found)),problems
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #190e6c9e
