@@ -1,6 +1,6 @@
 """A folder with a folder per class becomes a frame of files
 
-Folders are read by what they are called: a folder per class, or `train`, `valid` and `test` with a folder per class in each.
+Folders are read by what they are called: a folder per class, or `train`, `valid` and `test` with a folder per class in each. Where the names leave two readings open, both are named, and nothing is read.
 
 Docs: https://sft-nb.github.io/sft_nb/data/folders.html.md"""
 
@@ -42,12 +42,52 @@ def split_name(
     "The side of the split that a word means"
     return None if is_blank(v) else _SPLIT_NAMES.get(label_text(v).lower(), label_text(v))
 
-def _split_folders(folder):
-    "Name of the split each top folder stands for, or nothing where the top folders are classes"
-    tops = [d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.') and d.name!='__MACOSX']
-    named = {d:_SPLIT_NAMES[d.lower()] for d in tops if d.lower() in _SPLIT_NAMES}
-    has_classes = any(d.is_dir() for t,s in named.items() if s=='train' for d in (folder/t).iterdir())
-    return named if has_classes and (len(named)>1 or len(tops)==1) else {}
+# %% ../../nbs/data/05_folders.ipynb #f82bce9c
+def _folders(path): return sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith('.') and d.name!='__MACOSX')
+
+def _tree(folder, kind, files=None):
+    "Top folder -> {folder in it, or '' for itself: files of the kind}; top folders without such files are left out"
+    tree = {}
+    for f in _walk(folder) if files is None else files:
+        *above,_ = f.relative_to(folder).parts
+        if above and f.suffix.lower() in _KINDS[kind]: tree.setdefault(above[0], Counter())[above[1] if len(above)>1 else ''] += 1
+    return tree
+
+def _these(names, n=4): return ', '.join(sorted(names)[:n])+(', …' if len(names)>n else '')
+
+# %% ../../nbs/data/05_folders.ipynb #008ced31
+def _refuse_classes(folder, tree, kind):
+    "Say that top folders are no classes: they hold the splits, or all of them hold the same folders"
+    word,tops = _WORDS[kind],sorted(tree)
+    for t in tops:
+        splits = sorted(s for s in tree[t] if s.lower() in _SPLIT_NAMES)
+        if len({split_name(s) for s in splits})>1:
+            raise DataError(f"{folder}/{t} holds the folders {_these(splits)}, which are splits and no part of a class. Pass {folder}/{t}, "
+                            f"or arrange the {word} as {folder}/{splits[-1]}/CLASS/FILE.")
+    if any('' in tree[t] for t in tops): return
+    same = set.intersection(*(set(tree[t]) for t in tops)) if tops else ()
+    if len(tops)==1 and len(same)>1:
+        raise DataError(f"All {word} of {folder} are in its folder {tops[0]}, which holds {_these(same)}. Pass {folder}/{tops[0]}, whose folders are then the classes.")
+    if len(tops)>1 and len(same)>1:
+        raise DataError(f"{folder} can be read in two ways: its folders {_these(tops)} are the classes, or the folders {_these(same)}, which are in each of them, are. "
+                        f"Pass one of them, such as {folder}/{tops[0]}, or a table with the columns {kind} and label.")
+
+# %% ../../nbs/data/05_folders.ipynb #f1b87932
+def _splits_or_classes(folder, tree, kind):
+    "Name of the split that each top folder stands for, or nothing where the top folders are classes"
+    named,word = {t:split_name(t) for t in tree if t.lower() in _SPLIT_NAMES},_WORDS[kind]
+    if not named: return _refuse_classes(folder, tree, kind) or {}
+    other,deep = sorted(set(tree)-set(named)),{t for t in named if set(tree[t])-{''}}
+    sure,train = len(set(named.values()))>1 or not other,[t for t,s in named.items() if s=='train']
+    if sure and (not deep or train and not deep & set(train)):
+        raise DataError(f"{folder}/{(train or sorted(named))[0]} is a split and holds {word} in no class folder. Expected {folder}/{(train or sorted(named))[0]}/CLASS/FILE, "
+                        f"or a table with the columns {kind}, label and split.")
+    if sure: return named
+    t = next(iter(named))
+    if not deep: return say(f"{folder}/{t} is read as a class, as it holds {word} and no folders of them") or {}
+    if all('' not in tree[o] and set(tree[o])<=set(tree[t]) for o in other): return named
+    raise DataError(f"{folder} can be read in two ways: {t} is a split with the classes {_these(set(tree[t])-{''})}, or it is a class beside {_these(other)}. "
+                    f"Pass {folder}/{t}, or take away or rename what is not meant.")
 
 # %% ../../nbs/data/05_folders.ipynb #8ce04ae5
 def _folder_frame(folder, rows, task, labelled, with_split):
@@ -77,6 +117,18 @@ def _report_other(other, kind, folder):
     kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
     say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
 
+def _report_folders(folder, rows, splits, kind):
+    "Say which folders have nothing of the kind, and what was understood where something stands beside the splits"
+    full = {f.relative_to(folder).parts[:2 if splits else 1] for f,*_ in rows}
+    tops = [(d,) for d in _folders(folder)]
+    inner = [(t,d) for t,*_ in tops if t in splits for d in _folders(folder/t)]
+    empty = ['/'.join(o) for o in (inner+[t for t in tops if t[0] in splits and not any(i[0]==t[0] for i in inner)] if splits else tops) if o not in full]
+    if empty: say(f"No {_WORDS[kind]} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are' if len(empty)>1 else 'is'} no class: {_these(empty, 8)}")
+    beside = [t for t,*_ in tops if splits and t not in splits]
+    if beside:
+        n = Counter(s for *_,s in rows)
+        say(f"Read {folder} as {', '.join(f'{v:,} {k}' for k,v in n.items())} rows of the classes {_these({l for _,l,_ in rows}, 8)}; beside the splits and not read: {_these(beside, 8)}")
+
 def _no_rows(folder, kind, other):
     lost = other['outside of the class folders']
     hint = f"Its {lost:,} {_WORDS[kind]} stand in no class folder. " if lost else ''
@@ -84,10 +136,10 @@ def _no_rows(folder, kind, other):
     return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
 
 # %% ../../nbs/data/05_folders.ipynb #f95f1fe8
-def _folder_rows(folder, kind, labelled, splits):
+def _folder_rows(folder, kind, labelled, splits, files):
     "((path, label, split) of each file, how many files of which kind were passed over)"
     rows,other = [],Counter()
-    for f in _walk(folder):
+    for f in files:
         parts = f.relative_to(folder).parts
         split = splits.get(parts[0], '') if splits else None
         label = parts[1 if splits else 0] if len(parts)>(2 if splits else 1) else None
@@ -101,8 +153,10 @@ def _read_folder(folder, task, labelled):
     if len(task.inputs)>1 or kind not in _KINDS or labelled and not task.classes:
         raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns "
                         f"{', '.join((*task.inputs, task.target))}.")
-    splits = _split_folders(folder) if labelled else {}
-    rows,other = _folder_rows(folder, kind, labelled, splits)
+    files = list(_walk(folder))
+    splits = _splits_or_classes(folder, _tree(folder, kind, files), kind) if labelled else {}
+    rows,other = _folder_rows(folder, kind, labelled, splits, files)
     _report_other(other, kind, folder)
     if labelled and not rows: raise _no_rows(folder, kind, other)
+    if labelled: _report_folders(folder, rows, splits, kind)
     return _folder_frame(folder, rows, task, labelled, bool(splits))

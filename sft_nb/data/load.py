@@ -185,11 +185,20 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude, laz
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     held,vmulti = read(vframe, vbase, vwhat, prefix)
     if task.classes: held[task.target] = pd.Series(match_labels(held[task.target], _flat(rows[task.target].dropna(), multi)), dtype=object)
+    held = _held_side(held, vwhat)
     if 'split' not in rows: rows['split'] = 'train'
     both = pd.concat([rows, held.assign(split='valid')], ignore_index=True)
     if late: both = _exclude(both, exclude)
     if multi or vmulti: both[task.target] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[task.target]], dtype=object)
     return both,multi or vmulti,f'{what} and {vwhat}'
+
+def _held_side(held, what):
+    "Of validation data that have splits of their own, the rows for validation"
+    sides = set(held.get('split', ()))
+    if len(sides)<2: return held
+    if 'valid' not in sides: raise DataError(f"valid={what!r} has the splits {', '.join(sorted(map(str, sides)))} and no rows of 'valid'. Pass the rows that are meant.")
+    say(f"Validating on the {sum(held.split=='valid'):,} valid rows of {what}, which has {len(held):,} rows in all")
+    return held[held.split=='valid'].reset_index(drop=True)
 
 def _one_side(valid):
     if not isinstance(valid, (str,Path)) and not isinstance(valid, pd.DataFrame) and not is_dataset(valid):
