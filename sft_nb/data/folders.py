@@ -1,6 +1,7 @@
 """A folder with a folder per class becomes a frame of files
 
-Folders are read by what they are called: a folder per class, or `train`, `valid` and `test` with a folder per class in each. Where the names leave two readings open, both are named, and nothing is read.
+Folders are read by what they are called: a folder per class, or `train`, `valid` and `test` with a folder per class in each.
+Where the names leave two readings open, both are named, and nothing is read.
 
 Docs: https://sft-nb.github.io/sft_nb/data/folders.html.md"""
 

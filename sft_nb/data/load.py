@@ -301,6 +301,7 @@ def load_data(
     rows = _correct(rows, corrections, task, multi, label_delim)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
     if input is not None: settings['input'] = input
+    if target is not None and '.' in target: settings['target'] = target
     if empty_label!='raise': settings['empty_label'] = empty_label
     from sft_nb.checkpoints.references import open_checkpoint
     spec = DataSpec(task, rows, multi_label=multi, checkpoint=open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained),

@@ -44,11 +44,14 @@ def model_outputs(
     rows:pd.DataFrame, # With the inputs
     batch_size:int, # Items a step
     desc:str, # For the progress bar
+    remarks:bool=True, # Say what was cut off the rows and what the tokenizer does not know; False: it was said when they were loaded
 ):  # A generator: scores `(batch, classes)`, or what a sequence model wrote, per batch
     "What the model says of rows, in their order"
     if not len(rows): return
     dl = spec.task.item_loader(spec, rows, batch_size)
     with eval_mode(model): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
+    told = getattr(getattr(dl, 'coder', None), 'remarks', None)
+    for o in told(spec.checkpoint.ref) if remarks and told else (): say(o)
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #dcb8e5c3
 def sorted_by_length(
@@ -144,12 +147,22 @@ def _side(rows, split, what):
     return rows[~rows.split.isin(set(have)-{split})]
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
+def _rows_of(source, spec, columns):
+    "What `read_rows` reads; of objects within a row, the fields that training read where the data have them"
+    from sft_nb.data.rows import read_rows
+    fields = {k:spec.options[k] for k in ('input','target') if '.' in str(spec.options.get(k, '')) and columns.get(k) is None}
+    if columns.get('labelled') is False: fields.pop('target', None)
+    for more in ([fields] if fields else []):
+        try: return read_rows(source, spec.task, problems=True, **{**columns, **more})
+        except DataError as e:
+            if 'has no column' not in str(e): raise
+    return read_rows(source, spec.task, problems=True, **columns)
+
 def _read_labelled(source, spec, split, columns):
     "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems)"
     from sft_nb.data.load import row_problems, split_problems
-    from sft_nb.data.rows import read_rows
     asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target
-    rows = _side(read_rows(source, spec.task, **asked, **columns), split, _source_name(source))
+    rows = _side(_rows_of(source, spec, dict(asked, **columns)), split, _source_name(source))
     if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
     if spec.task.classes: rows = rows.assign(**{t:pd.Series(match_labels(rows[t], spec.vocab), index=rows.index, dtype=object)})
     found = row_problems(rows, spec)
@@ -159,8 +172,7 @@ def _read_labelled(source, spec, split, columns):
 def _read_items(source, spec, columns):
     "(rows without a look at the target; index -> problems)"
     from sft_nb.data.load import row_problems
-    from sft_nb.data.rows import read_rows
-    rows = read_rows(source, spec.task, labelled=False, **columns)
+    rows = _rows_of(source, spec, dict(columns, labelled=False))
     rows['item'] = _item_names(rows, source, spec)
     rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
     return rows,row_problems(rows, spec, False)
@@ -179,7 +191,7 @@ def read_checked(
     rows,found = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns)
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
     if len(problems) and bad!='skip': raise BadRows(problems, _source_name(source) if labelled else 'the data')
-    return rows.drop(index=list(found)),problems
+    return rows.drop(index=list(found)).drop(columns='problem_'),problems
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #190e6c9e
 def label_queue(
