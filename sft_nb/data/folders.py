@@ -120,12 +120,12 @@ def _report_other(other, kind, folder):
 
 def _report_folders(folder, rows, splits, kind):
     "Say which folders have nothing of the kind, and what was understood where something stands beside the splits"
-    full = {f.relative_to(folder).parts[:2 if splits else 1] for f,*_ in rows}
-    tops = [(d,) for d in _folders(folder)]
-    inner = [(t,d) for t,*_ in tops if t in splits for d in _folders(folder/t)]
-    empty = ['/'.join(o) for o in (inner+[t for t in tops if t[0] in splits and not any(i[0]==t[0] for i in inner)] if splits else tops) if o not in full]
+    full,tops = {f.relative_to(folder).parts[:2 if splits else 1] for f,*_ in rows},_folders(folder)
+    sides = {t:_folders(folder/t) for t in tops if splits and t.lower() in _SPLIT_NAMES}
+    inner = [(t,*d) for t,ds in sides.items() for d in ([(o,) for o in ds] or [()])] if splits else [(t,) for t in tops]
+    empty = ['/'.join(o) for o in inner if o not in full]
     if empty: say(f"No {_WORDS[kind]} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are' if len(empty)>1 else 'is'} no class: {_these(empty, 8)}")
-    beside = [t for t,*_ in tops if splits and t not in splits]
+    beside = [t for t in tops if splits and t not in sides]
     if beside:
         n = Counter(s for *_,s in rows)
         say(f"Read {folder} as {', '.join(f'{v:,} {k}' for k,v in n.items())} rows of the classes {_these({l for _,l,_ in rows}, 8)}; beside the splits and not read: {_these(beside, 8)}")

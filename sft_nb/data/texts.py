@@ -48,7 +48,7 @@ class TextTally:
     "What was made into tokens: how much was cut, and how much the tokenizer does not know"
     def __init__(self, tokenizer):
         self.unknown_id,self.texts,self.tokens,self.cut,self.longest = _unknown_id(tokenizer),0,0,0,0
-        self.own = set(getattr(tokenizer, 'all_special_ids', ()))
+        self.own = set(getattr(tokenizer, 'all_special_ids', ()))|({tokenizer.convert_tokens_to_ids('▁')} if self.unknown_id is not None else set())
         self.unknown,self.some,self.wholly,self.examples = 0,0,[],[]
 
     def add(self, texts, ids, limit):
