@@ -50,7 +50,8 @@ def test_train_alone_beside_samples(tmp_path):
 def test_what_is_asked(tmp_path, files, says):
     with pytest.raises(DataError, match=says): load_data('image', fill(tmp_path, *files), **NET)
 
-@pytest.mark.parametrize('files,classes', [(['train/1','train/2','bus/1','bus/2'], {'train','bus'}), (['cat/images/1','dog/images/1'], {'cat','dog'}), (['cat/day/1','cat/2','dog/day/1','dog/night/1'], {'cat','dog'})])
+@pytest.mark.parametrize('files,classes', [(['train/1','train/2','bus/1','bus/2'], {'train','bus'}), (['cat/images/1','dog/images/1'], {'cat','dog'}),
+                                           (['cat/day/1','cat/2','dog/day/1','dog/night/1'], {'cat','dog'})])
 def test_what_is_a_class(tmp_path, files, classes, capsys):
     assert set(read(fill(tmp_path, *files)).label)==classes
     assert ('train is read as a class' in capsys.readouterr().err)==('train' in classes)
@@ -115,5 +116,7 @@ def test_validation_data_that_have_splits(tmp_path, capsys):
 
 def test_the_command_line_takes_a_split(pets, tmp_path):
     top = fill(tmp_path, *within('train'), *within('test', CATS[:4]))
-    def n(*more): return json.loads(subprocess.run([sys.executable, '-m', 'sft_nb', 'evaluate', str(pets.folder), str(top), '--device', 'cpu', *more], capture_output=True, text=True).stdout)['n']
+    def n(*more):
+        r = subprocess.run([sys.executable, '-m', 'sft_nb', 'evaluate', str(pets.folder), str(top), '--device', 'cpu', *more], capture_output=True, text=True)
+        return json.loads(r.stdout)['n']
     assert (n(), n('--split', 'all'))==(4,10)

@@ -1,7 +1,7 @@
 "Texts as people have them: invisible ones, letters that the tokenizer does not know, names of files, objects within rows, what is too long"
 import json, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from sft_nb.core.basics import DataError
 from sft_nb.data.labels import is_blank
 from sft_nb.data.load import load_data
@@ -10,6 +10,7 @@ from sft_nb.data.task import get_task
 from sft_nb.data.texts import _unknown_id
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.models.seq2seq import decode_translations, Generated
 from sft_nb.tasks.small_nets import small_marian
 from sft_nb.training.learner import sft_learner
 
@@ -81,7 +82,15 @@ def test_prediction_says_what_is_cut(days, marian, tmp_path, capsys):
     p = load_predictor(tmp_path/'m', device='cpu')
     for _ in range(2):
         p.predict(['the red house '*200, 'the house'])
-        assert 'Cut 1 of 2 texts after' in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert 'Cut 1 of 2 texts after' in said
+    end = p.spec._coder[2].tokenizer.eos_token_id
+    for tokens,n in (([[5,6,7],[5,end,-100]], 1), ([[5,end],[end,-100]], 0)):
+        coder = p.spec._coder[2]
+        coder.tally.texts,coder.tally.unfinished = 2,0
+        decode_translations(p.spec, Generated(torch.tensor(tokens), torch.ones(2)))
+        said = f'1 of 2 translations stop at the limit of {coder.max_target_length} tokens before their end'
+        assert coder.tally.unfinished==n and any(o.startswith(said) for o in coder.remarks())==(n>0)
 
 def test_evaluation_of_own_rows_does_not_repeat_what_loading_said(bert, capsys):
     learn = sft_learner(load_data('text', DAYS.assign(text=['sad '*300, *DAYS.text[1:]]), checkpoint=bert))

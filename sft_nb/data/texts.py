@@ -50,6 +50,7 @@ class TextTally:
         self.unknown_id,self.texts,self.tokens,self.cut,self.longest = _unknown_id(tokenizer),0,0,0,0
         self.own = set(getattr(tokenizer, 'all_special_ids', ()))|({tokenizer.convert_tokens_to_ids('▁')} if self.unknown_id is not None else set())
         self.unknown,self.some,self.wholly,self.examples = 0,0,[],[]
+        self.unfinished = 0 # Written texts that stopped at the limit; counted by those who write
 
     def add(self, texts, ids, limit):
         "Count texts by their tokens before the cut"

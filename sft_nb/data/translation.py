@@ -204,6 +204,17 @@ def translation_loaders(
     labels = coder.labels(list(spec.rows.target))
     return sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(s)+len(t) for s,t in zip(sources, labels)], batch_size)
 
+# %% ../../nbs/data/17_translation.ipynb #56a15082
+@patch
+def remarks(
+    self:PairCoder,
+    ref:str='the model', # What the tokenizer is of
+)->list: # Sentences; none where all of every source was read and every translation came to its end
+    "What was cut off sources and translations, and what the tokenizer does not know"
+    n = self.tally.unfinished
+    more = f"{n:,} of {self.tally.texts:,} translations stop at the limit of {self.max_target_length:,} tokens before their end (max_target_length of load_data sets it)"
+    return super(PairCoder, self).remarks(ref)+[more]*(n>0)
+
 # %% ../../nbs/data/17_translation.ipynb #34b27f27
 def pair_item_loader(
     spec, # `preprocess` as training left it
