@@ -71,6 +71,11 @@ def test_quotes_in_a_cell(bert, capsys):
     assert vocab(to_frame(None, two('"pos"', '"neg"')), bert)==['"neg"','"pos"']
     assert '2 of 2 classes have quotes around their names' in capsys.readouterr().err
 
+def test_half_a_character_in_a_label(bert, tmp_path):
+    source = to_jsonl(tmp_path/'d.jsonl', two('pos', 'neg')[:-1]+['neg\ud83d'])
+    with pytest.raises(BadRows, match='d.jsonl line 12: label .* holds half of a character'): vocab(source, bert)
+    assert len(load_data('text', source, checkpoint=bert, bad='skip').sft.rows)==11
+
 def test_a_lone_class_that_looks_like_another_is_named(bert):
     with pytest.raises(BadRows, match="the only item of class 'Neg': a class needs two; is it 'neg', which has 5?"): vocab(to_frame(None, two('pos', 'neg')[:-1]+['Neg']), bert)
 

@@ -35,9 +35,17 @@ def _none(cells): return np.array([v is None for v in cells], dtype=bool)
 
 def _empty_cells(rows, columns): return [(i, f'empty {k}') for k in columns for i in rows.index[_none(rows[k])]]
 
-def _empty_targets(rows, spec):
-    more = ": an item of none of the classes is written [], or pass empty_label='none'" if spec.multi_label else ''
-    return [(i, p+more) for i,p in _empty_cells(rows, [spec.task.target])]
+def _halved(name):
+    try: return not name.encode()
+    except UnicodeEncodeError: return True
+
+def _target_problems(rows, spec):
+    "Rows without a target, and those whose class no file could hold"
+    t,more = spec.task.target,": an item of none of the classes is written [], or pass empty_label='none'" if spec.multi_label else ''
+    out = [(i, p+more) for i,p in _empty_cells(rows, [t])]
+    halved = set(filter(_halved, set(_flat(rows[t].dropna(), spec.multi_label)))) if spec.task.classes else ()
+    return out+[(i, f'{t} {l!r} holds half of a character; decode the source again') for i,v in rows[t].items() if halved and v is not None
+                for l in (v if spec.multi_label else [v]) if l in halved]
 
 def _empty(rows, task):
     "Rows without an input; where one is enough, those without any"
@@ -73,7 +81,7 @@ def row_problems(
     for i,p in rows.get('problem_', pd.Series(dtype=object)).items():
         if p: add(i, p)
     whole = rows.drop(index=list(found))
-    for i,p in (*_empty(whole, task), *(_empty_targets(whole, spec) if labelled else ())): add(i, p)
+    for i,p in (*_empty(whole, task), *(_target_problems(whole, spec) if labelled else ())): add(i, p)
     for i,p in _file_problems(whole, task): add(i, p)
     if labelled:
         for i,p in _twice(whole, task): add(i, p)

@@ -83,12 +83,12 @@ def _is_there(path):
     try: return path.exists()
     except (OSError,ValueError): return False
 
-def _is_text(source, path):
-    "Whether a text is meant as such, though a file or a folder may have its name"
+def _is_text(source, path, folders=True):
+    "Whether a text is meant as such, though a file or a folder may have its name; `folders`: whether a folder of texts can be read"
     if not isinstance(source, str): return False
     if not _is_there(path): return True
     name = repr(source[:60])
-    if path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)): return say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself") or False
+    if folders and path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)): return say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself") or False
     if path.suffix.lower()=='.txt': raise DataError(f"{path} is a text file. Pass [{name}] for the text itself, or the lines of the file as a list.")
     return say(f"{name} is read as a text, though {'a folder' if path.is_dir() else 'a file'} has this name") or True
 
@@ -98,7 +98,7 @@ def _is_item(source, task):
     try: p = p.expanduser()
     except RuntimeError: pass
     if p.suffix.lower() in TABLE_READERS and (is_file or _is_there(p)): return False
-    return not (_is_there(p) and p.is_dir()) if is_file else _is_text(source, p)
+    return not (_is_there(p) and p.is_dir()) if is_file else _is_text(source, p, task.inputs==('text',))
 
 # %% ../../nbs/data/06_rows.ipynb #b301effd
 def _whole_or_not(source, path, lazy):
