@@ -311,13 +311,14 @@ def _demo(a):
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours, demo.get('untuned', False))
 
 # %% ../nbs/00_cli.ipynb #33301705
-def _items(given, task):
+def _items(given, task, as_items=False):
     "The arguments; of one text file its lines, paths in it relative to it"
     path = Path(given[0])
-    if len(given)>1: return given
+    if len(given)>1 or as_items: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
+    from sft_nb.data.labels import is_blank
     from sft_nb.data.table_files import decoded_text
-    lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if o.strip()]
+    lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if not is_blank(o)]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
 
 # %% ../nbs/00_cli.ipynb #099caf3b
@@ -341,7 +342,7 @@ def _opened(folder, device, data=None):
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
-    table = model.predict(_items(a.items, model.task), bad=a.bad, input=a.input)
+    table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input)
     text = _predictions(table, model.spec.options.get('label_delim') or '|', out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
@@ -351,7 +352,7 @@ def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     model = _opened(a.dir, device=a.device, data=Path(a.data))
     from sft_nb.evaluation.evaluate import evaluate
-    ev = evaluate(model, on=Path(a.data), bad=a.bad, input=a.input, target=a.target)
+    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target)
     _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
@@ -463,6 +464,7 @@ def _use_commands(add):
     r = add('predict', _predict, 'predict items with a saved model')
     r.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     r.add_argument('items', nargs='+', metavar='ITEMS', help='items, or one file or folder of them')
+    r.add_argument('--as-items', action='store_true', help='ITEMS are texts or paths themselves, even where one is the name of a table, a text file or a folder')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
 
@@ -471,6 +473,7 @@ def _judge_commands(add):
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
     _data_options(e)
+    e.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
     e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
     c = add('check', _check, 'read data and say what was understood, what is wrong, and what to type next; nothing is trained')
     c.add_argument('task', metavar='TASK', help='see: sft_nb tasks')

@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from filelock import FileLock
 from ..core.basics import DataError, FolderError, near, say, write_atomic
 from .problems import BadRows, _table
-from .labels import is_blank, _target
+from .labels import is_blank, match_labels, _target
+from .splits import _flat
 from .table_files import _read_csv
 
 # %% ../../nbs/data/09_corrections.ipynb #ffe57dc6
@@ -218,12 +219,12 @@ def _corrections(given):
     return frame
 
 # %% ../../nbs/data/09_corrections.ipynb #6ca40edc
-def _marked(o, task, multi, delim):
-    "A label out of a correction as the rows have it"
+def _marked(o, task, multi, delim, classes=()):
+    "A label out of a correction as the rows have it; `classes`: those of the rows"
     if is_blank(o) if not isinstance(o, (list,tuple)) else not o: return None
     if multi and isinstance(o, str) and o.startswith('['): o = _json_list(o)
     out,_ = _target([o], task, delim if multi else None)
-    return out[0] if not multi or isinstance(out[0], list) else [out[0]]
+    return match_labels([out[0] if not multi or isinstance(out[0], list) else [out[0]]], classes)[0]
 
 def _json_list(text):
     "The list that a text is in JSON, or the text"
@@ -231,9 +232,9 @@ def _json_list(text):
     except ValueError: return text
     return out if isinstance(out, list) else text
 
-def _correction(r, row, task, multi, delim):
+def _correction(r, row, task, multi, delim, classes=()):
     "(new label or None, what is wrong or None) of one correction"
-    label,was,now = _marked(r.label, task, multi, delim),_marked(r.was, task, multi, delim),row[task.target]
+    label,was,now = _marked(r.label, task, multi, delim, classes),_marked(r.was, task, multi, delim, classes),row[task.target]
     if r.mark not in ('relabel','exclude','ambiguous'): return None,f"mark {r.mark!r}.{near(r.mark, ('relabel','exclude','ambiguous'))}"
     if r.mark=='relabel' and label is None: return None,'relabel without a label'
     if was is not None and now not in (was, label): return None,f"was {was!r} when it was corrected, and is {now!r} in the data"
@@ -246,7 +247,8 @@ def _correct(rows, given, task, multi=False, delim=None):
     table,at,t = _corrections(given),{o:i for i,o in rows.item.items()},task.target
     here,what = table[table.item.isin(rows.item)],Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
     if len(table) and not len(here): raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table.item.iloc[0], list(rows.item))}")
-    found = [(at[r.item], r, *_correction(r, rows.loc[at[r.item]], task, multi, delim)) for r in here.itertuples()]
+    classes = set(_flat(rows[t].dropna(), multi)) if task.classes else ()
+    found = [(at[r.item], r, *_correction(r, rows.loc[at[r.item]], task, multi, delim, classes)) for r in here.itertuples()]
     wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in found if p])
     if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
     targets = list(rows[t])

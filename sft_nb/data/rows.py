@@ -15,14 +15,14 @@ import os, re
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.basics import DataError, near
+from ..core.basics import DataError, near, say
 from ..core.hashing import FILE_COLUMNS
 from .task import get_task, Task
 from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_bytes
-from .problems import BadRows, _table
+from .problems import BadRows, name_in_errors, _table
 from .labels import is_blank, label_text, _target
 from .table_files import TABLE_READERS, _frame_cells, _read_frame
-from .folders import _read_folder
+from .folders import split_name, _read_folder, _walk
 
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
 def is_dataset(
@@ -79,14 +79,26 @@ def _near_path(path):
 # %% ../../nbs/data/06_rows.ipynb #82c7cd08
 def _is_array(o): return isinstance(o, np.ndarray) and o.dtype!=object
 
+def _is_there(path):
+    try: return path.exists()
+    except (OSError,ValueError): return False
+
+def _is_text(source, path, folders=True):
+    "Whether a text is meant as such, though a file or a folder may have its name; `folders`: whether a folder of texts can be read"
+    if not isinstance(source, str): return False
+    if not _is_there(path): return True
+    name = repr(source[:60])
+    if folders and path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)): return say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself") or False
+    if path.suffix.lower()=='.txt': raise DataError(f"{path} is a text file. Pass [{name}] for the text itself, or the lines of the file as a list.")
+    return say(f"{name} is read as a text, though {'a folder' if path.is_dir() else 'a file'} has this name") or True
+
 def _is_item(source, task):
     "Whether a text is an item itself, not a file of items or a folder"
-    p = Path(source).expanduser()
-    is_file = task.inputs[0] in FILE_COLUMNS
-    try: there = p.exists()
-    except (OSError,ValueError): there = False
-    if p.suffix.lower() in TABLE_READERS and (there or is_file): return False
-    return not (there and p.is_dir()) if is_file else not there
+    is_file,p = task.inputs[0] in FILE_COLUMNS,Path(source)
+    try: p = p.expanduser()
+    except RuntimeError: pass
+    if p.suffix.lower() in TABLE_READERS and (is_file or _is_there(p)): return False
+    return not (_is_there(p) and p.is_dir()) if is_file else _is_text(source, p, task.inputs==('text',))
 
 # %% ../../nbs/data/06_rows.ipynb #b301effd
 def _whole_or_not(source, path, lazy):
@@ -115,7 +127,7 @@ def _read_source(source, task, labelled=True, lazy=None):
     if is_dataset(source): return _read_hf(source),Path.cwd(),'the Dataset'
     if isinstance(source, (str,Path)) and (labelled or not _is_item(source, task)): return _read_path(Path(source).expanduser(), task, labelled)
     items = list(source) if isinstance(source, (list,tuple,pd.Series,np.ndarray)) and not _is_array(source) else [source]
-    if items and all(isinstance(o, dict) and set(o)&{*task.inputs, task.target} for o in items):
+    if items and all(isinstance(o, dict) and (set(o)&{*task.inputs, task.target} or any(isinstance(v, dict) for v in o.values())) for o in items):
         keys = dict.fromkeys(k for o in items for k in o)
         return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in keys})),Path.cwd(),'the list'
     if labelled:
@@ -136,6 +148,37 @@ def _named(input, task, has):
         raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}{', or two columns as a pair' if task.pairs else ''}.")
     return {} if first in has and not set(names) & set(has) else {first:names}
 
+# %% ../../nbs/data/06_rows.ipynb #9f4fcbb6
+def _fields(frame):
+    "'translation.en' and 'translation.fr' for each column of objects"
+    out = {}
+    for c in (c for c in frame.columns if not c.startswith('_')):
+        cells = frame[c].array[:100] if is_lazy(frame[c]) else frame[c]
+        if not isinstance(next((v for v in cells if not is_blank(v)), None), dict): continue
+        told = [v for v in cells if isinstance(v, dict)]
+        if not all(set(v)<={'bytes','path','array','sampling_rate'} for v in told): out[c] = [f'{c}.{k}' for k in dict.fromkeys(k for v in told for k in v)]
+    return out
+
+def _field(v, name): return v.get(name) if isinstance(v, dict) else None
+
+def _cells_of(frame, c, empty=None):
+    "Cells of a column, or of a field in a column of objects"
+    column,_,name = c.partition('.')
+    if c in frame or not name or column not in frame: return frame.get(c, empty)
+    if is_lazy(frame[column]): return pd.Series(frame[column].array.converted(partial(_field, name=name)))
+    return pd.Series([_field(v, name) for v in frame[column]], dtype=object)
+
+def _found_fields(missing, task, fields, labelled):
+    "Name of an input or the target -> the field that it is in, for those that no column has"
+    flat = [f for fs in fields.values() for f in fs]
+    found = {k:hits[0] for k in missing if len(hits := [f for f in flat if f.endswith(f'.{k}')])==1}
+    sides = [*task.inputs, task.target]
+    if found or task.classes or len(sides)>2 or sides[0] in FILE_COLUMNS or not set(sides[:1+labelled])<=set(missing): return found
+    pair = next(iter(fields.values())) if len(fields)==1 else []
+    if len(pair)!=2: return found
+    say(f"Reading {pair[0]} as {sides[0]} and {pair[1]} as {sides[1]}; input={pair[1]!r} and target={pair[0]!r} turn it round")
+    return dict(zip(sides, pair))
+
 # %% ../../nbs/data/06_rows.ipynb #79d02cb6
 def _columns(frame, task, input, target, group, labelled, what):
     "Column of the source for each input, the target and the group"
@@ -146,6 +189,10 @@ def _columns(frame, task, input, target, group, labelled, what):
     if labelled or target: want[task.target] = (target or task.target, 'target=')
     elif task.target in has: want[task.target] = (task.target, '')
     if group: want['group'] = (group, 'group=')
+    missing = [k for k,(cs,_) in want.items() if not set(_each(cs))<=set(has)]
+    if missing and (fields := _fields(frame)):
+        found = _found_fields([k for k in missing if want[k][0]==k and k!='group'], task, fields, labelled)
+        want,has = {k:(found.get(k, c),arg) for k,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
     if not labelled and task.any_input and any(want[k][0] in has for k in task.inputs): has = [*has, *(k for k in task.inputs if k not in names)]
     for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
         if c not in has and len(frame.columns)>2:
@@ -180,8 +227,8 @@ def _number(cells):
 
 def _together(frame, c, empty):
     "Cells of a column; of two columns as pairs"
-    if not isinstance(c, tuple): return frame.get(c, empty)
-    pairs = zip(*(frame.get(o, empty) for o in c))
+    if not isinstance(c, tuple): return _cells_of(frame, c, empty)
+    pairs = zip(*(_cells_of(frame, o, empty) for o in c))
     return [None if all(map(is_blank, o)) else tuple(None if is_blank(v) else v for v in o) for o in pairs]
 
 def _items(frame, cols, task, inputs):
@@ -195,15 +242,15 @@ def _items(frame, cols, task, inputs):
 def _posix(p): return os.path.normpath(str(p).strip()).replace(os.sep, '/')
 
 # %% ../../nbs/data/06_rows.ipynb #fb99893e
-def _normalise(frame, base, cols, task, delim=None, prefix=''):
+def _normalise(frame, base, cols, task, delim=None, prefix='', empty_label='raise'):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, then what else the source has"
     used,own = {o for c in cols.values() for o in _each(c)}|{'split','_item','_row','_problem'},{'item','row','split','group',*task.inputs,task.target}
     empty = pd.Series([None]*len(frame), dtype=object)
     inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
-    target,multi = _target(frame.get(cols[task.target], empty), task, delim) if task.target in cols else (None,False)
+    target,multi = _target(_cells_of(frame, cols[task.target], empty), task, delim, frame['_row'], empty_label) if task.target in cols else (None,False)
     out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
-    if 'split' in frame: out['split'] = [None if is_blank(o) else str(o).strip() for o in frame['split']]
-    if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in frame[cols['group']]]
+    if 'split' in frame: out['split'] = list(map(split_name, frame['split']))
+    if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in _cells_of(frame, cols['group'])]
     out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
     extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
     return pd.DataFrame({**{k:pd.Series(v, dtype=None if is_lazy(v) else object) for k,v in out.items()}, **extra}),multi
@@ -217,11 +264,14 @@ def read_rows(
     labelled:bool=True, # False: the target may be missing
     label_delim:str|None=None, # What stands between several labels in a cell
     lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` when they are asked for; None: where they take more than 64 MB
+    empty_label:str='raise', # As in `load_data`
+    problems:bool=False, # Keep rows that could not be read, with what is wrong with them in a column `problem_`; False: they are raised
 )->pd.DataFrame: # item, the inputs, the target where there is one, row, and every other column; contents are not checked
     "Read data into the table of rows that everything else works on"
     task = get_task(task)
     frame,base,what = _read_source(source, task, labelled, lazy)
-    rows,_ = _normalise(frame, base, _columns(frame, task, input, target, None, labelled, what), task, label_delim)
+    with name_in_errors(what): rows,_ = _normalise(frame, base, _columns(frame, task, input, target, None, labelled, what), task, label_delim, empty_label=empty_label)
+    if problems: return rows
     bad = rows[rows.problem_!='']
     if len(bad): raise BadRows(_table([(r.item, r.row, r.problem_) for r in bad.itertuples()]), what, 'Mend them.')
     return rows.drop(columns='problem_')

@@ -17,7 +17,7 @@ import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import DataError, say
-from .texts import network_config, TextCoder, tokenizer_fingerprint, _length, _limit, _ReadTokens, _text_problem
+from .texts import network_config, TextCoder, TextTally, tokenizer_fingerprint, _unknown_text, _length, _limit, _ReadTokens, _text_problem
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _check_tokenizer
 from .token_targets import _language
 
@@ -168,9 +168,13 @@ def _report_cut(what, lengths, limit):
     n = sum(o>limit for o in lengths)
     if n: say(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens")
 
-def _report(rows, sources, targets, coder):
-    "Say what is odd in the pairs and what is cut off them"
+def _report(rows, sources, targets, coder, ref='the checkpoint'):
+    "Say what is odd in the pairs, what the tokenizer does not know and what is cut off them"
     _report_odd(rows)
+    tally = TextTally(coder.tokenizer)
+    tally.add(list(rows.target), targets, 10**9)
+    for side,t in (('sources',coder.tally), ('targets',tally)):
+        if t.unknown: say(_unknown_text(t, coder.tokenizer.unk_token, f'{ref} ({side})', list(rows['row'])))
     _report_cut('source', [o.n for o in sources], coder.max_length)
     _report_cut('target', list(map(len, targets)), coder.max_target_length)
 
@@ -194,11 +198,22 @@ def translation_loaders(
     sources,targets = coder.encode(list(spec.rows.source)),coder.labels(list(spec.rows.target))
     coder.max_target_length = _target_length([len(t) for t,s in zip(targets, spec.rows.split) if s=='train'], _limit(config) or 10**5,
                                              _length(ckpt, config, tokenizer), max_target_length)
-    if first: _report(spec.rows, sources, targets, coder)
+    if first: _report(spec.rows, sources, targets, coder, ckpt.ref)
     spec.preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=langs[0], target_lang=langs[1], prefix=prefix,
                            num_beams=_beams(num_beams), tokenizer=mark)
     labels = coder.labels(list(spec.rows.target))
     return sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(s)+len(t) for s,t in zip(sources, labels)], batch_size)
+
+# %% ../../nbs/data/17_translation.ipynb #56a15082
+@patch
+def remarks(
+    self:PairCoder,
+    ref:str='the model', # What the tokenizer is of
+)->list: # Sentences; none where all of every source was read and every translation came to its end
+    "What was cut off sources and translations, and what the tokenizer does not know"
+    n = self.tally.unfinished
+    more = f"{n:,} of {self.tally.texts:,} translations stop at the limit of {self.max_target_length:,} tokens before their end (max_target_length of load_data sets it)"
+    return super(PairCoder, self).remarks(ref)+[more]*(n>0)
 
 # %% ../../nbs/data/17_translation.ipynb #34b27f27
 def pair_item_loader(
@@ -209,6 +224,7 @@ def pair_item_loader(
 )->SequenceDL: # Batches of sources, in the order of `rows`
     "A loader for prediction"
     coder = pair_coder(spec)
+    coder.tally = TextTally(coder.tokenizer)
     labels = coder.labels(list(rows['target'])) if labelled else None
     return sequence_item_loader(SequenceDL, coder, _ReadTokens(coder.encode(list(rows['source'])), coder), len(rows), batch_size, labels)
 

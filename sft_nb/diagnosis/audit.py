@@ -16,6 +16,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, need, write_atomic
 from ..core.metrics import class_codes, group_codes
+from ..data.labels import alike_classes
 from ..evaluation.slices import item_measures
 from .features import item_features
 from .baselines import linear_probe
@@ -178,6 +179,14 @@ def _classes(a):
     if lost: yield 'imbalance','warning',len(lost), \
         f"{_count(len(lost), 'class')} without a validation row: {', '.join(map(str, lost[:8]))}", "Nothing is known of how well they are found: hold out some."
 
+# %% ../../nbs/diagnosis/03_audit.ipynb #304e47b4
+def _names(a):
+    if not len(a.classes): return
+    n = a.classes.iloc[:,-1].to_dict()
+    for names,how in alike_classes(n, typos=True): yield 'names','warning',int(sum(n[o] for o in names[1:])), \
+        f"classes that differ in {how}: {', '.join(f'{o!r} ({n[o]:,})' for o in names)}", \
+        f"If they are one class, write {names[0]!r} in all of their rows; the model learns to tell them apart."
+
 # %% ../../nbs/diagnosis/03_audit.ipynb #f8ffcd17
 def _shifts(a):
     for side,(area,p) in a.shift.items():
@@ -209,7 +218,7 @@ class Audit:
         trained:bool=False, # Whether a trained model judged the labels of validation
     ):
         self.spec,self.rows,self.duplicates,self.cues,self.classes,self.shift,self.trained = spec,rows,duplicates,cues,classes,shift,trained
-        found = [o for f in (_leaks, _doubles, _conflicts, _labels, _classes, _shifts, _cues, _outliers) for o in f(self)]
+        found = [o for f in (_leaks, _doubles, _conflicts, _labels, _classes, _names, _shifts, _cues, _outliers) for o in f(self)]
         table = pd.DataFrame(found, columns=['kind','severity','rows','what','suggestion'])
         self.findings = table.sort_values('severity', key=lambda s: s.map(_SEVERITY), kind='stable', ignore_index=True)
 

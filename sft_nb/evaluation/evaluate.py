@@ -54,14 +54,14 @@ def _split_rows(spec, on):
                     "A `split` column with 'train', 'valid' and 'test' sets rows aside for a test.")
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #f043103f
-def _row_pairs(model, spec, rows, batch_size):
+def _row_pairs(outs, spec, rows):
     codes,at = class_codes(rows[spec.task.target], spec.vocab, spec.multi_label),0
-    for z in model_outputs(model, spec, rows, batch_size, 'Evaluating'):
+    for z in outs:
         yield z,codes[at:at+len(z)]
         at += len(z)
 
-def _sequence_columns(model, spec, rows, batch_size):
-    cols = decoded_outputs(model_outputs(model, spec, rows, batch_size, 'Evaluating'), spec)
+def _sequence_columns(outs, model, spec, rows, batch_size):
+    cols = decoded_outputs(outs, spec)
     losses = spec.task.row_losses
     cols['target'],cols['loss'] = list(rows[spec.task.target]),losses(model, spec, rows, batch_size) if losses else np.nan
     cols['correct'] = [t==p for t,p in zip(cols.target, cols.prediction)]
@@ -101,8 +101,9 @@ _PART = 8192
 def _one_part(learn, rows, batch_size, keep, on):
     model,spec = model_and_spec(learn)
     rows,place = sorted_by_length(spec, rows)
-    if spec.task.decode: cols,probs = _sequence_columns(model, spec, rows, batch_size),None
-    else: cols,probs = _class_columns(_row_pairs(model, spec, rows, batch_size), spec, keep)
+    outs = model_outputs(model, spec, rows, batch_size, 'Evaluating', on=='other data')
+    if spec.task.decode: cols,probs = _sequence_columns(outs, model, spec, rows, batch_size),None
+    else: cols,probs = _class_columns(_row_pairs(outs, spec, rows), spec, keep)
     return _evaluation(learn, rows, cols, spec, probs, on, place)
 
 def _in_parts(learn, rows, batch_size, keep, on, out):
@@ -128,6 +129,7 @@ def evaluate(
     input=None, # Column of the input in other data; None: the task's own name
     target:str|None=None, # Column of the target in other data; None: the task's own name
     bad:str='raise', # Other data: 'raise' lists all bad rows, 'skip' leaves them out
+    split:str|None=None, # Other data with a split: 'test', 'valid', 'train' or 'all'; None: the test rows, else those for validation
     lazy:bool|None=None, # Other data: as in `load_data`
     out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
 )->Evaluation: # One row an item, in the order of the data
@@ -142,6 +144,6 @@ def evaluate(
     if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
-    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, input=input, target=target, lazy=lazy)[0]
+    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy)[0]
     if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
     return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)

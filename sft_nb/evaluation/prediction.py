@@ -13,12 +13,14 @@ __all__ = ['scaled_scores', 'model_outputs', 'checks_while_loading', 'sorted_by_
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #f1f6794b
 import inspect
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.torch_core import to_device
-from ..core.basics import eval_mode, near, progress, TaskError
+from ..core.basics import DataError, eval_mode, near, progress, say, TaskError
+from ..data.labels import match_labels
 from ..data.spec import longest_first
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #977828e3
@@ -45,11 +47,14 @@ def model_outputs(
     batch_size:int, # Items a step
     desc:str, # For the progress bar
     problems:dict|None=None, # Where the loader of the task checks what it reads: filled with place of a row -> problem; None: rows were checked before
+    remarks:bool=True, # Say what was cut off the rows and what the tokenizer does not know; False: it was said when they were loaded
 ):  # A generator: scores `(batch, classes)`, or what a sequence model wrote, per batch
     "What the model says of rows, in their order"
     if not len(rows): return
     dl = spec.task.item_loader(spec, rows, batch_size, **({} if problems is None else {'problems':problems}))
     with eval_mode(model), model.folding() if hasattr(model, 'folding') else nullcontext(): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
+    told = getattr(getattr(dl, 'coder', None), 'remarks', None)
+    for o in told(spec.checkpoint.ref) if remarks and told else (): say(o)
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #dcb8e5c3
 def checks_while_loading(
@@ -127,31 +132,76 @@ def _item_names(rows, source, spec):
     return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
+def _source_name(source):
+    "What data are called in messages, as `load_data` calls them"
+    if isinstance(source, (str,Path)):
+        path = Path(source).expanduser()
+        return str(path) if path.is_dir() else path.name
+    return f"the {next((o for o in ('DataFrame','DatasetDict','Dataset') if type(source).__name__==o), 'list')}"
+
+_SIDES = ('test','valid','train','all')
+
+def _side(rows, split, what):
+    "Rows of one side, and those of which it is not known; of data that have sides the test rows, else those for validation"
+    if split not in (None, *_SIDES): raise DataError(f"split={split!r}.{near(split, _SIDES)}")
+    n = Counter(rows.split) if 'split' in rows else Counter()
+    have = [s for s in _SIDES if n[s]]
+    if split=='all' or split is None and not have: return rows
+    if split is None and have==['train']:
+        raise DataError(f"{what}: all {n['train']:,} rows are of split 'train', and a model is not judged by what it was trained on. "
+                        "Pass other data, or split='train' (--split train) to do so all the same.")
+    split = split or have[0]
+    if not n[split]: raise DataError(f"split={split!r}: {what} has no rows of this split. It has {', '.join(f'{n[s]:,} {s}' for s in have) or 'no column split'}.")
+    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[s]:,} {s}' for s in have)} rows (split= or --split takes others)")
+    return rows[~rows.split.isin(set(have)-{split})]
+
+# %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
+def _rows_of(source, spec, columns):
+    "What `read_rows` reads; of objects within a row, the fields that training read where the data have them"
+    from sft_nb.data.rows import read_rows
+    fields = {k:spec.options[k] for k in ('input','target') if '.' in str(spec.options.get(k, '')) and columns.get(k) is None}
+    if columns.get('labelled') is False: fields.pop('target', None)
+    for more in ([fields] if fields else []):
+        try: return read_rows(source, spec.task, problems=True, **{**columns, **more})
+        except DataError as e:
+            if 'has no column' not in str(e): raise
+    return read_rows(source, spec.task, problems=True, **columns)
+
+def _read_labelled(source, spec, split, columns):
+    "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems)"
+    from sft_nb.data.load import row_problems, split_problems
+    asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target
+    rows = _side(_rows_of(source, spec, dict(asked, **columns)), split, _source_name(source))
+    if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
+    if spec.task.classes: rows = rows.assign(**{t:pd.Series(match_labels(rows[t], spec.vocab), index=rows.index, dtype=object)})
+    found = row_problems(rows, spec)
+    for i,p in (*(split_problems(rows) if split!='all' else ()), *_label_problems(rows, spec)): found.setdefault(i, []).append(p)
+    return rows,found
+
+def _read_items(source, spec, columns, contents):
+    "(rows without a look at the target; index -> problems)"
+    from sft_nb.data.load import row_problems
+    rows = _rows_of(source, spec, dict(columns, labelled=False))
+    rows['item'] = _item_names(rows, source, spec)
+    rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
+    return rows,row_problems(rows, spec, False, contents)
+
 def read_checked(
     source, # Data as `load_data` takes them, or items
     spec, # What the model knows: task, classes, preprocessing
     bad:str='raise', # 'raise' lists all unusable rows, 'skip' leaves them out
     labelled:bool=True, # Whether the target is read and must be known to the model
-    contents:bool=True, # False: what stands in files is not read here
+    contents:bool=True, # False: what stands in files is not read here; for unlabelled items
+    split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
     **columns, # `input`, `target`, `lazy`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
     "Rows of other data, checked as those of training were"
     from sft_nb.data.problems import BadRows
-    from sft_nb.data.rows import read_rows
-    from sft_nb.data.load import row_problems
-    delim = spec.options.get('label_delim') if labelled else None
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
-    rows = read_rows(source, spec.task, labelled=labelled, label_delim=delim, **columns)
-    if labelled and spec.multi_label: rows[spec.task.target] = [t if t is None or isinstance(t, list) else [t] for t in rows[spec.task.target]]
-    found = row_problems(rows, spec, labelled, contents)
-    if labelled:
-        for i,p in _label_problems(rows, spec): found.setdefault(i, []).append(p)
-    if not labelled:
-        rows['item'] = _item_names(rows, source, spec)
-        rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
+    rows,found = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns, contents)
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
-    if len(problems) and bad!='skip': raise BadRows(problems, 'the data')
-    return rows.drop(index=list(found)),problems
+    if len(problems) and bad!='skip': raise BadRows(problems, _source_name(source) if labelled else 'the data')
+    return rows.drop(index=list(found)).drop(columns='problem_'),problems
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #190e6c9e
 def label_queue(

@@ -22,7 +22,7 @@ from ..core.metrics import class_codes
 from ..data.task import all_tasks, get_task, Task
 from ..data.lazy import explain_unreadable, is_lazy
 from ..data.problems import name_in_errors
-from ..data.labels import class_order, is_blank, label_text
+from ..data.labels import class_order, is_blank, label_names, label_text, match_labels
 from ..data.table_files import TABLE_READERS
 from .results import Evaluation, how_scored
 
@@ -36,16 +36,25 @@ def _task_of(frame, task):
 
 def _labels_of(v): return v if isinstance(v, (list,tuple,np.ndarray)) else [v]
 
-def _class_names(frame, columns):
-    return class_order(label_text(l) for c in columns if c in frame for v in frame[c] for l in _labels_of(v))
+def _named_classes(frame, columns, vocab, multi):
+    "(frame with the names of classes in its columns, names of all classes)"
+    columns = [c for c in columns if c in frame]
+    names = label_names([_labels_of(v) for c in columns for v in frame[c]])
+    vocab = class_order(l for o in names for l in o) if vocab is None else list(map(label_text, vocab))
+    cells,n = [o if multi else o[0] for o in match_labels(names, vocab)],len(frame)
+    return frame.assign(**{c:pd.Series(cells[i*n:(i+1)*n], index=frame.index, dtype=object) for i,c in enumerate(columns)}),vocab
 
-def _as_names(cells, multi): return [[label_text(o) for o in _labels_of(v)] if multi else label_text(v) for v in cells]
+def _class_columns(frame, vocab):
+    "The columns that have the names of the classes, in their order; None: there are not all of them"
+    names = list(map(label_text, frame.columns))
+    at = {**{l:i for i,l in enumerate(match_labels(names, vocab))}, **{l:i for i,l in enumerate(names)}}
+    return frame.iloc[:,[at[v] for v in vocab]] if set(vocab)<=set(at) else None
 
-def _check_cells(frame, columns):
+def _check_cells(frame, columns, classes=True):
     "Every row says what is right and what was said"
     if not len(frame): raise DataError("The table has no rows. Pass one with a row an item.")
     for c in columns:
-        lost = [i for i,v in enumerate(frame[c]) if not isinstance(v, str) and is_blank(v)]
+        lost = [i for i,v in enumerate(frame[c]) if (classes or not isinstance(v, str)) and is_blank(v)]
         if lost: raise DataError(f"Column {c!r} is empty in {len(lost):,} of {len(frame):,} rows, the first is row {lost[0]}. Fill them or leave these rows out.")
 
 # %% ../../nbs/evaluation/03_tables.ipynb #79888608
@@ -129,15 +138,15 @@ def _evaluation(frame, task, target, prediction, vocab, probabilities, on, langu
     task = _task_of(frame, task)
     how = _how(task, language)
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
-    _check_cells(frame, [c for c in (target,prediction) if c in frame])
+    _check_cells(frame, [c for c in (target,prediction) if c in frame], task.classes)
     if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on, score_options=how)
     multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
-    vocab = list(map(label_text, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
-    if probabilities is None and set(vocab)<=set(map(label_text, frame.columns)): probabilities = frame.rename(columns=label_text)[vocab]
+    frame,vocab = _named_classes(frame, [target,prediction], vocab, multi)
+    if probabilities is None: probabilities = _class_columns(frame, vocab)
     if probabilities is not None: probabilities = _checked(probabilities, len(frame), len(vocab))
-    frame = frame.assign(target=_as_names(frame[target], multi))
+    frame = frame.assign(target=frame[target])
     if prediction not in frame: frame = _from_probabilities(frame, prediction, vocab, probabilities, multi)
-    frame = _in_order(frame.assign(**{prediction:_as_names(frame[prediction], multi)}), task, prediction, multi)
+    frame = _in_order(frame, task, prediction, multi)
     _check_names(frame, vocab, multi)
     if frame.probability.isna().all() and probabilities is not None and not multi: frame['probability'] = np.asarray(probabilities).max(1)
     if frame.loss.isna().all(): frame['loss'] = class_losses(frame, probabilities, vocab, multi)

@@ -281,4 +281,6 @@ def decode_translations(
     out:Generated, # What the model wrote
 )->pd.DataFrame: # prediction, probability
     "Texts of what a model wrote"
-    return pd.DataFrame(dict(prediction=pair_coder(spec).say(out.tokens.cpu()), probability=out.probability.cpu().numpy()))
+    coder,tokens = pair_coder(spec),out.tokens.cpu()
+    if (end := coder.tokenizer.eos_token_id) is not None: coder.tally.unfinished += int((tokens!=end).all(1).sum())
+    return pd.DataFrame(dict(prediction=coder.say(tokens), probability=out.probability.cpu().numpy()))
