@@ -26,7 +26,7 @@ from ..data.lazy import dataset_frame
 from ..data.problems import name_in_errors
 from ..data.rows import is_dataset
 from ..data.spec import DataSpec
-from ..evaluation.prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
+from ..evaluation.prediction import class_columns, decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
 from ..evaluation.prediction import sorted_by_length
 from ..evaluation.evaluate import evaluate
 from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
@@ -64,11 +64,11 @@ class Predictor:
 
 # %% ../../nbs/deployment/01_predictor.ipynb #4855ac80
 @patch
-def _rows(self:Predictor, items, bad, input):
+def _rows(self:Predictor, items, bad, input, **files):
     "Items that can be used, as rows"
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (name all items that cannot be used) or 'skip' (leave them out).")
     if hasattr(items, '__next__'): items = list(items)
-    rows,left = read_checked(items, self.spec, bad, labelled=False, input=input)
+    rows,left = read_checked(items, self.spec, bad, labelled=False, input=input, **files)
     n = left.item.nunique()
     if n: say(f"Skipped {n:,} of {len(rows)+n:,} items: {'; '.join(left.item+': '+left.problem)}")
     return rows.reset_index(drop=True)
@@ -88,9 +88,12 @@ def predict(
     batch_size:int=64, # Items a step
     bad:str='raise', # Items that cannot be used: 'raise' names all of them, 'skip' leaves them out
     input=None, # Column of the input in a table; None: the task's own name
+    folder=None, # Folder in which the files of a table lie; None: that of the table
+    ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
 )->pd.DataFrame: # item, prediction, probability (0 to 1); a row an item, in their order
     "Predict items"
-    rows = self._rows(items, bad, input)
+    rows = self._rows(items, bad, input, folder=folder, ending=ending, sheet=sheet)
     outputs,place = self._said(rows, batch_size)
     out = in_row_order(decoded_outputs(outputs, self.spec), place)
     return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float)))
@@ -103,14 +106,17 @@ def predict_proba(
     batch_size:int=64, # Items a step
     bad:str='raise', # As in `predict`
     input=None, # As in `predict`
-)->pd.DataFrame: # item, then a column a class: its probability
+    folder=None, # As in `predict`
+    ending:str|None=None, # As in `predict`
+    sheet=None, # As in `predict`
+)->pd.DataFrame: # item, then a column a class: its probability; a class called as one of our columns has `class_` before its name
     "Probabilities of all classes"
     if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
-    rows = self._rows(items, bad, input)
+    rows = self._rows(items, bad, input, folder=folder, ending=ending, sheet=sheet)
     outputs,place = self._said(rows, batch_size)
     probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
     table = in_row_order(np.concatenate(probs), place) if probs else np.zeros((0, len(self.vocab)))
-    return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
+    return pd.concat([rows[['item']], pd.DataFrame(table, columns=list(class_columns(self.vocab).values()))], axis=1)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #a46a55be
 def _parquet_parts(path, part):

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/evaluation/prediction.html.md"""
 
 # %% auto #0
 __all__ = ['scaled_scores', 'model_outputs', 'sorted_by_length', 'in_row_order', 'log_probabilities', 'decoded_outputs',
-           'model_and_spec', 'read_checked', 'label_queue']
+           'model_and_spec', 'class_columns', 'read_checked', 'label_queue']
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #f1f6794b
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fastai.torch_core import to_device
 from ..core.basics import eval_mode, near, progress, TaskError
 from ..data.spec import longest_first
+from ..data.table_files import free_names
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #977828e3
 def _scored(model, dl):
@@ -117,21 +118,30 @@ def _item_names(rows, source, spec):
     listed = isinstance(source, (list,tuple)) and all(isinstance(o, str) for o in source)
     return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
 
+# %% ../../nbs/evaluation/01_prediction.ipynb #fa30fbbb
+def class_columns(
+    vocab, # Names of the classes
+)->dict: # class -> column
+    "Columns of probabilities beside the item; a class that is called as a column of ours becomes `class_NAME`"
+    return free_names(list(vocab), {'item','target','prediction','probability','loss','correct'}, 'class_')
+
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
 def read_checked(
     source, # Data as `load_data` takes them, or items
     spec, # What the model knows: task, classes, preprocessing
     bad:str='raise', # 'raise' lists all unusable rows, 'skip' leaves them out
     labelled:bool=True, # Whether the target is read and must be known to the model
-    **columns, # `input`, `target`, `lazy`, as `load_data` has them
+    **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
     "Rows of other data, checked as those of training were"
     from sft_nb.data.problems import BadRows
-    from sft_nb.data.rows import read_rows
+    from sft_nb.data.rows import table_rows
+    from sft_nb.data.table_files import Own
     from sft_nb.data.load import row_problems
     delim = spec.options.get('label_delim') if labelled else None
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
-    rows = read_rows(source, spec.task, labelled=labelled, label_delim=delim, **columns)
+    if columns.get('ending') is None: columns['ending'] = spec.options.get('ending')
+    rows,_,what = table_rows(source, spec.task, labelled=labelled, label_delim=delim, **columns)
     if labelled and spec.multi_label: rows[spec.task.target] = [t if t is None or isinstance(t, list) else [t] for t in rows[spec.task.target]]
     found = row_problems(rows, spec, labelled)
     if labelled:
@@ -140,8 +150,8 @@ def read_checked(
         rows['item'] = _item_names(rows, source, spec)
         rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
-    if len(problems) and bad!='skip': raise BadRows(problems, 'the data')
-    return rows.drop(index=list(found)),problems
+    if len(problems) and bad!='skip': raise BadRows(problems, what)
+    return rows.drop(index=list(found), columns=[Own.PROBLEM, Own.PLAIN]),problems
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #190e6c9e
 def label_queue(
@@ -152,8 +162,10 @@ def label_queue(
     input=None, # Column of the input in a table; None: the task's own name
 )->pd.DataFrame: # item, the inputs, prediction, probability; the least certain first
     "Unlabelled items in the order in which a label helps"
+    from sft_nb.data.rows import unique_names
     model,spec = model_and_spec(learn)
     rows,_ = read_checked(items, spec, labelled=False, input=input)
     rows = rows.reset_index(drop=True)
+    rows['item'] = unique_names(rows['item'], [f'row {i}' for i in range(len(rows))])
     out = pd.concat([rows[['item', *spec.task.inputs]], decoded_outputs(model_outputs(model, spec, rows, batch_size, 'Predicting'), spec)], axis=1)
     return out.sort_values('probability', kind='stable').head(len(out) if n is None else n).reset_index(drop=True)

@@ -22,8 +22,10 @@ from ..data.task import all_tasks, get_task, Task
 from ..data.lazy import explain_unreadable, is_lazy
 from ..data.problems import name_in_errors
 from ..data.labels import class_order, is_blank, label_text
-from ..data.table_files import TABLE_READERS
+from ..data.table_files import TABLE_READERS, whole_table
+from ..data.rows import unique_names
 from .results import Evaluation
+from .prediction import class_columns
 
 # %% ../../nbs/evaluation/03_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -63,12 +65,12 @@ def class_losses(
     sure = np.where(frame.correct, p, 1-p if len(vocab)==2 else np.nan)
     return np.full(len(t), np.nan) if multi else -np.log(np.clip(sure, 1e-12, 1))
 
-def _read_table(source):
+def _read_table(source, sheet=None):
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True)
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() not in TABLE_READERS:
         raise DataError(f"{path} is no table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(TABLE_READERS)}.")
-    return TABLE_READERS[path.suffix.lower()](path).drop(columns=['_row','_problem'], errors='ignore')
+    return whole_table(path, sheet)
 
 # %% ../../nbs/evaluation/03_tables.ipynb #9026f149
 def _checked(probs, n, classes):
@@ -98,23 +100,32 @@ def _in_order(frame, task, prediction, multi=False):
     own = dict(target=list(frame.target), prediction=said, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, said)])
-    first = {'item':list(map(str, frame['item'])) if 'item' in frame else [f'row {i}' for i in range(n)], **{c:list(frame[c]) for c in task.inputs if c in frame}}
+    where = [f'row {i}' for i in range(n)]
+    first = {'item':unique_names(map(str, frame['item']), where) if 'item' in frame else where, **{c:list(frame[c]) for c in task.inputs if c in frame}}
     rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
     return pd.DataFrame({**first, **own, **rest})
 
 # %% ../../nbs/evaluation/03_tables.ipynb #dd393be5
 def evaluate_table(
-    table, # A DataFrame, or a CSV, TSV, JSON-lines or Parquet file: a row an item
+    table, # A DataFrame, or a CSV, TSV, Excel, JSON-lines or Parquet file: a row an item
     task:str|Task|None=None, # Which kind of data; None: by the columns, else 'text'
     target:str='target', # Column of what is right
     prediction:str='prediction', # Column of what was said; not needed where every class has a column of probabilities
     vocab=None, # Names of the classes; None: those that occur, in the order of `class_order`
     probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` out of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
-        return _evaluation(_read_table(table), task, target, prediction, vocab, probabilities, on)
+        return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on)
+
+def _class_table(frame, vocab):
+    "Columns of probabilities under the names of the classes, as `predict_proba` names them; None where one is not there"
+    columns = {label_text(c):c for c in frame.columns}
+    names = class_columns(vocab)
+    found = [columns.get(names[o]) for o in vocab]
+    return None if None in found else frame[found].set_axis(vocab, axis=1)
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
     "What `evaluate_table` returns, for a table that was read"
@@ -124,7 +135,7 @@ def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
     if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on)
     multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
     vocab = list(map(label_text, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
-    if probabilities is None and set(vocab)<=set(map(label_text, frame.columns)): probabilities = frame.rename(columns=label_text)[vocab]
+    if probabilities is None: probabilities = _class_table(frame, vocab)
     if probabilities is not None: probabilities = _checked(probabilities, len(frame), len(vocab))
     frame = frame.assign(target=_as_names(frame[target], multi))
     if prediction not in frame: frame = _from_probabilities(frame, prediction, vocab, probabilities, multi)
