@@ -124,11 +124,13 @@ def _repeated(t, most=20_000):
     columns = [Counter(o) for o in zip(*rows)]
     return [set(c) if len(rows)>=4 and len(c)<=len(rows)/2 else None for c in columns]
 
-def _repeats(t, cells):
-    "Whether a row has a value that its column repeats, in each column that does; None: no column does"
+def _repeats(t, rows):
+    "Of lines that quotes hold together: whether what lies within the quotes has the values that columns repeat; None where no such column lies there"
     if t.repeated is None: t.repeated = _repeated(t)
-    known = [v in s for v,s in zip(cells, t.repeated) if s is not None]
-    return all(known) if known else None
+    for i,(cells,_,_,stray) in enumerate(rows):
+        opened,closed = (stray or [len(cells)])[-1] if i==0 else -1,(stray or [0])[0] if i==len(rows)-1 else len(cells)
+        known = [v in s for j,(v,s) in enumerate(zip(cells, t.repeated)) if s is not None and opened<j<closed]
+        yield all(known) if known and len(cells)==len(t.names) else None if not known else False
 
 def _is_quoting(t):
     "Whether the file shows elsewhere that its cells are put into quotes: in the header, or around a separator or a doubled quote"
@@ -142,11 +144,10 @@ def _are_rows(t, i, n, cells, name):
     "Whether `n` lines that quotes hold together are rows by themselves"
     width = len(t.names)
     if width<2: return False
-    rows = [t.read(j, over=False)[0] for j in range(i, i+n)]
-    fit = [len(o)==width for o in rows]
-    said = [bool(f and _repeats(t, o)) for f,o in zip(fit, rows)]
-    if not all(fit): return said[0] and said[-1] and sum(said)>=.8*n or len(cells)!=width and fit[0] and sum(fit)>=.8*n
-    if _repeats(t, rows[0]) is not None: return any(said[:-1])
+    rows = [t.read(j, over=False) for j in range(i, i+n)]
+    fit,known = [len(o[0])==width for o in rows],[o for o in _repeats(t, rows) if o is not None]
+    if not all(fit): return sum(fit)>=.8*n and (known[:1]==known[-1:]==[True] or len(cells)!=width and fit[0])
+    if known: return any(known)
     if _is_quoting(t): return False
     raise DataError(f"{name} line {i+1}: a quote opens here and closes in line {i+n}, and each of these lines would be a row by itself. "
                     "Double a quote that is a character (\"\"), or write the file with every cell in quotes (csv.QUOTE_ALL).")

@@ -19,6 +19,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import DataError, folder_atomic, FolderError, local_path, MissingExtra, process_rank, say, TaskError
+from ..core.hashing import FILE_COLUMNS
 from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
@@ -138,6 +139,7 @@ def _parts_of(items, part):
     if isinstance(items, (str,bytes,Path,dict)) or not hasattr(items, '__iter__'):
         raise DataError(f"stream takes an iterable of items or a Parquet file, {str(items)[:60]!r} is one item ({type(items).__name__}). Call predict.")
     frame = items if isinstance(items, pd.DataFrame) else dataset_frame(items) if is_dataset(items) and hasattr(items, '__len__') else None
+    if frame is not None and not frame.index.is_unique: frame = frame.reset_index(drop=True)
     if frame is not None: return (frame.iloc[at:at+part] for at in range(0, len(frame), part))
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, part)), [])
@@ -151,11 +153,15 @@ def stream(
     part:int=1024, # Items a table
     bad:str='raise', # As in `predict`; what came before a bad part has been given out by then
     input=None, # As in `predict`
+    folder=None, # As in `predict`
+    ending:str|None=None, # As in `predict`
 ):  # An iterator of tables, as `predict` makes them
     "Predict items as they come"
     if not isinstance(part, Integral) or part<1: raise DataError(f"part={part!r}: valid is a whole number from 1 up.")
+    is_file = isinstance(items, (str,Path)) and set(self.task.inputs) & set(FILE_COLUMNS)
+    if is_file and folder is None: folder = Path(items).expanduser().absolute().parent
     with name_in_errors(Path(items).name if isinstance(items, (str,Path)) else None):
-        for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input)
+        for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input, folder, ending)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #f935d325
 def _replaceable(path, overwrite):

@@ -318,7 +318,7 @@ def suspects(
 @patch
 def exclude(
     self:Audit,
-    *kinds, # 'leak': training items that are on another side too, validation items of the test; 'duplicates': all copies but one on a side; 'labels': suspect training labels. None: the first two
+    *kinds, # 'leak': training items that another side has, validation items of the test; 'duplicates': all copies but one of a side; 'labels': suspect ones of training. None: the first two
 )->list: # Names of items, for `load_data(exclude=…)`
     "What to leave out; the test set stays whole, and validation where there is no test"
     kinds = kinds or ('leak','duplicates')
