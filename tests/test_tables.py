@@ -1,13 +1,14 @@
 "Tables as people really have them are read as they were written, or refused by line: every dialect, encoding and way of quoting, and what Excel and Windows make of them"
-import csv, io, random, unicodedata
+import csv, io, random, sys, unicodedata
 import pandas as pd, pytest
 from PIL import Image
-from sft_nb.core.basics import DataError
+from sft_nb.core.basics import DataError, MissingExtra
 from sft_nb.data.task import get_task
 from sft_nb.data.problems import BadRows
 from sft_nb.data.table_files import Own, read_table
 from sft_nb.data.load import load_data
 from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.evaluation.tables import evaluate_table
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.training.learner import sft_learner
 
@@ -95,6 +96,11 @@ def test_a_workbook(tmp_path, capsys):
     with pytest.raises(DataError, match='has no sheets'): load_data('text', pd.DataFrame(dict(text=['a'], label=['b'])), checkpoint=toy['checkpoint'], sheet=1)
     learn = sft_learner(spec and load_data('text', path, checkpoint=toy['checkpoint'], sheet='Data'))
     assert len(evaluate(learn, on=path, sheet='Data'))==25
+
+def test_without_the_library_its_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openpyxl', None)
+    (tmp_path/'a.xlsx').write_bytes(b'PK')
+    with pytest.raises(MissingExtra, match=r"pip install 'sft_nb\[excel\]'"): read_table(tmp_path/'a.xlsx')
 
 def test_formulas_and_errors_of_a_workbook(tmp_path):
     got,problems,_ = frame_of(read_table(book(tmp_path/'a.xlsx', ('S',[['text','label'], ['=UPPER("a")','x'], ['#N/A','y'], ['b','y']]))))
@@ -212,7 +218,7 @@ def damaged(seed, folder):
     "A quote more or less: each line that has none of it is read as it was, or the file is refused by line"
     rng = random.Random(seed)
     names = ['text','label']
-    body = [[cell(rng, True).replace('"', '').replace('\t', ' ').replace(',', ' ').replace(';', ' ').replace('|', ' ').strip(), rng.choice(['pos','neg'])] for _ in range(rng.randint(8, 40))]
+    body = [[cell(rng, True).translate({ord('"'):None, **dict.fromkeys(map(ord, '\t,;|'), ' ')}).strip(), rng.choice(['pos','neg'])] for _ in range(rng.randint(8, 40))]
     sep = rng.choice(',;\t|')
     lines,hurt = [sep.join(o) for o in body],sorted(rng.sample(range(len(body)), rng.randint(1, 4)))
     for i in hurt:
@@ -244,10 +250,39 @@ def test_the_command_line_takes_folder_ending_and_sheet(tmp_path, capsys):
     pets(tmp_path/'train', [f'{o}.png' for o in IDS])
     path = book(tmp_path/'ids.xlsx', ('Notes',[['x']]), ('Data',[['id','label'], *([o, 'cat' if i%2 else 'dog'] for i,o in enumerate(IDS))]))
     files = ['--input', 'id', '--folder', str(tmp_path/'train'), '--sheet', '2']
-    assert main(['finetune', 'image', str(path), '--out', str(tmp_path/'m'), '--checkpoint', 'timm:test_resnet', '--from-scratch', '--epochs', '0', '--ending', '.png', '--device', 'cpu', *files])==0
+    how = ['--checkpoint', 'timm:test_resnet', '--from-scratch', '--epochs', '0', '--ending', '.png', '--device', 'cpu']
+    assert main(['finetune', 'image', str(path), '--out', str(tmp_path/'m'), *how, *files])==0
     assert main(['evaluate', str(tmp_path/'m'), str(path), '--device', 'cpu', *files])==0
     capsys.readouterr()
     assert main(['predict', str(tmp_path/'m'), str(path), '--device', 'cpu', *files])==0
     assert capsys.readouterr().out.splitlines()[1].startswith('p00,')
     assert main(['evaluate', str(tmp_path/'m'), str(path), '--device', 'cpu', '--sheet', 'Deta'])==2
     assert "no sheet 'Deta'. Its sheets: 'Notes', 'Data'" in capsys.readouterr().err
+
+# ---------- names that we use ourselves
+def test_columns_and_classes_with_our_names(tmp_path):
+    names = ['item','row','split_','group','tokens','problem_','_item','_row','_problem','source_item','target','prediction','probability','loss','correct','data_target']
+    frame = pd.DataFrame({'_text':texts(), '_label':['item' if i%2 else 'all' for i in range(24)], **{o:[f'{o} {i}' for i in range(24)] for o in names}})
+    frame.to_csv(tmp_path/'a.csv', index=False)
+    toy = get_task('text').toy(tmp_path/'toy')
+    for source in (tmp_path/'a.csv', frame):
+        spec = load_data('text', source, input='_text', target='_label', checkpoint=toy['checkpoint']).sft
+        assert spec.vocab==['all','item'] and spec.rows.columns.is_unique and spec.rows['item'].is_unique
+        kept = {tuple(spec.rows[c]) for c in spec.rows if spec.rows[c].dtype==object or str(spec.rows[c].dtype).startswith('str')}
+        assert all(tuple(frame[o]) in kept for o in names)
+    model = load_predictor(save_predictor(sft_learner(load_data('text', frame, input='_text', target='_label', checkpoint=toy['checkpoint'])), tmp_path/'m', metrics={}), device='cpu')
+    ev = evaluate(model, on=tmp_path/'a.csv', input='_text', target='_label')
+    assert ev.rows.columns.is_unique and ev.rows['data_data_target'][0]=='target 0' and ev.rows['data_target'][0]=='data_target 0'
+    made = model.predict_proba(texts())
+    assert list(made.columns)==['item','all','class_item'] and made['item'].tolist()==texts()
+    again = evaluate_table(made.assign(target=frame['_label']))
+    assert again.metrics==ev.metrics and (again.rows.loss-ev.rows.loss).abs().max()<1e-4
+
+@pytest.mark.parametrize('name', ['seconds','tokens'])
+def test_a_column_called_as_what_is_measured(tmp_path, name):
+    task = 'speech' if name=='seconds' else 'text'
+    toy = get_task(task).toy(tmp_path/'toy')
+    path = toy['source']
+    pd.read_csv(path).assign(**{name:'0:01'}).to_csv(path, index=False)
+    rows = load_data(task, path, checkpoint=toy['checkpoint'], **toy.get('load', {})).sft.rows
+    assert set(rows[f'source_{name}'])=={'0:01'} and rows[name].max()>0

@@ -14,6 +14,7 @@ __all__ = ['is_dataset', 'check_source', 'missing_file', 'unique_names', 'find_r
 import os, re, unicodedata
 from collections import Counter, defaultdict
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.basics import DataError, near, say
@@ -183,17 +184,24 @@ def _by_form(path, listed):
     return here
 
 # %% ../../nbs/data/06_rows.ipynb #17af553a
+def _as_name(v):
+    "A cell as the name of a file: text, a path, or a number, as ids are; None: it is none"
+    if isinstance(v, (str,os.PathLike)): return str(v).strip()
+    number = isinstance(v, (Integral,float)) and not isinstance(v, (bool,np.bool_)) and not is_blank(v)
+    return label_text(v) if number else None
+
 class _Finder:
     "Makes an absolute path of a cell, and finds files whose names are written otherwise"
-    def __init__(self, base, ending=None): self.base,self.ending,self.other,self.listed = str(base),ending,Counter(),{}
+    def __init__(self, base, ending=None, moved=False): self.base,self.ending,self.moved,self.other,self.listed = str(base),ending,moved,Counter(),{}
     def path(self, name): return os.path.abspath(os.path.join(self.base, os.path.expanduser(name)))
     def __call__(self, v):
         if isinstance(v, dict) and ('bytes' in v or 'path' in v): v = v.get('bytes') or v.get('path')
-        if not isinstance(v, (str,os.PathLike)): return None if is_blank(v) else v
-        name = str(v).strip()
+        name = _as_name(v)
+        if name is None: return None if is_blank(v) else v
         if not name: return None
         if self.ending and not name.lower().endswith(self.ending.lower()): return self.found(name+self.ending) or self.found(name) or self.path(name+self.ending)
-        return self.path(name) if name.isascii() and '\\' not in name else self.found(name) or self.path(name)
+        usual = name.isascii() and '\\' not in name and not self.moved
+        return self.path(name) if usual else self.found(name) or self.path(name)
 
 # %% ../../nbs/data/06_rows.ipynb #2b4575d1
 @patch
@@ -207,6 +215,10 @@ def found(self:_Finder, name):
     if not path.isascii() and (there := _by_form(path, self.listed)):
         self.other['were found under a name in another Unicode form'] += 1
         return there
+    last = re.split(r'[\\/]', name)[-1]
+    if self.moved and re.match(r'[\\/]|[A-Za-z]:[\\/]', name) and os.path.exists(self.path(last)):
+        self.other['of another machine were found by their last part in folder='] += 1
+        return self.path(last)
 
 def _given(v): return None if is_blank(v) else v
 
@@ -226,7 +238,7 @@ def _files_at(base, task, folder, ending):
         tried = list(dict.fromkeys(os.path.abspath(os.path.join(o, os.path.expanduser(folder))) for o in (os.getcwd(), base)))
         base = next((o for o in tried if os.path.isdir(o)), None)
         if base is None: raise DataError(f"folder={str(folder)!r}: there is no folder {' nor '.join(tried)}. Name the folder in which the files of the table lie.")
-    return _Finder(base, ending and '.'+ending.strip().lstrip('.'))
+    return _Finder(base, ending and '.'+ending.strip().lstrip('.'), folder is not None)
 
 # %% ../../nbs/data/06_rows.ipynb #97341597
 def _names_in(folder, listed, most=10_000):
@@ -278,7 +290,7 @@ def _paths(frame, cols, task):
     if Own.NAME in frame: return list(frame[Own.NAME])
     kind = next((k for k in task.inputs if k in FILE_COLUMNS), None)
     given = frame[cols[kind]] if kind and cols[kind] in frame else [None]*len(frame)
-    return [_posix(g) if isinstance(g, (str,os.PathLike)) and not is_blank(str(g)) else None for g in given]
+    return [_posix(o) if (o := _as_name(g)) else None for g in given]
 
 # %% ../../nbs/data/06_rows.ipynb #b7a29658
 def unique_names(

@@ -47,6 +47,9 @@ def free_names(
 # %% ../../nbs/data/04_table_files.ipynb #fd722eb7
 _MARKS = ((b'\xff\xfe\0\0','utf-32'), (b'\0\0\xfe\xff','utf-32'), (b'\xff\xfe','utf-16'), (b'\xfe\xff','utf-16'))
 
+_NO_TEXT = {b'PK\x03\x04':'a ZIP archive, as Excel files are. Name an Excel file .xlsx, and unpack any other', b'\x1f\x8b':'packed by gzip. Unpack it: gunzip',
+            b'\xd0\xcf\x11\xe0':'a file of the old Excel or Word, or one with a password. Save it as .xlsx or .csv', b'PAR1':'a Parquet file. Name it .parquet'}
+
 def _wide_encoding(data):
     "UTF-16 or UTF-32 by the first bytes, or by the zeros among them; None: neither"
     for mark,name in _MARKS:
@@ -67,6 +70,8 @@ def _text_and_encoding(path):
     try: data = Path(path).read_bytes()
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except OSError as e: raise DataError(f"{path} cannot be read: {e.strerror}.") from e
+    kind = next((v for k,v in _NO_TEXT.items() if data.startswith(k)), None)
+    if kind: raise DataError(f"{path} is no text: it is {kind}.")
     wide = _wide_encoding(data)
     try: return (data.decode(wide),wide) if wide else (data.decode('utf-8-sig'),'utf-8')
     except UnicodeDecodeError as e: raise DataError(_encoding_hint(path, data, data.find(e.object[e.start:e.start+8], e.start))) from None
@@ -258,7 +263,7 @@ def _grid(records, path, word, remarks=()):
     if not records: raise BadRows(_table([(None, name, 'no rows')]), name, f'The first {word} names the columns, each further {word} is a row.')
     head,rows,remarks = records[0][1],list(records[1:]),list(remarks)
     empty = 0
-    while rows and len(rows[-1][1])>1 and all(map(is_blank, rows[-1][1])): empty += bool(rows.pop())
+    while rows and len(head)>1 and all(map(is_blank, rows[-1][1])): empty += bool(rows.pop())
     names = _named(head, rows, name, word)
     if len(head)>len(names): remarks.append(f"{len(head)-len(names)} empty columns without a name are passed over")
     if empty: remarks.append(f"{empty:,} empty {word}s at the end are passed over")

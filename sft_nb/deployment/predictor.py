@@ -110,7 +110,7 @@ def predict_proba(
     folder=None, # As in `predict`
     ending:str|None=None, # As in `predict`
     sheet=None, # As in `predict`
-)->pd.DataFrame: # item, then a column a class: its probability; a class called as one of our columns has `class_` before its name
+)->pd.DataFrame: # item, then a column a class: its probability; that of a class called `item` is `class_item`
     "Probabilities of all classes"
     if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
     rows = self._rows(items, bad, input, folder=folder, ending=ending, sheet=sheet)

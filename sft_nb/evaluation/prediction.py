@@ -122,8 +122,8 @@ def _item_names(rows, source, spec):
 def class_columns(
     vocab, # Names of the classes
 )->dict: # class -> column
-    "Columns of probabilities beside the item; a class that is called as a column of ours becomes `class_NAME`"
-    return free_names(list(vocab), {'item','target','prediction','probability','loss','correct'}, 'class_')
+    "Columns of probabilities beside the item: each class has its own name, but for one called `item`, which becomes `class_item`"
+    return free_names(list(vocab), {'item'}, 'class_')
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
 def read_checked(

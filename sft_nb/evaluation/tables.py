@@ -120,11 +120,10 @@ def evaluate_table(
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
         return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on)
 
-def _class_table(frame, vocab):
-    "Columns of probabilities under the names of the classes, as `predict_proba` names them; None where one is not there"
+def _class_table(frame, vocab, own):
+    "Columns of probabilities under the names of the classes, or of `class_NAME` for those of `own`; None where one is not there"
     columns = {label_text(c):c for c in frame.columns}
-    names = class_columns(vocab)
-    found = [columns.get(names[o]) for o in vocab]
+    found = [columns.get(f'class_{o}' if o in own else class_columns(vocab)[o]) for o in vocab]
     return None if None in found else frame[found].set_axis(vocab, axis=1)
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
@@ -135,7 +134,7 @@ def _evaluation(frame, task, target, prediction, vocab, probabilities, on):
     if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on)
     multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
     vocab = list(map(label_text, vocab)) if vocab is not None else _class_names(frame, [target,prediction])
-    if probabilities is None: probabilities = _class_table(frame, vocab)
+    if probabilities is None: probabilities = _class_table(frame, vocab, {target,prediction})
     if probabilities is not None: probabilities = _checked(probabilities, len(frame), len(vocab))
     frame = frame.assign(target=_as_names(frame[target], multi))
     if prediction not in frame: frame = _from_probabilities(frame, prediction, vocab, probabilities, multi)
