@@ -5,7 +5,7 @@ from PIL import Image
 from sft_nb.core.basics import DataError, MissingExtra
 from sft_nb.data.task import get_task
 from sft_nb.data.problems import BadRows
-from sft_nb.data.table_files import Own, read_table
+from sft_nb.data.table_files import Own, _read_table
 from sft_nb.data.load import load_data
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table
@@ -20,7 +20,7 @@ def texts(n=24): return [f'a {"fine" if i%2 else "dull"} day {i}' for i in range
 def read(path, text, encoding='utf-8', **kw):
     "(rows of cells, problems, names)"
     path.write_bytes(text.encode(encoding))
-    return frame_of(read_table(path, **kw))
+    return frame_of(_read_table(path, **kw))
 
 def frame_of(frame):
     own = frame.drop(columns=[Own.PLACE, Own.PROBLEM])
@@ -100,10 +100,10 @@ def test_a_workbook(tmp_path, capsys):
 def test_without_the_library_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openpyxl', None)
     (tmp_path/'a.xlsx').write_bytes(b'PK')
-    with pytest.raises(MissingExtra, match=r"pip install 'sft_nb\[excel\]'"): read_table(tmp_path/'a.xlsx')
+    with pytest.raises(MissingExtra, match=r"pip install 'sft_nb\[excel\]'"): _read_table(tmp_path/'a.xlsx')
 
 def test_formulas_and_errors_of_a_workbook(tmp_path):
-    got,problems,_ = frame_of(read_table(book(tmp_path/'a.xlsx', ('S',[['text','label'], ['=UPPER("a")','x'], ['#N/A','y'], ['b','y']]))))
+    got,problems,_ = frame_of(_read_table(book(tmp_path/'a.xlsx', ('S',[['text','label'], ['=UPPER("a")','x'], ['#N/A','y'], ['b','y']]))))
     assert len(got)==3 and problems[0].startswith('cell A2 is a formula whose value was not stored') and problems[1:]==['cell A3 is the error #N/A']
 
 @pytest.mark.parametrize('name', ['a.xls','a.ods'])
@@ -204,7 +204,7 @@ def round_trip(seed, folder):
     rng = random.Random(seed)
     names,body = sheet(rng)
     path = write(rng, folder/f't{seed}', names, body)
-    try: got,problems,columns = frame_of(read_table(path))
+    try: got,problems,columns = frame_of(_read_table(path))
     except DataError as e:
         assert 'line' in str(e) and path.name in str(e), (seed, e)
         return True
@@ -226,7 +226,7 @@ def damaged(seed, folder):
         lines[i] = lines[i][:at]+'"'+lines[i][at:]
     path = folder/f'd{seed}.{"tsv" if sep==chr(9) else "csv"}'
     path.write_text('\n'.join([sep.join(names), *lines])+'\n')
-    try: frame = read_table(path)
+    try: frame = _read_table(path)
     except DataError as e:
         assert 'line' in str(e), (seed, e)
         return True

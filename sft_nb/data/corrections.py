@@ -22,7 +22,7 @@ from ..core.basics import DataError, FolderError, near, say, write_atomic
 from .problems import BadRows, _table
 from .labels import is_blank, _target
 from .table_files import whole_table
-from .rows import check_source, find_rows
+from .rows import check_source, _find_rows
 
 # %% ../../nbs/data/09_corrections.ipynb #ffe57dc6
 MARK_KINDS = ('relabel', 'ambiguous', 'exclude')
@@ -264,7 +264,7 @@ def _of_all(r, at, rows, task):
 # %% ../../nbs/data/09_corrections.ipynb #0a54f851
 def _judged(table, rows, task, multi, delim, what):
     "(index of the row, correction, new label, problem) of each row that is corrected; a row's own name counts more than that of its file"
-    named = find_rows(rows, map(str, table['item']), what)
+    named = _find_rows(rows, map(str, table['item']), what)
     for r in sorted(table.itertuples(), key=lambda r: len(named.get(str(r.item), ()))==1 and rows['item'][named[str(r.item)][0]]==str(r.item)):
         at = named.get(str(r.item), [])
         problem = _of_all(r, at, rows, task) if at else None

@@ -25,7 +25,7 @@ from .problems import BadRows, name_in_errors
 from .labels import class_order
 from .folders import _SPLIT_NAMES, _SPLITS
 from .table_files import Own
-from .rows import find_rows, is_dataset, missing_file, table_rows
+from .rows import is_dataset, table_rows, _find_rows, _missing_file
 from .problems import _table
 from .spec import DataSpec, _is_whole
 from .splits import _flat, _split, _subsample
@@ -45,7 +45,7 @@ def _empty(rows, task):
 def _file_problems(rows, task):
     listed = {}
     gone = [(i,v) for k in task.inputs if k in FILE_COLUMNS for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v)]
-    for n,(i,v) in enumerate(gone): yield i, missing_file(v, listed if n<20 else None)
+    for n,(i,v) in enumerate(gone): yield i, _missing_file(v, listed if n<20 else None)
 
 # %% ../../nbs/data/11_load.ipynb #64f4e4a3
 def _twice(rows, task):
@@ -147,7 +147,7 @@ def _exclude(rows, exclude):
         if len(values)!=len(rows): raise DataError(f"exclude has {len(values):,} values, the data have {len(rows):,} rows.")
         return rows[~np.array(values)].reset_index(drop=True)
     names = list(map(str, values))
-    found = find_rows(rows, names, 'exclude')
+    found = _find_rows(rows, names, 'exclude')
     for o in sorted(set(names)-set(found)): raise DataError(f"exclude names {o!r}, which is no item.{near(o, list(rows['item']))}")
     return rows.drop(index=[i for at in found.values() for i in at]).reset_index(drop=True)
 
