@@ -29,7 +29,7 @@ Modules:
 - `sft_nb.data.spec`: `DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
-- `sft_nb.data.table_files`: CSV, TSV, JSON and Parquet files become a frame of cells that know where they stand
+- `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand
 - `sft_nb.data.task`: One record for each kind of data: `Task`, its registry, and how one of your own is found
 - `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data

@@ -136,6 +136,8 @@ def _progress_callback():
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
 def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
+def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet)
+
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
     from sft_nb.data.load import load_data
@@ -145,7 +147,7 @@ def _load(a, task, source, **more):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
     join_processes(a.device=='cpu')
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
-                   max_items=a.max_items)
+                   max_items=a.max_items, **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
     if a.device: dls.to(_device(a.device))
     return dls
@@ -342,7 +344,7 @@ def _opened(folder, device, data=None):
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
-    table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input)
+    table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
     text = _predictions(table, model.spec.options.get('label_delim') or '|', out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
@@ -352,7 +354,7 @@ def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     model = _opened(a.dir, device=a.device, data=Path(a.data))
     from sft_nb.evaluation.evaluate import evaluate
-    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target)
+    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target, **_files(a))
     _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
@@ -367,7 +369,7 @@ def _check(a):
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)
-    check = check_data(task, a.data, **{**asked, **options})
+    check = check_data(task, a.data, **{**asked, **_files(a), **options})
     if out: write_atomic(out, check.problems.to_csv(index=False))
     return repr(check),0 if check.ok else 1
 
@@ -414,6 +416,9 @@ class _Parser(argparse.ArgumentParser):
 def _column_options(p, target=True):
     p.add_argument('--input', metavar='COL', help='column of the input')
     if target: p.add_argument('--target', metavar='COL', help='column of the target')
+    p.add_argument('--folder', metavar='DIR', help='folder in which the files of a table lie; default: that of the table')
+    p.add_argument('--ending', metavar='.EXT', help='what the names of the files end in, where the table leaves it out')
+    p.add_argument('--sheet', metavar='NAME', help='sheet of an Excel file, by name or by number; default: the first')
 
 def _source_options(p):
     "What commands that split data have"
@@ -455,7 +460,7 @@ def _train_commands(add):
     d.add_argument('--data', metavar='DATA', help='other data instead of those of the task')
     f = add('finetune', _finetune, 'train on your data and save the model')
     f.add_argument('task', metavar='TASK', help='see: sft_nb tasks')
-    f.add_argument('data', metavar='DATA', help='folder with a folder a class, or a CSV, TSV, JSON-lines or Parquet file')
+    f.add_argument('data', metavar='DATA', help='folder with a folder a class, or a CSV, TSV, Excel, JSON-lines or Parquet file')
     f.add_argument('--out', required=True, metavar='DIR', help='new folder for the model, metrics.json, history.csv and report.html')
     for o in (d, f): _train_options(o)
 

@@ -57,7 +57,7 @@ def test_truncated_picture(pets, ending, noise):
 
 def test_missing_file(pets):
     text,_ = refused(table(pets, [*good(), 'pets/cat/99.png,cat']))
-    assert text==f"1 problem in labels.csv:\n  labels.csv line 14: is missing\n{HINT}"
+    assert text==f"1 problem in labels.csv:\n  labels.csv line 14: is missing: {pets}/cat/99.png\n{HINT}"
     assert len(skipped(pets.parent/'labels.csv').rows)==12
 
 @pytest.mark.parametrize('empty', ['', '   ', '\t'])
@@ -164,8 +164,8 @@ def test_every_kind_together(pets):
     lines = [*good(), 'pets/cat/99.png,cat', 'pets/cat/1.png,cat', 'pets/dog/1.png', 'pets/x.png,']
     text,problems = refused(table(pets, lines))
     assert problems.row.tolist()==[f'labels.csv line {n}' for n in (2,14,15,16,17,17)]
-    assert problems.problem.tolist()==['empty file', 'is missing', 'the same file as labels.csv line 3', 'has 1 cells where the header has 2',
-                                       'empty label', 'is missing']
+    assert problems.problem.tolist()==['empty file', f'is missing: {pets}/cat/99.png', 'the same file as labels.csv line 3', 'has 1 cells where the header has 2',
+                                       'empty label', f'is missing: {pets}/x.png']
 
 def test_lines_are_those_of_an_editor(pets):
     (pets.parent/'n.csv').write_text('note,image,label\r\n"two\r\nlines",pets/cat/0.png,cat\r\n\r\nx,pets/gone.png,cat\r\n', newline='')
@@ -203,13 +203,13 @@ def test_quote_that_is_never_closed(pets):
     with pytest.raises(DataError, match='labels.csv line 14: a quote is opened here and never closed'):
         load_data('image', table(pets, [*good(), '"pets/cat/0.png,cat']), **NET)
 
-@pytest.mark.parametrize('codec', ['cp1252','utf-16','latin-1'])
+@pytest.mark.parametrize('codec', ['cp1252','latin-1'])
 def test_encoding(pets, codec):
     f = Path(pets.parent/'old.csv')
     f.write_bytes('image,label\npets/cat/0.png,\xe9t\xe9\x81\n'.encode(codec, 'ignore'))
     with pytest.raises(DataError) as e: load_data('image', f, **NET)
     assert f'Its encoding looks like {codec}' in str(e.value)
-    assert ('offset 0, line 1' if codec=='utf-16' else 'offset 27, line 2') in str(e.value)
+    assert 'offset 27, line 2' in str(e.value)
 
 def test_wrong_column(pets):
     f = table(pets, good())

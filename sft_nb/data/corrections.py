@@ -21,8 +21,9 @@ from filelock import FileLock
 from ..core.basics import DataError, FolderError, near, say, write_atomic
 from .problems import BadRows, _table
 from .labels import is_blank, match_labels, _target
+from .table_files import whole_table
+from .rows import check_source, _find_rows
 from .splits import _flat
-from .table_files import _read_csv
 
 # %% ../../nbs/data/09_corrections.ipynb #ffe57dc6
 MARK_KINDS = ('relabel', 'ambiguous', 'exclude')
@@ -206,14 +207,19 @@ def to_csv(
     return write_atomic(path, table.assign(**{c:table[c].map(_cell) for c in ('label','was')}).to_csv(index=False))
 
 # %% ../../nbs/data/09_corrections.ipynb #eb3df688
+def _table_path(path):
+    check_source(path := Path(path).expanduser())
+    if path.is_dir(): raise DataError(f"corrections={str(path)!r} is a folder. Name the file of the marks, or the table of corrections.")
+    return path
+
 def _corrections(given):
     "A table of item, mark, label and was, whatever it is given as"
     if isinstance(given, (str,Path)) and Path(given).suffix.lower()=='.jsonl' and Path(given).exists():
         given = Marks(given)
     if hasattr(given, 'table'): given = given.table()
-    frame = _read_csv(Path(given)) if isinstance(given, (str,Path)) else given
+    frame = whole_table(_table_path(given)) if isinstance(given, (str,Path)) else given
     if not isinstance(frame, pd.DataFrame) or not {'item','mark'}<=set(frame.columns):
-        raise DataError(f"corrections={given!r}: expected Marks, a CSV file or a table with the columns item and mark.")
+        raise DataError(f"corrections={given!r}: expected Marks, a table file or a table with the columns item and mark.")
     for o in ('label','was'):
         if o not in frame: frame = frame.assign(**{o:None})
     return frame
@@ -241,19 +247,46 @@ def _correction(r, row, task, multi, delim, classes=()):
     return label if r.mark=='relabel' else None,None
 
 # %% ../../nbs/data/09_corrections.ipynb #4ab4e670
+def _twice_marked(table, what):
+    "Two corrections of one item that differ are refused"
+    said = {}
+    for r in table.itertuples():
+        if said.setdefault(str(r.item), (r.mark, str(r.label)))!=(r.mark, str(r.label)):
+            raise DataError(f"{what}: {r.item!r} is there twice, as {' '.join(map(str, said[str(r.item)]))} and as {r.mark} {r.label}. Keep one of them.")
+
+def _of_all(r, at, rows, task):
+    "What is wrong with a correction of several rows at once, or None"
+    if len(at)==1 or r.mark=='ambiguous': return None
+    names = ', '.join(repr(rows['item'][i]) for i in at[:4])+(', …' if len(at)>4 else '')
+    if not is_blank(getattr(r, 'at', None)): return f'is the name of {len(at):,} rows, and one of them was marked: mark {names} by its own name'
+    labels = {str(rows[task.target][i]) for i in at}
+    if r.mark=='relabel' and len(labels)>1: return f"is the name of {len(at):,} rows with {len(labels)} different targets: correct {names} one by one"
+
+# %% ../../nbs/data/09_corrections.ipynb #0a54f851
+def _judged(table, rows, task, multi, delim, what):
+    "(index of the row, correction, new label, problem) of each row that is corrected; a row's own name counts more than that of its file"
+    named = _find_rows(rows, map(str, table['item']), what)
+    classes = set(_flat(rows[task.target].dropna(), multi)) if task.classes else ()
+    for r in sorted(table.itertuples(), key=lambda r: len(named.get(str(r.item), ()))==1 and rows['item'][named[str(r.item)][0]]==str(r.item)):
+        at = named.get(str(r.item), [])
+        problem = _of_all(r, at, rows, task) if at else None
+        if problem: yield at[0],r,None,problem
+        else: yield from ((i, r, *_correction(r, rows.loc[i], task, multi, delim, classes)) for i in at)
+
+# %% ../../nbs/data/09_corrections.ipynb #b5dd24c9
 def _correct(rows, given, task, multi=False, delim=None):
     "Rows with other labels, and without those that are marked to be left out"
     if given is None: return rows
-    table,at,t = _corrections(given),{o:i for i,o in rows.item.items()},task.target
-    here,what = table[table.item.isin(rows.item)],Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
-    if len(table) and not len(here): raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table.item.iloc[0], list(rows.item))}")
-    classes = set(_flat(rows[t].dropna(), multi)) if task.classes else ()
-    found = [(at[r.item], r, *_correction(r, rows.loc[at[r.item]], task, multi, delim, classes)) for r in here.itertuples()]
+    table,what = _corrections(given),Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
+    found = list(_judged(table, rows, task, multi, delim, what))
+    here = {str(r.item) for _,r,*_ in found}
+    if len(table) and not found: raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table['item'].iloc[0], list(rows['item']))}")
+    _twice_marked(table, what)
     wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in found if p])
     if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
-    targets = list(rows[t])
-    for i,_,label,_ in found:
-        if label is not None: targets[rows.index.get_loc(i)] = label
-    out = {i for i,r,*_ in found if r.mark=='exclude'}
-    say(f"Corrections: {sum(o[2] is not None for o in found):,} labels, {len(out):,} rows left out" + (f", {len(table)-len(here):,} of other data" if len(table)>len(here) else ''))
-    return rows.assign(**{t:pd.Series(targets, index=rows.index, dtype=object)}).drop(index=list(out)).reset_index(drop=True)
+    last = {i:(r.mark,label) for i,r,label,_ in found if r.mark!='ambiguous'}
+    labels,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
+    other = sum(str(o) not in here for o in table['item'])
+    say(f"Corrections: {len(labels):,} labels, {len(out):,} rows left out" + (f", {other:,} of other data" if other else ''))
+    targets = pd.Series([labels.get(i, v) for i,v in rows[task.target].items()], index=rows.index, dtype=object)
+    return rows.assign(**{task.target:targets}).drop(index=out).reset_index(drop=True)

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.basics import DataError, say
 from .problems import BadRows, _table
 from .labels import is_blank, label_text
-from .table_files import decoded_text
+from .table_files import decoded_text, Own
 
 # %% ../../nbs/data/05_folders.ipynb #7b7d1e1e
 _KINDS = dict(image='.jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .heic .heif'.split(),
@@ -99,8 +99,8 @@ def _folder_frame(folder, rows, task, labelled, with_split):
     if task.inputs[0]=='text': cols['text'],bad = zip(*(_read_text(f, b) for f,b in zip(files, bad))) if files else ((),())
     if labelled: cols[task.target] = [l.encode('utf-8', 'replace').decode() for _,l,_ in rows]
     if with_split: cols['split'] = [s for *_,s in rows]
-    cols['_item'] = [t[len(str(folder))+1:].replace(os.sep, '/') for t in text] if str(folder)!='.' else text
-    return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in {**cols, '_row':text, '_problem':bad}.items()})
+    cols[Own.NAME] = [t[len(str(folder))+1:].replace(os.sep, '/') for t in text] if str(folder)!='.' else text
+    return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in {**cols, Own.PLACE:text, Own.PROBLEM:bad}.items()})
 
 def _read_text(path, problem):
     "(text of a file, what is wrong with it)"

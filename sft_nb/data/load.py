@@ -24,7 +24,8 @@ from .task import get_task, Task
 from .problems import BadRows, name_in_errors
 from .labels import alike_classes, class_order, match_labels, unquoted, _report_alike
 from .folders import _SPLITS
-from .rows import is_dataset, _columns, _normalise, _read_source
+from .table_files import Own
+from .rows import is_dataset, table_rows, _find_rows, _missing_file
 from .problems import _table
 from .spec import DataSpec, _is_whole
 from .splits import _flat, _split, _subsample
@@ -54,8 +55,9 @@ def _empty(rows, task):
     return [(i, f"empty {' and '.join(task.inputs)}: one of them is needed") for i in rows.index[none]]
 
 def _file_problems(rows, task):
-    for k in task.inputs:
-        if k in FILE_COLUMNS: yield from ((i, 'is missing') for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v))
+    listed = {}
+    gone = [(i,v) for k in task.inputs if k in FILE_COLUMNS for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v)]
+    for n,(i,v) in enumerate(gone): yield i, _missing_file(v, listed if n<20 else None)
 
 # %% ../../nbs/data/11_load.ipynb #64f4e4a3
 def _twice(rows, task):
@@ -79,7 +81,7 @@ def row_problems(
     "What is wrong with each row by itself"
     task,found = spec.task,{}
     def add(i, problem): found.setdefault(i, []).append(problem)
-    for i,p in rows.get('problem_', pd.Series(dtype=object)).items():
+    for i,p in rows.get(Own.PROBLEM, pd.Series(dtype=object)).items():
         if p: add(i, p)
     whole = rows.drop(index=list(found))
     for i,p in (*_empty(whole, task), *(_target_problems(whole, spec) if labelled else ())): add(i, p)
@@ -174,25 +176,25 @@ def _exclude(rows, exclude):
     if _is_mask(values):
         if len(values)!=len(rows): raise DataError(f"exclude has {len(values):,} values, the data have {len(rows):,} rows.")
         return rows[~np.array(values)].reset_index(drop=True)
-    names = set(map(str, values))
-    for o in sorted(names-set(rows.item)): raise DataError(f"exclude names {o!r}, which is no item.{near(o, list(rows.item))}")
-    return rows[~rows.item.isin(names)].reset_index(drop=True)
+    names = list(map(str, values))
+    found = _find_rows(rows, names, 'exclude')
+    for o in sorted(set(names)-set(found)): raise DataError(f"exclude names {o!r}, which is no item.{near(o, list(rows['item']))}")
+    return rows.drop(index=[i for at in found.values() for i in at]).reset_index(drop=True)
 
 # %% ../../nbs/data/11_load.ipynb #07d88ceb
-def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise'):
+def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise', folder=None, ending=None, sheet=None):
     "(rows, several labels?, what was read), with the rows of `valid` where it is data"
-    exclude,(frame,base,what) = _listed(exclude),_read_source(source, task, lazy=lazy)
-    def read(frame, base, what, prefix=''):
-        with name_in_errors(what): return _normalise(frame, base, _columns(frame, task, input, target, group, True, what), task, label_delim, prefix, empty_label)
-    rows,multi = read(frame, base, what)
+    exclude,columns = _listed(exclude),dict(input=input, target=target, group=group, label_delim=label_delim, lazy=lazy, empty_label=empty_label)
+    _tables_alone(source, folder, ending)
+    rows,multi,what = table_rows(source, task, **columns, folder=folder, ending=ending, sheet=sheet)
     late = not isinstance(valid, (int,float)) and not _is_mask(exclude)
     if not late: rows = _exclude(rows, exclude)
     if isinstance(valid, (int,float)): return rows,multi,what
     if 'split' in rows and (rows.split=='valid').any():
         raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Leave one of them out.")
-    vframe,vbase,vwhat = _read_source(_one_side(valid), task, lazy=lazy)
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
-    held,vmulti = read(vframe, vbase, vwhat, prefix)
+    files = {} if isinstance(valid, (str,Path)) and Path(valid).expanduser().is_dir() else dict(folder=folder, ending=ending, sheet=sheet if _is_excel(valid) else None)
+    held,vmulti,vwhat = table_rows(_one_side(valid), task, **columns, **files, prefix=prefix, taken=rows['item'])
     if task.classes: held[task.target] = pd.Series(match_labels(held[task.target], _flat(rows[task.target].dropna(), multi)), dtype=object)
     held = _held_side(held, vwhat)
     if 'split' not in rows: rows['split'] = 'train'
@@ -200,6 +202,14 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude, laz
     if late: both = _exclude(both, exclude)
     if multi or vmulti: both[task.target] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[task.target]], dtype=object)
     return both,multi or vmulti,f'{what} and {vwhat}'
+
+# %% ../../nbs/data/11_load.ipynb #a6865134
+def _is_excel(source): return isinstance(source, (str,Path)) and str(source).lower().endswith(('.xlsx','.xlsm'))
+
+def _tables_alone(source, folder, ending):
+    for k,v in (('folder',folder), ('ending',ending)):
+        if v is not None and isinstance(source, (str,Path)) and Path(source).expanduser().is_dir():
+            raise DataError(f"{k}={str(v)!r} belongs to a table whose files lie elsewhere, and {source} is a folder. Leave it out.")
 
 def _held_side(held, what):
     "Of validation data that have splits of their own, the rows for validation"
@@ -258,13 +268,14 @@ def prepare_rows(
     limit,rows = spec.options.get('max_items'),spec.rows
     if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
     good,spec.skipped = _clean(rows, spec, bad, what)
-    with name_in_errors(what): spec.rows = _split(good.drop(columns='problem_', errors='ignore').reset_index(drop=True), spec, valid)
+    with name_in_errors(what): spec.rows = _split(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec, valid)
     spec.vocab = _vocab(spec.rows, spec)
     if spec.task.classes: _report_names(Counter(_flat(spec.rows[spec.task.target], spec.multi_label)))
     return spec
 
 # %% ../../nbs/data/11_load.ipynb #bfd92455
-_ARGUMENTS = 'valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim empty_label exclude corrections lazy'.split()
+_ARGUMENTS = ('valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim empty_label exclude corrections lazy '
+              'folder ending sheet').split()
 
 # %% ../../nbs/data/11_load.ipynb #4d5421d2
 def _check_arguments(task, valid, bad, max_items, options, seed=42):
@@ -279,7 +290,7 @@ def _check_arguments(task, valid, bad, max_items, options, seed=42):
 # %% ../../nbs/data/11_load.ipynb #6aab1fb9
 def load_data(
     task:str|Task, # 'image', 'text', …, or a `Task`
-    source, # Folder with a folder per class; CSV, TSV, JSON-lines or Parquet file; DataFrame; Hugging Face `Dataset` or `DatasetDict`
+    source, # Folder with a folder per class; CSV, TSV, Excel, JSON-lines or Parquet file; DataFrame; Hugging Face `Dataset` or `DatasetDict`
     *,
     valid=.2, # Fraction to hold out, every class in proportion; or the path of validation data. Not used where the source is split already
     seed:int=42, # Of the split, of `max_items` and of the order of training
@@ -295,9 +306,12 @@ def load_data(
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
     label_delim:str|None=None, # What stands between several labels in a cell; lists need none
     empty_label:str='raise', # An empty label where a row may have several: 'raise': a problem of the row; 'none': an item of none of the classes, as `[]` is
-    exclude=None, # Items to leave out: names as in `rows.item`, or a mask over the rows
+    exclude=None, # Items to leave out: names as in `rows.item`, the name of a file for all of its rows, or a mask over the rows
     corrections=None, # What `Marks` keeps: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
     lazy:bool|None=None, # Leave the inputs of a Parquet file or a `Dataset` where they are until they are asked for; None: where they take more than 64 MB
+    folder=None, # Folder in which the files of a table lie; None: that of the table
+    ending:str|None=None, # What the names of the files end in where the table leaves it out, such as '.jpg'; None: nothing
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
     **options, # Those of the task: `get_task(name).options`
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` of them"
@@ -306,10 +320,10 @@ def load_data(
     _check_arguments(task, valid, bad, max_items, options, seed)
     if empty_label not in ('raise','none'): raise DataError(f"empty_label={empty_label!r}. Valid: 'raise' (an empty label is a problem) or 'none' (an item of none of the classes).")
     if isinstance(valid, Real): valid = float(valid)
-    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label)
+    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
     rows = _correct(rows, corrections, task, multi, label_delim)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
-    if input is not None: settings['input'] = input
+    settings.update({k:v for k,v in (('input',input), ('ending',ending)) if v is not None})
     if target is not None and '.' in target: settings['target'] = target
     if empty_label!='raise': settings['empty_label'] = empty_label
     from sft_nb.checkpoints.references import open_checkpoint

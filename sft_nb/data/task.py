@@ -52,6 +52,7 @@ class Task:
     recipe:dict=field(default_factory=dict) # Arguments of `fine_tune` that suit this task, where the command line names none
     extra:str|None=None # The extra that brings the libraries of this task; None: nothing beyond the base
     needs:tuple=() # Modules that must be importable
+    adds:tuple=() # Columns that `make_loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
     options:dict=field(default_factory=dict) # Options of `load_data` that this task takes, name -> what it means
 
     def missing(self)->list: # Names of the modules that are not installed

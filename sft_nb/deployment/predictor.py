@@ -20,6 +20,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import DataError, folder_atomic, FolderError, local_path, MissingExtra, process_rank, say, TaskError
+from ..core.hashing import FILE_COLUMNS
 from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
@@ -27,7 +28,8 @@ from ..data.lazy import dataset_frame
 from ..data.problems import BadRows, name_in_errors
 from ..data.rows import is_dataset
 from ..data.spec import DataSpec
-from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
+from ..evaluation.prediction import checks_while_loading, class_columns, decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs
+from ..evaluation.prediction import read_checked
 from ..evaluation.prediction import sorted_by_length
 from ..evaluation.evaluate import evaluate
 from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
@@ -65,11 +67,11 @@ class Predictor:
 
 # %% ../../nbs/deployment/01_predictor.ipynb #4855ac80
 @patch
-def _rows(self:Predictor, items, bad, input):
+def _rows(self:Predictor, items, bad, input, **files):
     "Items that can be used, as rows"
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (name all items that cannot be used) or 'skip' (leave them out).")
     if hasattr(items, '__next__'): items = list(items)
-    rows,left = read_checked(items, self.spec, bad, labelled=False, contents=not checks_while_loading(self.task), input=input)
+    rows,left = read_checked(items, self.spec, bad, labelled=False, contents=not checks_while_loading(self.task), input=input, **files)
     _say_skipped(left, len(rows))
     return rows.reset_index(drop=True)
 
@@ -94,10 +96,10 @@ def _unread(self:Predictor, rows, problems, bad):
     return np.setdiff1d(np.arange(len(rows)), list(problems))
 
 @patch
-def _read(self:Predictor, items, batch_size, bad, input, join):
+def _read(self:Predictor, items, batch_size, bad, input, join, **files):
     "(rows, what `join` makes of the outputs of all batches), in the order of the items; rows of like length are computed together"
     if not isinstance(batch_size, Integral) or batch_size<1: raise DataError(f"batch_size={batch_size!r}: valid is a whole number from 1 up.")
-    rows = self._rows(items, bad, input)
+    rows = self._rows(items, bad, input, **files)
     together,place = sorted_by_length(self.spec, rows)
     problems = {} if checks_while_loading(self.task) else None
     outputs = model_outputs(self.model, self.spec, together, int(batch_size), 'Predicting', problems)
@@ -114,9 +116,12 @@ def predict(
     batch_size:int=64, # Items a step
     bad:str='raise', # Items that cannot be used: 'raise' names all of them, 'skip' leaves them out
     input=None, # Column of the input in a table; None: the task's own name
+    folder=None, # Folder in which the files of a table lie; None: that of the table
+    ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
 )->pd.DataFrame: # item, prediction, probability (0 to 1); a row an item, in their order
     "Predict items"
-    rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec))
+    rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec), folder=folder, ending=ending, sheet=sheet)
     return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float)))
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8c56abe9
@@ -127,14 +132,17 @@ def predict_proba(
     batch_size:int=64, # Items a step
     bad:str='raise', # As in `predict`
     input=None, # As in `predict`
-)->pd.DataFrame: # item, then a column a class: its probability
+    folder=None, # As in `predict`
+    ending:str|None=None, # As in `predict`
+    sheet=None, # As in `predict`
+)->pd.DataFrame: # item, then a column a class: its probability; that of a class called `item` is `class_item`
     "Probabilities of all classes"
     if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
     def table_of(outputs):
         probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
         return np.concatenate(probs) if probs else np.zeros((0, len(self.vocab)))
-    rows,table = self._read(items, batch_size, bad, input, table_of)
-    return pd.concat([rows[['item']], pd.DataFrame(table, columns=self.vocab)], axis=1)
+    rows,table = self._read(items, batch_size, bad, input, table_of, folder=folder, ending=ending, sheet=sheet)
+    return pd.concat([rows[['item']], pd.DataFrame(table, columns=list(class_columns(self.vocab).values()))], axis=1)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #a46a55be
 def _parquet_parts(path, part):
@@ -156,6 +164,7 @@ def _parts_of(items, part):
     if isinstance(items, (str,bytes,Path,dict)) or not hasattr(items, '__iter__'):
         raise DataError(f"stream takes an iterable of items or a Parquet file, {str(items)[:60]!r} is one item ({type(items).__name__}). Call predict.")
     frame = items if isinstance(items, pd.DataFrame) else dataset_frame(items) if is_dataset(items) and hasattr(items, '__len__') else None
+    if frame is not None and not frame.index.is_unique: frame = frame.reset_index(drop=True)
     if frame is not None: return (frame.iloc[at:at+part] for at in range(0, len(frame), part))
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, part)), [])
@@ -169,11 +178,15 @@ def stream(
     part:int=1024, # Items a table
     bad:str='raise', # As in `predict`; what came before a bad part has been given out by then
     input=None, # As in `predict`
+    folder=None, # As in `predict`
+    ending:str|None=None, # As in `predict`
 ):  # An iterator of tables, as `predict` makes them
     "Predict items as they come"
     if not isinstance(part, Integral) or part<1: raise DataError(f"part={part!r}: valid is a whole number from 1 up.")
+    is_file = isinstance(items, (str,Path)) and set(self.task.inputs) & set(FILE_COLUMNS)
+    if is_file and folder is None: folder = Path(items).expanduser().absolute().parent
     with name_in_errors(Path(items).name if isinstance(items, (str,Path)) else None):
-        for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input)
+        for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input, folder, ending)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #f935d325
 def _replaceable(path, overwrite):

@@ -126,9 +126,9 @@ def cue_skill(
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #7bb8b24f
 def _cue_columns(rows, spec):
-    "Names of the columns that may give the label away"
-    own,kinds = {'item','row','split','problem_',*spec.task.inputs,spec.task.target},{c:rows[c].astype(str).nunique() for c in rows}
-    return [c for c in rows if c not in own and 1<kinds[c] and (pd.api.types.is_numeric_dtype(rows[c]) or kinds[c]<len(rows)/2)]
+    "Names of the columns that may give the label away; a column without a name is the index of a table"
+    own,kinds = {'item','row','split',*spec.task.inputs,spec.task.target},{c:rows[c].astype(str).nunique() for c in rows}
+    return [c for c in rows if c not in own and not str(c).startswith('Unnamed: ') and 1<kinds[c] and (pd.api.types.is_numeric_dtype(rows[c]) or kinds[c]<len(rows)/2)]
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #ef8b2ece
 def _count(n, word): return f"{n:,} {word}{'' if n==1 else 'es' if word.endswith('s') else 's'}"
@@ -139,7 +139,8 @@ def _leaks(a):
         n = len(d[d.kind==kind])
         how = 'the same content' if kind=='exact' else 'nearly the same content'
         if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} on two sides of the split (audit.duplicates names them)",
-                     "Leave out those on the training side, load_data(exclude=audit.exclude('leak')), or split by group=; what the validation said before is too good.")
+                     "Leave out the copies, load_data(exclude=audit.exclude('leak')): those of training, and those of validation "
+                     "that the test has too; or split by group=. What was measured before is too good.")
 
 def _doubles(a):
     d = a.duplicates[~a.duplicates.across]
@@ -302,9 +303,9 @@ def _joined(
 
 @patch
 def _leaked(self:Audit):
-    "Training items that have a copy on another side"
-    part,train = self._joined(self.duplicates),(self.rows.split=='train').to_numpy()
-    return list(self.rows['item'][train & np.isin(part, part[~train])])
+    "Training items that have a copy on another side, and validation items that have one in the test"
+    side = self.rows.split.map(dict(train=0, valid=1, test=2))
+    return list(self.rows['item'][(side<side.groupby(self._joined(self.duplicates)).transform('max')).to_numpy()])
 
 @patch
 def _copies(self:Audit):
@@ -326,9 +327,9 @@ def suspects(
 @patch
 def exclude(
     self:Audit,
-    *kinds, # 'leak': training items that are on another side too; 'duplicates': all copies but one on a side; 'labels': suspect labels of training. None named: 'leak' and 'duplicates'
+    *kinds, # 'leak': training items that another side has, validation items of the test; 'duplicates': all copies but one of a side; 'labels': suspect ones of training. None: the first two
 )->list: # Names of items, for `load_data(exclude=…)`
-    "What to leave out; nothing is taken from validation or test for a leak"
+    "What to leave out; the test set stays whole, and validation where there is no test"
     kinds = kinds or ('leak','duplicates')
     for k in kinds:
         if k not in ('leak','duplicates','labels'): raise DataError(f"exclude({k!r}): valid are 'leak', 'duplicates' and 'labels'.")

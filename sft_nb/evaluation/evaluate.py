@@ -19,6 +19,8 @@ from fastai.torch_core import to_device
 from ..core.basics import DataError, eval_mode
 from ..core.metrics import class_codes, class_names
 from ..data.lazy import is_lazy
+from ..data.table_files import free_names
+from ..data.rows import unique_names
 from .results import Evaluation, how_scored
 from .prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
 from .prediction import scaled_scores, sorted_by_length, _named
@@ -80,17 +82,18 @@ def _fastai_pairs(learn):
 def _fastai_rows(learn, n):
     items = [o for o in getattr(learn.dls.valid, 'items', [])]
     names = [str(o) if isinstance(o, (str,Path)) else f'row {i}' for i,o in enumerate(items)] if len(items)==n else [f'row {i}' for i in range(n)]
-    return pd.DataFrame({'item':names, **({learn.spec.task.inputs[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
+    own = unique_names(names, [f'row {i}' for i in range(n)])
+    return pd.DataFrame({'item':own, **({learn.spec.task.inputs[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #575ac162
 _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.inputs) if c in rows]
-    more = [c for c in rows if c not in (*first, spec.task.target, 'split', 'row', 'problem_')]
+    more = free_names([c for c in rows if c not in (*first, spec.task.target, 'split', 'row')], {*first, *_COLUMNS}, 'data_')
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
     frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
-                          **{f'data_{c}' if c in (*first, *_COLUMNS) else c:cells(c) for c in more}})
+                          **{new:cells(c) for c,new in more.items()}})
     out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if len(spec.rows) else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)
     return out
@@ -131,12 +134,15 @@ def evaluate(
     bad:str='raise', # Other data: 'raise' lists all bad rows, 'skip' leaves them out
     split:str|None=None, # Other data with a split: 'test', 'valid', 'train' or 'all'; None: the test rows, else those for validation
     lazy:bool|None=None, # Other data: as in `load_data`
+    folder=None, # Other data: as in `load_data`
+    ending:str|None=None, # Other data: as in `load_data`; None: as the model was trained
+    sheet=None, # Other data: as in `load_data`
     out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
 )->Evaluation: # One row an item, in the order of the data
     "Predict all rows, in batches, and keep what is needed to look at them"
     if isinstance(learn, (str,Path,pd.DataFrame)):
         from sft_nb.evaluation.tables import evaluate_table
-        return evaluate_table(learn)
+        return evaluate_table(learn, sheet=sheet)
     model,spec = model_and_spec(learn)
     batch_size = batch_size or 64
     if keep is None: keep = len(spec.vocab)<=100
@@ -144,6 +150,6 @@ def evaluate(
     if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
         cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
-    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy)[0]
+    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet)[0]
     if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
     return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/evaluation/prediction.html.md"""
 
 # %% auto #0
 __all__ = ['scaled_scores', 'model_outputs', 'checks_while_loading', 'sorted_by_length', 'in_row_order', 'log_probabilities',
-           'decoded_outputs', 'model_and_spec', 'read_checked', 'label_queue']
+           'decoded_outputs', 'model_and_spec', 'class_columns', 'read_checked', 'label_queue']
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #f1f6794b
 import inspect
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from fastai.torch_core import to_device
 from ..core.basics import DataError, eval_mode, near, progress, say, TaskError
 from ..data.labels import match_labels
+from ..data.table_files import free_names
 from ..data.spec import longest_first
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #977828e3
@@ -131,6 +132,13 @@ def _item_names(rows, source, spec):
     listed = isinstance(source, (list,tuple)) and all(isinstance(o, str) for o in source)
     return [str(o) for o in source] if listed and len(source)==len(rows) else list(rows['item'])
 
+# %% ../../nbs/evaluation/01_prediction.ipynb #fa30fbbb
+def class_columns(
+    vocab, # Names of the classes
+)->dict: # class -> column
+    "Columns of probabilities beside the item: each class has its own name, but for one called `item`, which becomes `class_item`"
+    return free_names(list(vocab), {'item'}, 'class_')
+
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
 def _source_name(source):
     "What data are called in messages, as `load_data` calls them"
@@ -157,34 +165,35 @@ def _side(rows, split, what):
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
 def _rows_of(source, spec, columns):
-    "What `read_rows` reads; of objects within a row, the fields that training read where the data have them"
-    from sft_nb.data.rows import read_rows
+    "What `table_rows` reads; of objects within a row, the fields that training read where the data have them"
+    from sft_nb.data.rows import table_rows
     fields = {k:spec.options[k] for k in ('input','target') if '.' in str(spec.options.get(k, '')) and columns.get(k) is None}
     if columns.get('labelled') is False: fields.pop('target', None)
     for more in ([fields] if fields else []):
-        try: return read_rows(source, spec.task, problems=True, **{**columns, **more})
+        try: return table_rows(source, spec.task, **{**columns, **more})
         except DataError as e:
             if 'has no column' not in str(e): raise
-    return read_rows(source, spec.task, problems=True, **columns)
+    return table_rows(source, spec.task, **columns)
 
 def _read_labelled(source, spec, split, columns):
-    "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems)"
+    "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems; what was read)"
     from sft_nb.data.load import row_problems, split_problems
     asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target
-    rows = _side(_rows_of(source, spec, dict(asked, **columns)), split, _source_name(source))
+    rows,_,what = _rows_of(source, spec, dict(asked, **columns))
+    rows = _side(rows, split, what)
     if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
     if spec.task.classes: rows = rows.assign(**{t:pd.Series(match_labels(rows[t], spec.vocab), index=rows.index, dtype=object)})
     found = row_problems(rows, spec)
     for i,p in (*(split_problems(rows) if split!='all' else ()), *_label_problems(rows, spec)): found.setdefault(i, []).append(p)
-    return rows,found
+    return rows,found,what
 
 def _read_items(source, spec, columns, contents):
-    "(rows without a look at the target; index -> problems)"
+    "(rows without a look at the target; index -> problems; what was read)"
     from sft_nb.data.load import row_problems
-    rows = _rows_of(source, spec, dict(columns, labelled=False))
+    rows,_,what = _rows_of(source, spec, dict(columns, labelled=False))
     rows['item'] = _item_names(rows, source, spec)
     rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
-    return rows,row_problems(rows, spec, False, contents)
+    return rows,row_problems(rows, spec, False, contents),what
 
 def read_checked(
     source, # Data as `load_data` takes them, or items
@@ -193,15 +202,17 @@ def read_checked(
     labelled:bool=True, # Whether the target is read and must be known to the model
     contents:bool=True, # False: what stands in files is not read here; for unlabelled items
     split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
-    **columns, # `input`, `target`, `lazy`, as `load_data` has them
+    **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
     "Rows of other data, checked as those of training were"
     from sft_nb.data.problems import BadRows
+    from sft_nb.data.table_files import Own
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
-    rows,found = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns, contents)
+    if columns.get('ending') is None: columns['ending'] = spec.options.get('ending')
+    rows,found,what = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns, contents)
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
-    if len(problems) and bad!='skip': raise BadRows(problems, _source_name(source) if labelled else 'the data')
-    return rows.drop(index=list(found)).drop(columns='problem_'),problems
+    if len(problems) and bad!='skip': raise BadRows(problems, what)
+    return rows.drop(index=list(found), columns=[Own.PROBLEM, Own.PLAIN]),problems
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #190e6c9e
 def label_queue(
@@ -212,8 +223,10 @@ def label_queue(
     input=None, # Column of the input in a table; None: the task's own name
 )->pd.DataFrame: # item, the inputs, prediction, probability; the least certain first
     "Unlabelled items in the order in which a label helps"
+    from sft_nb.data.rows import unique_names
     model,spec = model_and_spec(learn)
     rows,_ = read_checked(items, spec, labelled=False, input=input)
     rows = rows.reset_index(drop=True)
+    rows['item'] = unique_names(rows['item'], [f'row {i}' for i in range(len(rows))])
     out = pd.concat([rows[['item', *spec.task.inputs]], decoded_outputs(model_outputs(model, spec, rows, batch_size, 'Predicting'), spec)], axis=1)
     return out.sort_values('probability', kind='stable').head(len(out) if n is None else n).reset_index(drop=True)

@@ -23,8 +23,10 @@ from ..data.task import all_tasks, get_task, Task
 from ..data.lazy import explain_unreadable, is_lazy
 from ..data.problems import name_in_errors
 from ..data.labels import class_order, is_blank, label_names, label_text, match_labels
-from ..data.table_files import TABLE_READERS
+from ..data.table_files import TABLE_READERS, whole_table
+from ..data.rows import unique_names
 from .results import Evaluation, how_scored
+from .prediction import class_columns
 
 # %% ../../nbs/evaluation/03_tables.ipynb #68b7f5dc
 _KIND = (({'image','text'},'image_text'), ({'image'},'image'), ({'audio'},'speech'), ({'source'},'translation'))
@@ -44,11 +46,12 @@ def _named_classes(frame, columns, vocab, multi):
     cells,n = [o if multi else o[0] for o in match_labels(names, vocab)],len(frame)
     return frame.assign(**{c:pd.Series(cells[i*n:(i+1)*n], index=frame.index, dtype=object) for i,c in enumerate(columns)}),vocab
 
-def _class_columns(frame, vocab):
-    "The columns that have the names of the classes, in their order; None: there are not all of them"
+def _class_table(frame, vocab, own):
+    "Columns of probabilities under the names of the classes, or of `class_NAME` for those of `own`; None where one is not there"
     names = list(map(label_text, frame.columns))
     at = {**{l:i for i,l in enumerate(match_labels(names, vocab))}, **{l:i for i,l in enumerate(names)}}
-    return frame.iloc[:,[at[v] for v in vocab]] if set(vocab)<=set(at) else None
+    want = [f'class_{o}' if o in own else class_columns(vocab)[o] for o in vocab]
+    return frame.iloc[:,[at[v] for v in want]].set_axis(vocab, axis=1) if set(want)<=set(at) else None
 
 def _check_cells(frame, columns, classes=True):
     "Every row says what is right and what was said"
@@ -73,12 +76,12 @@ def class_losses(
     sure = np.where(frame.correct, p, 1-p if len(vocab)==2 else np.nan)
     return np.full(len(t), np.nan) if multi else -np.log(np.clip(sure, 1e-12, 1))
 
-def _read_table(source):
+def _read_table(source, sheet=None):
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True)
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() not in TABLE_READERS:
         raise DataError(f"{path} is no table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(TABLE_READERS)}.")
-    return TABLE_READERS[path.suffix.lower()](path).drop(columns=['_row','_problem'], errors='ignore')
+    return whole_table(path, sheet)
 
 # %% ../../nbs/evaluation/03_tables.ipynb #9026f149
 def _checked(probs, n, classes):
@@ -108,13 +111,14 @@ def _in_order(frame, task, prediction, multi=False):
     own = dict(target=list(frame.target), prediction=said, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, said)])
-    first = {'item':list(map(str, frame['item'])) if 'item' in frame else [f'row {i}' for i in range(n)], **{c:list(frame[c]) for c in task.inputs if c in frame}}
+    where = [f'row {i}' for i in range(n)]
+    first = {'item':unique_names(map(str, frame['item']), where) if 'item' in frame else where, **{c:list(frame[c]) for c in task.inputs if c in frame}}
     rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
     return pd.DataFrame({**first, **own, **rest})
 
 # %% ../../nbs/evaluation/03_tables.ipynb #dd393be5
 def evaluate_table(
-    table, # A DataFrame, or a CSV, TSV, JSON-lines or Parquet file: a row an item
+    table, # A DataFrame, or a CSV, TSV, Excel, JSON-lines or Parquet file: a row an item
     task:str|Task|None=None, # Which kind of data; None: by the columns, else 'text'
     target:str='target', # Column of what is right
     prediction:str='prediction', # Column of what was said; not needed where every class has a column of probabilities
@@ -122,10 +126,11 @@ def evaluate_table(
     probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
     language:str|None=None, # Of texts of speech, whose rules the scores follow; None: not known
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` out of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
-        return _evaluation(_read_table(table), task, target, prediction, vocab, probabilities, on, language)
+        return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on, language)
 
 def _how(task, language):
     "How the scores of a table count, where a language is named"
@@ -142,7 +147,7 @@ def _evaluation(frame, task, target, prediction, vocab, probabilities, on, langu
     if not task.classes: return Evaluation(_in_order(frame.assign(target=frame[target].map(str)), task, prediction), task, on=on, score_options=how)
     multi = isinstance(frame[target].iloc[0], (list,tuple,np.ndarray))
     frame,vocab = _named_classes(frame, [target,prediction], vocab, multi)
-    if probabilities is None: probabilities = _class_columns(frame, vocab)
+    if probabilities is None: probabilities = _class_table(frame, vocab, {target,prediction})
     if probabilities is not None: probabilities = _checked(probabilities, len(frame), len(vocab))
     frame = frame.assign(target=frame[target])
     if prediction not in frame: frame = _from_probabilities(frame, prediction, vocab, probabilities, multi)

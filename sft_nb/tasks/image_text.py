@@ -16,7 +16,7 @@ from ..data.task import late, register, Task
 register(Task('image_text', 'A picture and a text → its class, or several', ('image','text'), 'label', 'pip:efficientnet-lite0+pip:all-minilm-l6-v2', 'accuracy',
     check_rows=late('data.image_text:check_captions'), make_loaders=late('data.image_text:caption_loaders'), item_loader=late('data.image_text:caption_item_loader'),
     make_model=late('models.fusion:image_text_model'), save_model=late('models.fusion:save_image_text_model'), load_model=late('models.fusion:load_image_text_model'),
-    demo=late('tasks.demo_data:stamps_demo'), toy=late('tasks.toys:toy_captions'), any_input=True, needs=('transformers',),
+    demo=late('tasks.demo_data:stamps_demo'), toy=late('tasks.toys:toy_captions'), any_input=True, adds=('tokens',), needs=('transformers',),
     recipe=dict(epochs=0, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7),
     options=dict(size="side of the square that the picture tower sees, in pixels; default the checkpoint's", resize="'crop' (as timm evaluates), 'pad' or 'squish'",
                  max_length='tokens after which a text is cut; default as the checkpoint was trained',

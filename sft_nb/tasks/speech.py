@@ -24,7 +24,7 @@ register(Task('speech', 'A sound → what is said', ('audio',), 'text', 'pip:whi
     score=late('core.metrics:speech_scores'), parts=late('core.metrics:speech_parts'), score_note=late('core.metrics:speech_note'),
     score_options=late('data.speech:speech_score_options'),
     row_losses=late('models.speech_model:speech_losses'), make_targets=late('data.speech:speech_targets'), lengths=late('data.speech:speech_lengths'),
-    recipe=dict(epochs=0, freeze_epochs=3, head_lr=1e-4), extra='speech', needs=('soundfile','soxr','jiwer'),
+    recipe=dict(epochs=0, freeze_epochs=3, head_lr=1e-4), extra='speech', adds=('seconds',), needs=('soundfile','soxr','jiwer'),
     options=dict(window="seconds that a Whisper hears in training; default the longest clip; 'whole' for all it can",
                  language='code of the language: what a Whisper for several is told, and whose rules the scores follow',
                  num_beams='beams of the search that writes; default 1, greedy', max_seconds='longer clips are bad rows; default what a Whisper hears, 30 for others')))
