@@ -3,6 +3,7 @@
 # make check      the same in the current environment
 # make test-slow  the long tests, then test-lowest
 # make test-lowest  the tests with the lowest versions that settings.ini allows, in .venv-lowest
+# make test-newest  the tests with the newest release of everything, in a fresh .venv-newest; PYTHON=python3.13 takes another interpreter
 # make docs      the site, in _docs/; make preview also serves it
 # make fix        export, clean and README again after an edit of a notebook
 
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check test-slow check-slow fix test-lowest readme docs preview dist clean benchmarks
+.PHONY: demo test check test-slow check-slow fix test-lowest test-newest readme docs preview dist clean benchmarks
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -48,6 +49,13 @@ test-lowest: $(VENV)/bin/python
 	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
 	@tools/chromium
 	@OMP_NUM_THREADS=1 tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# -U and eager: also what others ask for; no constraint and no pre-release, whatever the configuration of pip says
+test-newest: $(VENV)/bin/python
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	@PIP_CONSTRAINT= PIP_PRE=0 tools/stage install-newest $(VENV)-newest/bin/python -m pip install -q -U --upgrade-strategy eager -e '.[dev]'
+	@tools/chromium
+	@OMP_NUM_THREADS=1 tools/stage pytest-newest $(VENV)-newest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 fix:
 	$(BIN)nbdev-export
