@@ -88,7 +88,8 @@ def _is_text(source, path, folders=True):
     if not isinstance(source, str): return False
     if not _is_there(path): return True
     name = repr(source[:60])
-    if folders and path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)): return say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself") or False
+    if folders and path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)):
+        return say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself") or False
     if path.suffix.lower()=='.txt': raise DataError(f"{path} is a text file. Pass [{name}] for the text itself, or the lines of the file as a list.")
     return say(f"{name} is read as a text, though {'a folder' if path.is_dir() else 'a file'} has this name") or True
 
