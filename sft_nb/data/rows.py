@@ -22,7 +22,7 @@ from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_byte
 from .problems import BadRows, name_in_errors, _table
 from .labels import is_blank, label_text, _target
 from .table_files import TABLE_READERS, _frame_cells, _read_frame
-from .folders import split_name, _read_folder, _walk
+from .folders import _split_name, _read_folder, _walk
 
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
 def is_dataset(
@@ -250,7 +250,7 @@ def _normalise(frame, base, cols, task, delim=None, prefix='', empty_label='rais
     inputs = {k:_input(_together(frame, cols[k], empty), k, base) for k in task.inputs}
     target,multi = _target(_cells_of(frame, cols[task.target], empty), task, delim, frame['_row'], empty_label) if task.target in cols else (None,False)
     out = dict(item=[prefix+o for o in _items(frame, cols, task, inputs)], **inputs, **({task.target:target} if target is not None else {}))
-    if 'split' in frame: out['split'] = list(map(split_name, frame['split']))
+    if 'split' in frame: out['split'] = list(map(_split_name, frame['split']))
     if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in _cells_of(frame, cols['group'])]
     out.update(row=list(frame['_row']), problem_=list(frame['_problem']))
     extra = {f'source_{c}' if c in own else c:_number(frame[c]) for c in frame.columns if c not in used}
