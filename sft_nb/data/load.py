@@ -22,7 +22,7 @@ from ..core.processes import join_processes
 from ..core.hashing import FILE_COLUMNS
 from .task import get_task, Task
 from .problems import BadRows, name_in_errors
-from .labels import alike_classes, class_order, match_labels, unquoted, _report_alike
+from .labels import alike_classes, class_order, match_labels, _unquoted, _report_alike
 from .folders import _SPLITS
 from .table_files import Own
 from .rows import is_dataset, table_rows, _find_rows, _missing_file
@@ -96,7 +96,7 @@ def row_problems(
 # %% ../../nbs/data/11_load.ipynb #4b12fda2
 def _quoted(names):
     "Names with quotes around them, where another is the same without"
-    return {l for l in names if unquoted(l) in names}
+    return {l for l in names if _unquoted(l) in names}
 
 def _like(counts):
     "Class of one row -> a word about a class that looks like it"
@@ -114,7 +114,7 @@ def _class_problems(rows, spec, counts):
     quoted,other = _quoted(set(counts)),_like(counts)
     for i,labels,split in zip(rows.index, rows[t], rows.get('split', rows[t])):
         for l in (labels if multi else [labels]):
-            if l in quoted: yield i, f"label {l!r} has quotes around it, and {unquoted(l)!r} is a class too: take the quotes away"
+            if l in quoted: yield i, f"label {l!r} has quotes around it, and {_unquoted(l)!r} is a class too: take the quotes away"
             elif l not in seen: yield i, f"label {l!r} is in {split}, but train lacks it"
             elif n[l]==1: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two' + other.get(l, '')
 
@@ -234,7 +234,7 @@ def _vocab(rows, spec):
 def _report_names(counts):
     "Say which classes look alike, and which have quotes around their names"
     _report_alike(counts)
-    quoted = [o for o in counts if unquoted(o)]
+    quoted = [o for o in counts if _unquoted(o)]
     if quoted: say(f"{len(quoted):,} of {len(counts):,} classes have quotes around their names, which are part of them: {', '.join(map(str, quoted[:5]))}")
 
 def make_loaders(

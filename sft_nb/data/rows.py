@@ -26,7 +26,7 @@ from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_byte
 from .problems import BadRows, name_in_errors, _table
 from .labels import is_blank, label_text, _target
 from .table_files import free_names, Own, TABLE_READERS, _frame_cells, _read_frame, _read_table
-from .folders import split_name, _read_folder, _walk
+from .folders import _split_name, _read_folder, _walk
 
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
 def is_dataset(
@@ -399,7 +399,7 @@ def _normalise(frame, finder, cols, task, what, delim=None, prefix='', taken=(),
     if task.target in cols: target,multi = _target(_cells_of(frame, cols[task.target], empty), task, delim, frame[Own.PLACE], empty_label)
     items,plain = _items(frame, cols, task, what, prefix, taken)
     out = dict(item=items, **inputs, **({task.target:target} if target is not None else {}))
-    if 'split' in frame: out['split'] = list(map(split_name, frame['split']))
+    if 'split' in frame: out['split'] = list(map(_split_name, frame['split']))
     if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in _cells_of(frame, cols['group'])]
     out.update({'row':list(frame[Own.PLACE]), Own.PROBLEM:list(frame[Own.PROBLEM]), Own.PLAIN:plain})
     more = free_names([c for c in frame.columns if isinstance(c, str) and c not in used], _own_names(task))

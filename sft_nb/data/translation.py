@@ -17,7 +17,7 @@ import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import DataError, say
-from .texts import network_config, TextCoder, TextTally, tokenizer_fingerprint, _unknown_text, _length, _limit, _ReadTokens, _text_problem
+from .texts import network_config, TextCoder, _TextTally, tokenizer_fingerprint, _unknown_text, _length, _limit, _ReadTokens, _text_problem
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _check_tokenizer
 from .token_targets import _language
 
@@ -171,7 +171,7 @@ def _report_cut(what, lengths, limit):
 def _report(rows, sources, targets, coder, ref='the checkpoint'):
     "Say what is odd in the pairs, what the tokenizer does not know and what is cut off them"
     _report_odd(rows)
-    tally = TextTally(coder.tokenizer)
+    tally = _TextTally(coder.tokenizer)
     tally.add(list(rows.target), targets, 10**9)
     for side,t in (('sources',coder.tally), ('targets',tally)):
         if t.unknown: say(_unknown_text(t, coder.tokenizer.unk_token, f'{ref} ({side})', list(rows['row'])))
@@ -224,7 +224,7 @@ def pair_item_loader(
 )->SequenceDL: # Batches of sources, in the order of `rows`
     "A loader for prediction"
     coder = pair_coder(spec)
-    coder.tally = TextTally(coder.tokenizer)
+    coder.tally = _TextTally(coder.tokenizer)
     labels = coder.labels(list(rows['target'])) if labelled else None
     return sequence_item_loader(SequenceDL, coder, _ReadTokens(coder.encode(list(rows['source'])), coder), len(rows), batch_size, labels)
 
