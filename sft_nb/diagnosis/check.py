@@ -48,12 +48,19 @@ def _class_fact(spec, most=12):
     shown = ', '.join(f'{k} {counts[k]:,}' for k in counts.index[:most])
     return f"{len(counts):,}: {shown}{' …' if len(counts)>most else ''}{' (a row may have several)' if spec.multi_label else ''}"
 
-def _facts(spec, what, n):
+def _column_fact(task, options):
+    "Which column is which"
+    given = options.get('input')
+    names = given if isinstance(given, dict) else dict(zip(task.inputs, [given] if isinstance(given, str) else given or ()))
+    names = {**names, **({task.target:options['target']} if options.get('target') else {})}
+    return ', '.join(f'{k} (column {names[k]})' if names.get(k, k)!=k else k for k in (*task.inputs, task.target))
+
+def _facts(spec, what, n, options):
     "(what, value) pairs, in the order in which one reads them"
     task,own = spec.task,{*spec.task.inputs,spec.task.target,'item','row','split','group','tokens','seconds'}
     yield 'source',what
     yield 'rows',f"{n:,}, of which {len(spec.rows):,} can be used"
-    yield 'columns',', '.join([*task.inputs, task.target])
+    yield 'columns',_column_fact(task, options)
     if extra := [c for c in spec.rows if c not in own]: yield 'kept beside',', '.join(map(str, extra))
     if task.classes: yield 'classes',_class_fact(spec)
     yield 'split',', '.join(f'{int((spec.rows.split==s).sum()):,} {s}' for s in ('train','valid','test') if (spec.rows.split==s).any())
@@ -126,13 +133,14 @@ def _repr_html_(self:DataCheck):
 # %% ../../nbs/diagnosis/05_check.ipynb #f888c306
 def _is_path(source): return isinstance(source, (str,Path))
 
-def _option(k, v): return [f"--{k.replace('_','-')}", str(v)] if k in ('valid','checkpoint','input','target','max_items') else ['--option', f'{k}={v}']
+_FLAGS = ('valid','checkpoint','input','target','max_items','folder','ending','sheet')
+def _option(k, v): return [f"--{k.replace('_','-')}", str(v)] if k in _FLAGS else ['--option', f'{k}={v}']
 
 def _next(task, source, asked, problems):
     "The command that trains on these data"
     if not _is_path(source): return f"load_data({task.name!r}, …{', bad=' + repr('skip') if len(problems) else ''})"
-    words = ['sft_nb','finetune',task.name,str(source),*(o for k,v in asked.items() for o in _option(k, v)),*(['--bad','skip'] if len(problems) else []),'--out',f'{task.name}-model']
-    return shlex.join(words)
+    own = [o for k,v in asked.items() if v is not None for o in _option(k, v)]
+    return shlex.join(['sft_nb','finetune',task.name,str(source),*own,*(['--bad','skip'] if len(problems) else []),'--out',f'{task.name}-model'])
 
 def check_data(
     task:str|Task, # As in `load_data`
@@ -148,4 +156,4 @@ def check_data(
         try: spec = load_data(task, source, bad='skip', **options).sft
         except BadRows as e: return DataCheck(task, [('source', what)], e.problems, messages)
     n = len(spec.rows)+spec.skipped.row.nunique()
-    return DataCheck(task, list(_facts(spec, what, n)), spec.skipped, messages, quick_audit(spec), _next(task, source, options, spec.skipped))
+    return DataCheck(task, list(_facts(spec, what, n, options)), spec.skipped, messages, quick_audit(spec), _next(task, source, options, spec.skipped))
