@@ -124,7 +124,9 @@ def _gpt2_words(body, x):
 def _gpt2_around(body, hidden, mask):
     from transformers.masking_utils import create_causal_mask
     at = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    return create_causal_mask(config=body.config, inputs_embeds=hidden, attention_mask=mask, past_key_values=None, position_ids=at),at
+    # transformers 5.6 has `past_key_values`; from 5.40 on there is `cache` alone
+    cache = 'cache' if 'cache' in inspect.signature(create_causal_mask).parameters else 'past_key_values'
+    return create_causal_mask(config=body.config, inputs_embeds=hidden, attention_mask=mask, position_ids=at, **{cache:None}),at
 
 def _gpt2_layer(body, i, layer, hidden, mask, around): return _first(layer(hidden, None, around[0], use_cache=False, position_ids=around[1]))
 
