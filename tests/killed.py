@@ -83,7 +83,8 @@ def in_the_middle(folder):
 def outcome(learn):
     "Weights and losses"
     losses = torch.tensor([[h['train_loss'], h['valid_loss']] for h in learn.history], dtype=torch.float64)
-    return {**learn.model.state_dict(), 'losses of all epochs':losses}
+    weights = {k:v.contiguous() for k,v in learn.model.state_dict().items()} # convolutions have their channels last
+    return {**weights, 'losses of all epochs':losses}
 
 def main(tasks, folder, kills, seed):
     torch.set_num_threads(1)

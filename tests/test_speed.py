@@ -82,7 +82,7 @@ def saved(pictures, tmp_path):
 def test_prediction_decodes_once(saved, monkeypatch):
     model,items = saved
     read,seen = images.read_picture,[]
-    monkeypatch.setattr(images, 'read_picture', lambda o: seen.append(str(o)) or read(o))
+    monkeypatch.setattr(images, 'read_picture', lambda o, *args, **kw: seen.append(str(o)) or read(o, *args, **kw))
     model.predict(items, batch_size=4)
     assert set(seen)==set(items) and len(seen)<=len(items)+1 # fastai reads the first item once more when a loader is made
 

@@ -407,8 +407,8 @@ def _read_table(
 
 # %% ../../nbs/data/04_table_files.ipynb #f3b1c71c
 def whole_table(
-    path, # As for `_read_table`
-    sheet=None, # As for `_read_table`
+    path, # A file that ends in one of `TABLE_READERS`
+    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
 )->pd.DataFrame: # The cells alone
     "Read a table file; rows that cannot be read are an error"
     frame,name = _read_table(path, sheet),Path(path).name

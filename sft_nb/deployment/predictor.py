@@ -71,7 +71,9 @@ def _rows(self:Predictor, items, bad, input, **files):
     "Items that can be used, as rows"
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (name all items that cannot be used) or 'skip' (leave them out).")
     if hasattr(items, '__next__'): items = list(items)
-    rows,left = read_checked(items, self.spec, bad, labelled=False, contents=not checks_while_loading(self.task), input=input, **files)
+    asked = dict(labelled=False, input=input, **files)
+    try: rows,left = read_checked(items, self.spec, bad, contents=not checks_while_loading(self.task), **asked)
+    except BadRows: rows,left = read_checked(items, self.spec, bad, **asked) # names what cannot be read too
     _say_skipped(left, len(rows))
     return rows.reset_index(drop=True)
 

@@ -104,7 +104,7 @@ _PART = 8192
 def _one_part(learn, rows, batch_size, keep, on):
     model,spec = model_and_spec(learn)
     rows,place = sorted_by_length(spec, rows)
-    outs = model_outputs(model, spec, rows, batch_size, 'Evaluating', on=='other data')
+    outs = model_outputs(model, spec, rows, batch_size, 'Evaluating', remarks=on=='other data')
     if spec.task.decode: cols,probs = _sequence_columns(outs, model, spec, rows, batch_size),None
     else: cols,probs = _class_columns(_row_pairs(outs, spec, rows), spec, keep)
     return _evaluation(learn, rows, cols, spec, probs, on, place)
