@@ -341,6 +341,7 @@ def _opened(folder, device, data=None):
     from sft_nb.deployment.predictor import load_predictor
     return load_predictor(folder, device=device)
 
+# %% ../nbs/00_cli.ipynb #bf7b7892
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
@@ -350,6 +351,7 @@ def _predict(a):
     write_atomic(out, text)
     return f'{len(table):,} predictions · {out}'
 
+# %% ../nbs/00_cli.ipynb #743dd956
 def _evaluate(a):
     out = a.out and _out_file(a.out, ('.json',))
     model = _opened(a.dir, device=a.device, data=Path(a.data))
@@ -361,6 +363,7 @@ def _evaluate(a):
     write_atomic(out, text+'\n')
     return f'{len(ev):,} rows · {out}'
 
+# %% ../nbs/00_cli.ipynb #e0500df3
 def _check(a):
     out = a.out and _out_file(a.out, ('.csv',))
     from sft_nb.data.rows import check_source
@@ -373,6 +376,7 @@ def _check(a):
     if out: write_atomic(out, check.problems.to_csv(index=False))
     return repr(check),0 if check.ok else 1
 
+# %% ../nbs/00_cli.ipynb #80c513e3
 def _export(a):
     out = _out_file(a.out, ('.onnx',))
     model = _opened(a.dir, device='cpu')

@@ -175,6 +175,7 @@ def _rows_of(source, spec, columns):
             if 'has no column' not in str(e): raise
     return table_rows(source, spec.task, **columns)
 
+# %% ../../nbs/evaluation/01_prediction.ipynb #e2064456
 def _read_labelled(source, spec, split, columns):
     "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems; what was read)"
     from sft_nb.data.load import row_problems, split_problems
@@ -187,6 +188,7 @@ def _read_labelled(source, spec, split, columns):
     for i,p in (*(split_problems(rows) if split!='all' else ()), *_label_problems(rows, spec)): found.setdefault(i, []).append(p)
     return rows,found,what
 
+# %% ../../nbs/evaluation/01_prediction.ipynb #6f75ffc8
 def _read_items(source, spec, columns, contents):
     "(rows without a look at the target; index -> problems; what was read)"
     from sft_nb.data.load import row_problems
@@ -195,6 +197,7 @@ def _read_items(source, spec, columns, contents):
     rows['row'] = [i if r.startswith('row ') else r for i,r in zip(rows['item'], rows['row'])]
     return rows,row_problems(rows, spec, False, contents),what
 
+# %% ../../nbs/evaluation/01_prediction.ipynb #f3ee7abb
 def read_checked(
     source, # Data as `load_data` takes them, or items
     spec, # What the model knows: task, classes, preprocessing
