@@ -33,7 +33,7 @@ def fresh(learn, seed):
     "The learner with a new head"
     with seeded(seed): learn.model.head.top.reset_parameters()
     for p in learn.model.head.missing.values(): torch.nn.init.zeros_(p)
-    learn.opt,learn.seed,learn._fits = None,seed,0
+    learn.opt,learn.seed,learn.state.fits = None,seed,0
 
 def held_out(learn, acts, seed, folds):
     "Whether each row is predicted right by the head of the fold that it is held out of"

@@ -60,13 +60,14 @@ from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, 
 from .training.guards import batch_items, memory_message, nan_message, out_of_memory, StopAtNaN
 from .training.metrics import class_metrics, MeanLoss, MeanPerplexity, SmoothMeanLoss, written_metrics
 from .training.distributed import part_loader, shared_fit, SharedSteps
-from .training.learner import class_counts, discriminative_lrs, EpochRows, freeze_to, group_params, inner_loader, layer_table, random_transforms
+from .training.learner import class_counts, discriminative_lrs, EpochRows, FitState, freeze_to, group_params, inner_loader, layer_table, random_transforms
 from .training.learner import seeded, sft_learner, SFTLearner, trainable_line
 from .training.cache_store import Activations, cache_folder, cache_info, clear_cache
-from .training.cache import activations, BorderLoader, cache_border, cache_key, first_trainable, frozen_cache, why_not
+from .training.cache import activations, BorderLoader, cache_border, cache_key, first_trainable, frozen_cache, FrozenCache, why_not
 from .training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, KeepBest, L2SP, wise_ft
 from .training.curves import find_overfitting, plot_curves
 from .training.adapters import adaptable_layers, Adapter, AdapterError, ADAPTERS, add_adapter, merge_adapter, save_adapter
+from .training.resume_state import RunState
 from .training.resume import Resume
 
 # %% ../nbs/01_all.ipynb #05984f4f

@@ -66,7 +66,7 @@ def test_nothing_is_left_after_a_stopped_fit(tmp_path):
     learn = pictures(tmp_path)
     with pytest.raises(KeyboardInterrupt): fit(learn, 1, **slow(cbs=[Accumulate(1000), Stop()]))
     same = pictures(tmp_path)
-    same._fits,same.opt = learn._fits,None
+    same.state.fits,same.opt = learn.state.fits,None
     assert far(fit(learn, 1, **slow(cbs=Accumulate(8))), fit(same, 1, **slow(cbs=Accumulate(8))))<1e-6
 
 def test_accumulate_on_cached_features(tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_small_network_over_fits_and_it_is_said(tmp_path, capsys):
     import matplotlib
     matplotlib.use('agg')
     learn = pictures(tmp_path)
-    learn.history = rows([.7,.5,.2,.1], [.7,.6,.8,1.1])
+    learn.history[:] = rows([.7,.5,.2,.1], [.7,.6,.8,1.1])
     ax = plot_curves(learn)
     assert len(ax.lines)==2 and 'Over-fitting' in capsys.readouterr().out
     assert plot_curves(learn.history[:2], ax=ax) is ax and not capsys.readouterr().out

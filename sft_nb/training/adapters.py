@@ -196,7 +196,7 @@ def add_adapter(
         config = _config(learn.model.net, names, kind, r, alpha, dropout, kwargs)
     else: config,names = _own_config(learn, kind, targets, kwargs)
     with seeded(learn.seed): _inject(learn.model, config, names)
-    learn.opt = learn.cached_groups = None
+    learn.opt = learn.state.cached_groups = None
     learn.unfreeze()
     if not process_rank(): print(trainable_line(learn.model))
     return learn
@@ -214,7 +214,7 @@ def merge_adapter(
     "Merge the adapter into the base: the same outputs from a plain network"
     if learn.model.adapter is None: raise AdapterError("There is no adapter to merge. Call add_adapter(learn) first.")
     _merge_in_place(learn.model)
-    learn.opt = learn.cached_groups = None
+    learn.opt = learn.state.cached_groups = None
     return learn.freeze()
 
 # %% ../../nbs/training/09_adapters.ipynb #b0ef5ee3

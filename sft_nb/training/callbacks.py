@@ -129,7 +129,7 @@ def keep_weights(
     learn:SFTLearner, # The learner, for instance after `fit_head`
 )->dict: # Name -> tensor; also kept in `learn.kept_weights` for `wise_ft`
     "Remember the weights as they are now"
-    learn.kept_weights,learn.tuned_weights = _state(learn.model),None
+    learn.state.kept_weights,learn.state.tuned_weights = _state(learn.model),None
     return learn.kept_weights
 
 # %% ../../nbs/training/07_callbacks.ipynb #13972cb6
@@ -139,7 +139,7 @@ def wise_ft(
     start:dict|None=None, # The other end; None: what `keep_weights` remembered
 )->SFTLearner: # `learn`
     "Interpolate between weights that were kept and the fine-tuned ones"
-    start = getattr(learn, 'kept_weights', None) if start is None else start
+    start = learn.kept_weights if start is None else start
     if start is None: raise FitError("There are no weights to mix with. Call keep_weights(learn) after fit_head, then fine-tune, then wise_ft(learn).")
     if not 0<=alpha<=1: raise FitError(f"alpha={alpha!r} is no share. Valid: 0. (kept weights) to 1. (fine-tuned weights).")
     if learn.model.adapter is not None: raise FitError("The two matrices of an adapter cannot be mixed one by one. Call merge_adapter(learn) first.")
@@ -150,9 +150,9 @@ def wise_ft(
 
 def _tuned(learn):
     "The weights of the last fit, kept for the next share"
-    was = getattr(learn, 'tuned_weights', None)
-    if was is None or was[0]!=learn._fits: learn.tuned_weights = was = learn._fits,_state(learn.model)
-    return was[1]
+    state = learn.state
+    if state.tuned_weights is None or state.tuned_weights[0]!=state.fits: state.tuned_weights = state.fits,_state(learn.model)
+    return state.tuned_weights[1]
 
 # %% ../../nbs/training/07_callbacks.ipynb #acda9ff9
 class KeepBest(Callback):

@@ -115,8 +115,7 @@ class SharedSteps(Callback):
             self.learn.pred = _of_all(self.pred, b-a, 0)
             self.learn.loss = self.loss_func(self.pred, *self.yb)
             return
-        total = self._weigh(w)
-        if self.training: self.learn.shared_weight = total
+        self.weight = self._weigh(w)
     def _weigh(self, w):
         loss = self.loss.mean()
         total,summed = over_processes([w, w*loss.item() if w else 0.])

@@ -42,7 +42,7 @@ class StopAtNaN(Callback):
         top = torch.nn.utils.get_total_norm(grads, norm_type=float('inf')).item() if grads else 0.
         if not top<float('inf'): self._stop('largest gradient', top)
     def _stop(self, what, value):
-        self.learn.stopped = FitError(nan_message(self.learn, what, value))
+        self.learn.state.stopped = FitError(nan_message(self.learn, what, value))
         for b,was in self.kept: b.copy_(was)
         self.opt.zero_grad()
         raise CancelFitException()

@@ -93,7 +93,7 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
         layer.bias.copy_(found[1]-found[0]@mean/scale)
     return penalty,losses
 
-# %% ../../nbs/training/13_linear_head.ipynb #5b3bc48c
+# %% ../../nbs/training/13_linear_head.ipynb #03dfc421
 def _solved_head(learn, dtype='float32'):
     "Solve for the head on cached features and write its row into `learn.history`; False where it is not linear, or cannot be cached"
     layer,begun = _linear_layer(learn.model),time.perf_counter()
@@ -102,11 +102,11 @@ def _solved_head(learn, dtype='float32'):
     learn.model.eval()
     with torch.no_grad(): found = _inputs(learn.model, layer, dls.train)
     if found is None: return False
-    learn.head_penalty,losses = _set_layer(layer, *found, learn.loss_func, rows, learn.seed)
+    learn.state.head_penalty,losses = _set_layer(layer, *found, learn.loss_func, rows, learn.seed)
     with torch.no_grad(): train_loss = float(learn.loss_func(layer(found[0]), found[1]))
     with _in_place(learn, dls), learn.no_bar(), learn.no_logging(): values = learn.validate()
     names = ['valid_loss', *(m.name for m in learn.metrics)]
     row = {n:float(v) for n,v in zip(names, values) if isinstance(v, (int,float))}
-    learn.history.append(dict(phase=learn.phase, epoch=1, train_loss=train_loss, **row, seconds=time.perf_counter()-begun))
+    learn.history.append(dict(phase=learn.state.phase, epoch=1, train_loss=train_loss, **row, seconds=time.perf_counter()-begun))
     learn.opt = None
     return losses

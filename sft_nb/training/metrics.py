@@ -52,7 +52,8 @@ class SmoothMeanLoss(AvgSmoothLoss):
     "fastai's smoothed loss of training, where each step weighs what its loss is a mean over"
     def reset(self): self.count,self.val,self.mass = 0,torch.tensor(0.),0.
     def accumulate(self, learn):
-        weight = vars(learn).pop('shared_weight', None) or loss_weight(learn.loss_func, learn.yb)
+        shared = getattr(learn, 'shared_steps', None)
+        weight = shared.weight if shared else loss_weight(learn.loss_func, learn.yb)
         self.count += 1
         self.val = torch.lerp(learn.to_detach(learn.loss.mean())*weight, self.val, self.beta)
         self.mass = (1-self.beta)*weight+self.beta*self.mass

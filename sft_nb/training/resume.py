@@ -27,7 +27,7 @@ from ..core.hashing import library_versions, tensor_hash
 from .learner import _load_opt
 from .resume_files import _numbers, _prune_states, _read_state, _write_state
 from .resume_state import _asked, _data_words, _differences, _memory, _order, _own_state, _place, _random_states, _remembered
-from .resume_state import _remind, _remind_one, _rest, _Run, _set_order
+from .resume_state import _remind, _remind_one, _rest, _set_order, RunState
 
 # %% ../../nbs/training/12_resume.ipynb #380ef4b6
 def _interval(every):
@@ -50,14 +50,14 @@ class Resume(Callback):
 
 # %% ../../nbs/training/12_resume.ipynb #b8dd82fc
 @patch
-def _run(self:Resume): return self.learn.runs.setdefault(str(self.folder.resolve()), _Run())
+def _run(self:Resume): return self.learn.state.runs.setdefault(str(self.folder.resolve()), RunState())
 
 @patch
 def _begin(self:Resume, fit):
     "Whether this fit is done; what is kept of it is put in place"
     learn,run = self.learn,self._run()
     self.at,self.pending,self.stop,self.busy,run.now = run.now,None,None,False,run.now+1
-    if 'data' not in vars(run): run.data = _data_words(learn)
+    if run.data is None: run.data = _data_words(learn)
     now = _asked(learn, run.data, **fit)
     if run.unread: run.read(self.folder)
     if run.found is None or self.at>run.found['fit']: return self._begin_new(now)
@@ -103,7 +103,7 @@ def _go_on(self:Resume):
     run = self._run()
     self.pending,run.found = run.found,None
     self._set_weights(self.pending)
-    self.frozen,self.learn.first_epoch = self.pending['frozen'],self.pending['epoch']
+    self.frozen,self.learn.state.first_epoch = self.pending['frozen'],self.pending['epoch']
     return False
 
 # %% ../../nbs/training/12_resume.ipynb #f5c86f6c
@@ -186,14 +186,14 @@ def _others(learn): return [c for c in learn.cbs if not isinstance(c, Resume)]
 @patch
 def _learner_state(self:Resume):
     "What the learner counts and logs"
-    learn = self.learn
-    return dict(fits=learn._fits, history=learn.history, peak_lrs=learn.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
+    learn,state = self.learn,self.learn.state
+    return dict(fits=state.fits, history=state.history, peak_lrs=state.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
 
 @patch
 def _seconds(self:Resume):
-    learn = self.learn
-    now = {} if learn.phase_begun is None else {learn.phase:learn.seconds.get(learn.phase, 0)+time.perf_counter()-learn.phase_begun}
-    return {**learn.seconds, **now}
+    state = self.learn.state
+    now = {} if state.phase_begun is None else {state.phase:state.seconds.get(state.phase, 0)+time.perf_counter()-state.phase_begun}
+    return {**state.seconds, **now}
 
 @patch
 def _cache_keys(self:Resume): return [v.folder.name for v in getattr(self.learn.dls.train, 'views', ()) if hasattr(v, 'folder')]
@@ -215,8 +215,7 @@ def _set_rest(self:Resume, state):
     learn,rest = self.learn,dict(state['learner'])
     _set_opt(learn.opt, state['optimiser'])
     _remind(_others(learn), state['callbacks'])
-    learn._fits = rest.pop('fits')
-    for k,v in rest.items(): setattr(learn, k, v)
+    for k,v in rest.items(): setattr(learn.state if k in vars(learn.state) else learn, k, v)
 
 def _set_opt(opt, sd):
     if not isinstance(opt, Optimizer): return opt.load_state_dict(sd)
@@ -247,12 +246,12 @@ def _put_back(self:Resume, state):
     for m,kept in zip(learn.metrics, state['metrics']): _remind_one(m, kept)
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
     _set_order(self.dl, state['order'])
-    learn.rest = partial(_rest, n=state['step'], random=state['random'])
+    learn.state.rest = partial(_rest, n=state['step'], random=state['random'])
     say(f"Resume: going on at {_place(state)}, from {self.folder}.")
 
 @patch
 def _break(self:Resume, error):
-    self.learn.stopped = error
+    self.learn.state.stopped = error
     raise CancelFitException()
 
 # %% ../../nbs/training/12_resume.ipynb #c34d8a9f
@@ -294,7 +293,7 @@ def after_train(self:Resume):
 @patch
 def after_fit(self:Resume):
     "Write the state at the end"
-    if not self.on or self.learn.stopped: return
+    if not self.on or self.learn.state.stopped: return
     self._run().journal[self.at]['log'] = list(vars(self.recorder).get('log', []))
     self.save(0, done=True)
 

@@ -22,19 +22,19 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from ..core.basics import FitError
 from .learner import discriminative_lrs, SFTLearner, _one_call
-from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _in_place
+from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _caches, _in_place
 from .linear_head import _solved_head
 
 # %% ../../nbs/training/06_schedule.ipynb #7eb57d58
 class _Phase:
     "Names the rows of `learn.history` and adds up the seconds"
-    def __init__(self, learn, name): self.learn,self.name = learn,name
+    def __init__(self, learn, name): self.state,self.name = learn.state,name
     def __enter__(self):
-        self.was,self.begun = self.learn.phase,time.perf_counter()
-        self.learn.phase,self.learn.phase_begun = self.name,self.begun
+        self.was,self.begun = self.state.phase,time.perf_counter()
+        self.state.phase,self.state.phase_begun = self.name,self.begun
     def __exit__(self, *_):
-        self.learn.phase,self.learn.phase_begun = self.was,None
-        self.learn.seconds[self.name] = self.learn.seconds.get(self.name, 0)+time.perf_counter()-self.begun
+        self.state.phase,self.state.phase_begun = self.was,None
+        self.state.seconds[self.name] = self.state.seconds.get(self.name, 0)+time.perf_counter()-self.begun
 
 # %% ../../nbs/training/06_schedule.ipynb #6ab10abc
 @patch
@@ -95,7 +95,7 @@ def _choose_decay(learn, lr, dtype, views, **kwargs):
         with torch.no_grad():
             for n,p in learn.model.named_parameters():
                 if n in head: p.copy_(head[n])
-        learn.opt,learn._fits = None,0
+        learn.opt,learn.state.fits = None,0
     for wd in _DECAYS:
         with _in_place(learn, dls): _settle(learn, lr, wd, **kwargs)
         losses[wd] = learn.recorder.log[2]
@@ -108,12 +108,10 @@ def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
     rows = len(learn.history)
     with learn.no_bar(), learn.no_logging():
         if wd is None and not why_not(learn, views):
-            context,learn.fit_context = learn.fit_context,nullcontext
-            try: wd = _choose_decay(learn, lr, dtype, views if learn.augments else 0, **kwargs)
-            finally: learn.fit_context = context
+            with learn.removed_cbs(_caches(learn)): wd = _choose_decay(learn, lr, dtype, views if learn.augments else 0, **kwargs)
         del learn.history[rows:]
         _settle(learn, lr, wd, **kwargs)
-    learn.head_decay = wd
+    learn.state.head_decay = wd
 
 # %% ../../nbs/training/06_schedule.ipynb #0423eb35
 def _share(model, group):
