@@ -259,6 +259,11 @@ def joined(
     def score(o): return {k:v for p,a,b in zip(parts, [0,*ends], ends) for k,v in p.score(o[a:b]).items()}
     return SumScores(np.concatenate([p.sums for p in parts], axis=1), score)
 
+def _corpus_sums(metric, name, target, prediction):
+    "What a metric of sacrebleu counts in each row, and its score of their sums"
+    stats = metric._extract_corpus_statistics(list(prediction), [list(target)])
+    return SumScores(stats, lambda o: {name:metric._compute_score_from_stats([round(v) for v in o]).score})
+
 def bleu_sums(
     target, # Texts
     prediction, # Texts
@@ -266,10 +271,7 @@ def bleu_sums(
     "BLEU and chrF"
     if not len(target): raise DataError("There are no texts to score. Pass at least one target with its prediction.")
     sacrebleu = need('sacrebleu', 'translation')
-    def part(name, metric):
-        stats = metric._extract_corpus_statistics(list(prediction), [list(target)])
-        return SumScores(stats, lambda o: {name:metric._compute_score_from_stats([round(v) for v in o]).score})
-    return joined(part('bleu', sacrebleu.BLEU()), part('chrf', sacrebleu.CHRF()))
+    return joined(*(_corpus_sums(metric, name, target, prediction) for name,metric in dict(bleu=sacrebleu.BLEU(), chrf=sacrebleu.CHRF()).items()))
 
 # %% ../../nbs/core/05_metrics.ipynb #2e0198e4
 _SCRIPTS = ((0x2E80,0x2FDF), (0x3005,0x3007), (0x3021,0x3029), (0x3038,0x303B), (0x3041,0x309F), (0x30A1,0x30FA), (0x30FC,0x30FF), (0x3105,0x312F), (0x31F0,0x31FF), (0x3400,0x4DBF),

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core.basics import CheckpointError, eval_mode, HeadError
-from ..checkpoints.weights import opened, save_timm_config
+from ..checkpoints.weights import attention_name, opened, save_timm_config
 from ..data.texts import TextCoder
 from ..data.image_text import fill_up
 from .model import find_group, SFTModel, _same_stats
@@ -78,7 +78,7 @@ class PairNet(nn.Module):
     @property
     def pretrained_cfg(self):
         "What both networks are built by, for the key of the cache"
-        return f"{getattr(self.image, 'pretrained_cfg', '')} {self.text.config.to_json_string()} {getattr(self.text.config, '_attn_implementation', None)}"
+        return f"{getattr(self.image, 'pretrained_cfg', '')} {self.text.config.to_json_string()} {attention_name(self.text.config)}"
 
 # %% ../../nbs/models/08_fusion.ipynb #f7c47d24
 class _Sides(dict):

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core.basics import GroupError, near
-from .grouping import _has_params, _under
+from .grouping import RUNNING_NORMS, _has_params, _under
 
 # %% ../../nbs/models/01_model.ipynb #2d376b49
 class SFTModel(nn.Module):
@@ -242,7 +242,7 @@ def prefix(self:SFTModel,
 @contextmanager
 def _same_stats(model):
     "Batch norm layers do not count what is run again in this block"
-    norms = {m:(m.momentum, m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    norms = {m:(m.momentum, m.num_batches_tracked) for m in model.modules() if isinstance(m, RUNNING_NORMS)}
     for m,(_,n) in norms.items(): m.momentum,m.num_batches_tracked = 0.,None if n is None else n.clone()
     try: yield
     finally:

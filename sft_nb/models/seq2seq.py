@@ -97,8 +97,10 @@ def fixed_as_buffers(
     for name in _fixed(net):
         at,_,n = name.rpartition('.')
         m = net.get_submodule(at)
-        p = m._parameters.pop(n, None)
-        if p is not None: m.register_buffer(n, p.detach())
+        p = getattr(m, n, None)
+        if not isinstance(p, nn.Parameter): continue
+        delattr(m, n)
+        m.register_buffer(n, p.detach())
     return net
 
 # %% ../../nbs/models/09_seq2seq.ipynb #1189dd66

@@ -280,7 +280,7 @@ def forward(self:TextModel, *x):
 def _no_pooler(spec):
     "Leave out the pooler, where the class of the model knows how"
     import transformers
-    cls = transformers.AutoModel._model_mapping[type(network_config(spec.checkpoint))]
+    cls = transformers.MODEL_MAPPING[type(network_config(spec.checkpoint))]
     cls = cls[0] if isinstance(cls, tuple) else cls
     return dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters else {}
 

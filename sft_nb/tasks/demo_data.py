@@ -118,11 +118,15 @@ def stamps_demo(
 # %% ../../nbs/tasks/02_demo_data.ipynb #8a852ffd
 _PARTICULAR = re.compile(r'(Add|Choose|Clear|Copy|Create|Delete|Display|Edit|Enter|Export|Hide|Import|Include|Merge|Move|Open|Remove|Rename|Replace|Save|Select|Set|Show|Sort|Use)\s')
 
+def _messages(path):
+    "Message -> its translation, of a file of gettext"
+    import gettext
+    with open(path, 'rb') as f: return gettext.GNUTranslations(f)._catalog
+
 def _interface(lang):
     "(English, other language) sentences of the interface, without marks, tags and doubles"
-    import gettext
     from sft_nb.checkpoints.assets import fetch
-    with open(fetch('gramps')/lang/'LC_MESSAGES'/'gramps.mo', 'rb') as f: catalog = gettext.GNUTranslations(f)._catalog
+    catalog = _messages(fetch('gramps')/lang/'LC_MESSAGES'/'gramps.mo')
     rows = ((k.rpartition('\4')[2].replace('_', ''), v.replace('_', '')) for k,v in catalog.items() if isinstance(k, str) and k)
     return list(dict.fromkeys((s,t) for s,t in rows if t and 2<len(s)<300 and not re.search(r'[<>{}\n]|%', s+t)))
 

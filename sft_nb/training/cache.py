@@ -23,6 +23,7 @@ from fastai.torch_core import TensorCategory, TensorMultiCategory, to_device
 from filelock import FileLock
 from ..core.basics import eval_mode, FitError, folder_atomic, FolderError, progress, say
 from ..core.hashing import item_hashes, library_versions, tensor_hash
+from ..checkpoints.weights import attention_name
 from ..data.spec import longest_first
 from ..models.model import SFTModel
 from .learner import seeded, SFTLearner
@@ -51,7 +52,7 @@ def cache_key(
     config = getattr(model.net, 'config', None)
     parts = dict(weights=tensor_hash(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
-                 attention=getattr(config, '_attn_implementation', None), preprocess=spec.preprocess, items=items or item_hashes(rows, spec.task.inputs), dtype=dtype,
+                 attention=attention_name(config), preprocess=spec.preprocess, items=items or item_hashes(rows, spec.task.inputs), dtype=dtype,
                  adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), layout=str(model.layout),
                  folded=model.folded is not None, view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=library_versions())

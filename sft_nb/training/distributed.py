@@ -17,11 +17,10 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.data.load import _FakeLoader
-from torch.nn.modules.batchnorm import _NormBase
 from ..core.basics import FitError, process_count
 from ..core.processes import exchange_device, explain_lost_process, from_first, from_processes, join_processes, over_processes
 from ..core.losses import loss_weight
+from ..models.grouping import RUNNING_NORMS
 
 # %% ../../nbs/training/02_distributed.ipynb #f84bd6cf
 def _piece(size, k, n):
@@ -49,6 +48,11 @@ class _Part:
         return mine
 
 # %% ../../nbs/training/02_distributed.ipynb #a7dceb61
+def _inner_loader_for(dl):
+    "What torch iterates over for a copy of a fastai loader, as fastai made it for the loader that was copied"
+    old = dl.fake_l
+    return type(old)(dl, old.pin_memory, old.num_workers, old.timeout, old.persistent_workers, old.pin_memory_device)
+
 def part_loader(
     dl, # A fastai loader
     rank:int, # Number of this process
@@ -57,15 +61,15 @@ def part_loader(
     "A loader of one process's part of each batch"
     if dl.bs is None or dl.n is None: raise FitError(f"A {type(dl).__name__} without a batch size or a length cannot be shared among {n} processes. Load the data by load_data.")
     if dl.bs<n: raise FitError(f"Batches of {dl.bs} cannot be shared among {n} processes. Take batch_size={n} or more, it is that of all processes together.")
-    out,fake = copy.copy(dl),dl.fake_l
+    out = copy.copy(dl)
     out.__class__ = type(type(dl).__name__, (_Part, type(dl)), {})
     out.whole,out.place = (dl.bs, dl.drop_last),(rank, n)
     out.bs,out.drop_last = _piece(dl.bs, rank+1, n)-_piece(dl.bs, rank, n),False
-    out.fake_l = _FakeLoader(out, fake.pin_memory, fake.num_workers, fake.timeout, fake.persistent_workers, fake.pin_memory_device)
+    out.fake_l = _inner_loader_for(out)
     return out
 
 # %% ../../nbs/training/02_distributed.ipynb #5d7ac97e
-def _norm_buffers(model): return [b for m in model.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers() if b.is_floating_point()]
+def _norm_buffers(model): return [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if b.is_floating_point()]
 
 def _exchange(tensors, how):
     "Put tensors through a collective, in place, in one piece for each kind of numbers; in one order in all processes"

@@ -14,15 +14,19 @@ __all__ = ['batch_items', 'StopAtNaN', 'nan_message', 'out_of_memory', 'memory_m
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
-from torch.nn.modules.batchnorm import _NormBase
 from ..core.basics import FitError
+from ..models.grouping import RUNNING_NORMS
 
 # %% ../../nbs/training/00_guards.ipynb #29710009
+def _epoch_order(dl):
+    "The items of the epoch that runs, in their order, as a fastai loader keeps them; None before the first"
+    return vars(dl).get('_DataLoader__idxs')
+
 def batch_items(
     learn, # A learner, in a batch of training
 )->list: # Names of the items; empty where they are not known
     "The items of the batch that is trained on"
-    rows,dl,order = getattr(learn.spec, 'rows', ()),learn.dl,vars(learn.dl).get('_DataLoader__idxs')
+    rows,dl,order = getattr(learn.spec, 'rows', ()),learn.dl,_epoch_order(learn.dl)
     if order is None or not len(rows) or not dl.bs: return []
     names,of = rows[rows.split=='train'].item.tolist(),vars(dl).get('rows')
     part = list(order)[learn.iter*dl.bs:(learn.iter+1)*dl.bs]
@@ -32,7 +36,7 @@ def batch_items(
 class StopAtNaN(Callback):
     "Stop before a loss or a gradient that is no number reaches the weights"
     order,run_valid = MixedPrecision.order+2,False
-    def before_batch(self): self.kept = [(b, b.clone()) for m in self.model.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers()]
+    def before_batch(self): self.kept = [(b, b.clone()) for m in self.model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers()]
     def after_loss(self):
         if hasattr(self.learn, 'lr_finder') or not len(self.yb): return
         if not torch.isfinite(self.learn.loss).all(): self._stop('loss', self.learn.loss.mean().item())
