@@ -87,6 +87,7 @@ Modules:
 - `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
 - `sft_nb.training.metrics`: What a fit shows in every epoch: accuracy and its kin for classes, the scores of written texts for tasks that write
+- `sft_nb.training.plan`: `learn.plan()` says how `learn.fine_tune()` trains where it is given no numbers: how the head, how deep, how fast, how long, and why
 - `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 - `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all
 - `sft_nb.training.resume_state`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember

@@ -160,13 +160,13 @@ def _device(name):
     return torch.device(name)
 
 # %% ../nbs/00_cli.ipynb #d588def1
-def _fit_args(a, task, fit):
-    "Arguments of `fine_tune`: those of the task, of its demo, and on top of them what was asked for"
-    fit = {'epochs':3, **task.recipe, **fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay)}
+def _fit_args(a, fit):
+    "Arguments of `fine_tune`: those of the demo, and on top of them what was asked for"
+    fit = {**fit, **_given(epochs=a.epochs, freeze_epochs=a.head_epochs, base_lr=a.lr, decay=a.decay, budget=a.budget)}
     if a.decay: fit.pop('lr_mult', None)
     if a.lr: fit.pop('head_lr', None)
     what = getattr(a, 'freeze', '')
-    if what=='body': fit.update(freeze_epochs=a.head_epochs or fit['epochs'], epochs=0)
+    if what=='body': fit.update(_given(freeze_epochs=a.head_epochs or a.epochs), epochs=0)
     elif what is None: fit.update(freeze_epochs=a.head_epochs or 0, unfreeze_to=0)
     elif what and isinstance(what, str): fit['unfreeze_to'] = what
     return fit
@@ -182,14 +182,16 @@ def _train(learn, fit, what):
     if not isinstance(what, dict): return learn.fine_tune(**fit)
     learn.fine_tune(**{**fit, 'epochs':0})
     learn.freeze_to(**what)
-    learn.fit_one_cycle(fit['epochs'], _rates(learn, fit), cbs=fit.get('cbs'))
+    learn.fit_one_cycle(fit.get('epochs', 3), _rates(learn), cbs=fit.get('cbs'))
 
-def _rates(learn, fit):
+def _rates(learn):
     "Those of the second phase of `fine_tune`"
     from sft_nb.training.learner import discriminative_lrs
-    half = fit.get('base_lr', 2e-3)/2
-    return discriminative_lrs(learn.model, half, fit['decay']) if fit.get('decay') else slice(half/fit.get('lr_mult', 100), half)
+    numbers = learn.state.plan.values
+    half = numbers['base_lr']/2
+    return discriminative_lrs(learn.model, half, numbers['decay']) if numbers.get('decay') else slice(half/numbers.get('lr_mult', 100), half)
 
+# %% ../nbs/00_cli.ipynb #80a82a1c
 def _timed(learn, fit, what):
     "Train with progress on standard error; returns the seconds of both phases"
     start = time.perf_counter()
@@ -222,6 +224,7 @@ def _report(learn, ev, metrics, settings, against=None):
     from sft_nb.inspection.report import report_html
     spec = learn.spec
     tables = {'Metrics with 95 % intervals':ev.report()}
+    if learn.state.plan is not None: tables['What was chosen, and why'] = learn.state.plan.table
     if spec.task.classes: tables['Classes'] = ev.report(by_class=True)
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.classes and not spec.multi_label else None
@@ -256,12 +259,12 @@ def _note(spec):
     return {'scores':note}
 
 # %% ../nbs/00_cli.ipynb #c3123aee
-def _settings(a, learn, fit):
+def _settings(a, learn):
     "What the report says of how the run was made"
     import fastai, timm, torch, transformers
     asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    used = {k:str(v) for k,v in {**learn.spec.options, **fit}.items() if v is not None}
+    used = {k:str(v) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _resume(folder):
@@ -284,13 +287,13 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     from sft_nb.training.learner import sft_learner
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
-    fit = _fit_args(a, task, fit)
+    fit = _fit_args(a, fit)
     seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
-    _write_run(out, learn, ev, metrics, _settings(a, learn, fit), overwrite, table)
+    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(task, metrics, time.perf_counter()-start, out)])
 
@@ -444,11 +447,12 @@ def _train_options(p):
     _data_options(p)
     _source_options(p)
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
-    add('--epochs', type=_count, metavar='N', help='epochs with everything training (3)')
-    add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that (1)')
+    add('--epochs', type=_count, metavar='N', help='epochs of the second phase; default: chosen from the data')
+    add('--budget', metavar='TIME', help='train for so long at most, such as 5m: epochs and depth are chosen to fit')
+    add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that; default: a linear head is solved for, others get 1')
     add('--freeze', type=_freeze, default=argparse.SUPPRESS, metavar='WHAT', help='stays frozen to the end: body, none, a group, layers=N, rule=bias')
     add('--head', type=_head, metavar='SPEC', help='linear, 512,256 (hidden layers) or flatten:1024')
-    add('--lr', type=_rate, metavar='X', help='learning rate of the head')
+    add('--lr', type=_rate, metavar='X', help='highest learning rate of the head phase; half of it in the second; default: chosen from the data')
     add('--decay', type=_rate, metavar='X', help='factor of the rate from one layer group to the one below it')
     add('--batch-size', type=_positive, metavar='N')
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')

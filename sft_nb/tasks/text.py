@@ -17,6 +17,6 @@ register(Task('text', 'A text, or a pair of texts → its class, or several', ('
     check_rows=late('data.texts:check_texts'), make_loaders=late('data.texts:text_loaders'), item_loader=late('data.texts:text_item_loader'),
     make_model=late('models.text_model:text_model'), save_model=late('models.text_model:save_text_model'), load_model=late('models.text_model:load_text_model'),
     demo=late('tasks.demo_data:sentiment_demo'), toy=late('tasks.toys:toy_texts'), lengths=late('data.texts:text_lengths'), pairs=True, adds=('tokens',), needs=('transformers',),
-    recipe=dict(epochs=3, base_lr=6e-4, decay=.8, unfreeze_to=.4, head_lr=2e-3),
+    recipe=dict(epochs=3, base_lr=6e-4, decay=.8, unfreeze_to=.4),
     options=dict(max_length="tokens after which a text is cut; default as the checkpoint was trained",
                  pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")))

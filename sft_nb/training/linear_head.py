@@ -12,12 +12,11 @@ Docs: https://sft-nb.github.io/sft_nb/training/linear_head.html.md"""
 # %% auto #0
 __all__ = ['PENALTIES']
 
-# %% ../../nbs/training/13_linear_head.ipynb #5dfa19e2
+# %% ../../nbs/training/13_linear_head.ipynb #3d5d01eb
 import time
 import numpy as np, torch
 from torch import nn
 from ..core.metrics import group_codes
-from .learner import SFTLearner
 from .cache import cache_border, why_not, _border_dls, _in_place
 
 # %% ../../nbs/training/13_linear_head.ipynb #6259bcf0
@@ -93,12 +92,12 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
         layer.bias.copy_(found[1]-found[0]@mean/scale)
     return penalty,losses
 
-# %% ../../nbs/training/13_linear_head.ipynb #03dfc421
-def _solved_head(learn, dtype='float32'):
+# %% ../../nbs/training/13_linear_head.ipynb #0ec09a13
+def _solved_head(learn, dtype='float32', also=()):
     "Solve for the head on cached features and write its row into `learn.history`; False where it is not linear, or cannot be cached"
     layer,begun = _linear_layer(learn.model),time.perf_counter()
     if layer is None or why_not(learn) or cache_border(learn.model)!=len(learn.model.groups)-1: return False
-    dls,rows = _border_dls(learn, cache_border(learn.model), dtype, 0),learn.spec.split('train')
+    dls,rows = _border_dls(learn, cache_border(learn.model), dtype, 0, also),learn.spec.split('train')
     learn.model.eval()
     with torch.no_grad(): found = _inputs(learn.model, layer, dls.train)
     if found is None: return False

@@ -24,6 +24,7 @@ from ..core.basics import FitError
 from .learner import discriminative_lrs, SFTLearner, _one_call
 from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _caches, _in_place
 from .linear_head import _solved_head
+from .plan import budget_seconds, FitPlan, _plannable, _within
 
 # %% ../../nbs/training/06_schedule.ipynb #7eb57d58
 class _Phase:
@@ -135,33 +136,76 @@ def _kept_border(learn, dtype):
     return frozen_cache(learn, dtype) if first_trainable(learn.model)>0 or cache_border(learn.model) is not None else nullcontext()
 
 # %% ../../nbs/training/06_schedule.ipynb #4f306fc4
+_FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
+
+def _chosen(learn, given, budget):
+    "The plan with what is given; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those that the task recommends"
+    planned = 'freeze_epochs' not in given and _plannable(learn)
+    if budget is not None and (not planned or 'epochs' in given):
+        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs and freeze_epochs out, and take a head of one linear layer.")
+    own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
+    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
+    values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
+    return planned,FitPlan({**values, **given}, {**plan.reasons, **dict.fromkeys(given, 'given')})
+
+# %% ../../nbs/training/06_schedule.ipynb #a8866677
+def _lower_border(learn, numbers):
+    "The border from which the second phase will start, to be kept on the pass of the head phase"
+    train = {n for g in learn.model.above(_share(learn.model, numbers['unfreeze_to'])) for n in learn.model.groups[g]}
+    border = learn.model.highest_border(train) if numbers['epochs'] else None
+    return () if border in (None, *learn.model.borders()[-1:]) else (border,)
+
+def _head_phase(learn, numbers, dtype, pct_start, kwargs):
+    "Solve for the head, or train it for some epochs"
+    epochs,lr,start = numbers['freeze_epochs'],numbers.get('head_lr', numbers['base_lr']),_share(learn.model, numbers['unfreeze_to'])
+    if epochs==0: return
+    with _Phase(learn, 'head'), learn.no_augment():
+        if epochs is None and not set(kwargs)-{'cbs'} and _solved_head(learn, dtype, _lower_border(learn, numbers)): return
+        with frozen_cache(learn, dtype, at_most=start if epochs==1 and start else None):
+            if epochs is None: _to_convergence(learn, lr, dtype, 0, **kwargs)
+            else: learn.fit_one_cycle(epochs, lr, pct_start=.99 if numbers['epochs'] else pct_start, **kwargs)
+
+def _plain_items(learn, planned):
+    "No augmentation, where a plan trains from the cache and the data were loaded without a word on it"
+    open_ = planned and learn.spec is not None and learn.spec.options.get('augment') is None
+    return learn.no_augment() if open_ else nullcontext()
+
+# %% ../../nbs/training/06_schedule.ipynb #0f318456
+def _second_phase(learn, numbers, planned, dtype, kwargs):
+    "Unfreeze, and train with discriminative rates"
+    if not numbers['epochs']: return
+    learn.freeze_to(_share(learn.model, numbers['unfreeze_to']))
+    lrs = _second_lrs(learn.model, numbers['base_lr'], numbers.get('lr_mult'), numbers.get('decay'))
+    with _Phase(learn, 'finetune'), _plain_items(learn, planned), _kept_border(learn, dtype): learn.fit_one_cycle(numbers['epochs'], lrs, **kwargs)
+
+# %% ../../nbs/training/06_schedule.ipynb #bbaad24e
 @patch
 @_one_call
 def fine_tune(self:SFTLearner,
-    epochs:int, # Passes over the data after the head phase
-    base_lr:float=2e-3, # Highest rate of the head phase; the second phase starts from half of it, as in fastai
-    freeze_epochs:int=1, # Passes over the cached features in the head phase
-    lr_mult:float|None=None, # The lowest group gets 1/lr_mult of the rate of the head; None: 100, fastai's default
+    epochs:int|None=None, # Passes over the data after the head phase; None: those of `learn.plan()`
+    base_lr:float|None=None, # Half of it is the highest rate of the second phase, as in fastai; None: the plan's
+    freeze_epochs:int|None=None, # Passes over the cached features in the head phase; 1 is fastai's way, with its defaults. None: a linear head is solved for, others get 1
+    lr_mult:float|None=None, # The lowest group gets 1/lr_mult of the rate of the head; None: `decay`
     pct_start:float=.3, # Share of the second phase in which the rate rises
     div:float=5., # The second phase starts from 1/div of its highest rate
-    decay:float|None=None, # In place of `lr_mult`: each group gets `decay` times the rate of the one above
-    unfreeze_to:int|str|float=0, # Group from which the second phase trains; a share such as .5 counts groups below the head; 0: all
-    head_lr:float|None=None, # Rate of the head phase; None: `base_lr`
+    decay:float|None=None, # Each group gets `decay` times the rate of the one above; None: the plan's, or fastai's `lr_mult` of 100
+    unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: the plan's
+    head_lr:float|None=None, # Rate of the head phase where it is trained by epochs; None: `base_lr`
     dtype:str='float32', # How cached activations are stored
+    budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the whole call: the epochs and the depth that fit. None: no limit
     **kwargs, # To `fit_one_cycle`: wd, cbs, reset_opt …
-)->SFTLearner: # The learner, unfrozen
-    "Train the head on cached features, then unfreeze and train with discriminative rates"
-    lrs = _second_lrs(self.model, base_lr, lr_mult, decay)
+)->SFTLearner: # The learner, unfrozen; `learn.state.plan` says what was chosen
+    "Train the head on cached features, then unfreeze and train with discriminative rates; what is not given comes from `learn.plan()`"
+    begun,asked = time.perf_counter(),dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr)
+    given = {k:v for k,v in asked.items() if v is not None}
+    planned,plan = _chosen(self, given, budget)
+    _second_lrs(self.model, plan.values['base_lr'], plan.values.get('lr_mult'), plan.values.get('decay'))
     self.freeze_body()
-    start = _share(self.model, unfreeze_to)
-    self.model.above(start)
-    once = start if freeze_epochs==1 and start else None
-    if freeze_epochs:
-        with _Phase(self, 'head'), self.no_augment(), frozen_cache(self, dtype, at_most=once):
-            self.fit_one_cycle(freeze_epochs, base_lr if head_lr is None else head_lr, pct_start=.99 if epochs else pct_start, **kwargs)
-    if not epochs: return self
-    self.freeze_to(start)
-    with _Phase(self, 'finetune'), _kept_border(self, dtype): self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, **kwargs)
+    self.model.above(_share(self.model, plan.values['unfreeze_to']))
+    _head_phase(self, plan.values, dtype, pct_start, kwargs)
+    if budget is not None: plan = _within(self, plan, budget_seconds(budget)-(time.perf_counter()-begun), dtype)
+    self.state.plan = plan
+    _second_phase(self, plan.values, planned, dtype, dict(pct_start=pct_start, div=div, **kwargs))
     return self
 
 # %% ../../nbs/training/06_schedule.ipynb #4e47f59d
