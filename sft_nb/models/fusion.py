@@ -30,7 +30,7 @@ from ..data.image_text import fill_up
 from .model import find_group, SFTModel, _same_stats
 from .heads import make_head, parse_head
 from .timm_model import _timm_data, _timm_kwargs
-from .text_model import _check_size, _no_pooler, _set_padding, _write_sentence_layout
+from .text_model import _check_size, _no_pooler, _one_pass, _set_padding, _write_sentence_layout
 from .towers import dual_towers, picture_tower, text_tower, _clip_picture, _clip_text, _dual_view, _text_view, _whole_text
 
 # %% ../../nbs/models/08_fusion.ipynb #f11befbf
@@ -149,7 +149,9 @@ def _go(self:FusionModel, h, start, end):
     pieces,view = self.towers['image'].pieces,self.view('image')
     for k in range(start[0], end[0]): image = self._run(_present, pieces[k][1], view, image, h['has'][:,0], self._shapes[k])
     pieces,view = self.towers['text'].pieces,self.view('text')
-    for k in range(start[1], end[1]): text = self._run(pieces[k][1], view, text if k else _inputs(text))
+    if not start[1] and end[1]: text = _inputs(text)
+    rest = [f for _,f in pieces[start[1]:end[1]]]
+    for f in rest if self.checkpointing else _one_pass(rest): text = self._run(f, view, text)
     return _Sides(image=image, has=h['has'], **(dict(text=text) if torch.is_tensor(text) else text))
 
 # %% ../../nbs/models/08_fusion.ipynb #47770705

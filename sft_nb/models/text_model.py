@@ -12,10 +12,10 @@ __all__ = ['FAMILIES', 'pool_tokens', 'text_groups', 'TextModel', 'text_model', 
 
 # %% ../../nbs/models/06_text_model.ipynb #7b7e55bc
 import inspect, json, math
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -82,138 +82,108 @@ def text_groups(
     for n,_ in net.named_parameters(): out[_group_of(n, prefix, layers, at)].append(n)
     return out
 
-# %% ../../nbs/models/06_text_model.ipynb #8dee709c
-class _Hidden(dict):
-    "hidden `(batch, token, component)` and mask `(batch, token)`, with what all layers need besides; taken `(batch, token)` where a classifier has its own way"
-    around = None
-
-@dataclass(frozen=True)
-class _Family:
-    "How a kind of model runs, in pieces"
-    embed:Callable # (body, inputs) -> hidden
-    around:Callable # (body, hidden, mask) -> what the layers need besides
-    layer:Callable # (body, index, layer, hidden, mask, around) -> hidden
-    last:str='' # Name of the norm behind the last layer
-    taken:Callable=lambda net, hidden, h: hidden[:,0] # What the classifier of the library looks at
-    classify:Callable=lambda net, h: net.classifier(h[:,None]) # The classifier of the library
-    mark:Callable|None=None # (net, inputs) -> 1 at the token that the classifier looks at, where the inputs decide that; None: `mask` is enough
-
-# %% ../../nbs/models/06_text_model.ipynb #d495db76
-def _words(body, x):
-    h = body.embeddings(input_ids=x['input_ids'], **({'token_type_ids':x['token_type_ids']} if 'token_type_ids' in x else {}))
-    return body.embeddings_project(h) if hasattr(body, 'embeddings_project') else h
-
-def _both_ways(body, hidden, mask):
-    from transformers.masking_utils import create_bidirectional_mask
-    return create_bidirectional_mask(config=body.config, inputs_embeds=hidden, attention_mask=mask)
-
+# %% ../../nbs/models/06_text_model.ipynb #6b357057
 def _first(o): return o[0] if isinstance(o, tuple) else o
-def _plain_layer(body, i, layer, hidden, mask, around): return _first(layer(hidden, around))
+def _entering(args, kwargs): return args[0] if args else kwargs['hidden_states']
 
-_BERT = _Family(_words, _both_ways, _plain_layer)
+@contextmanager
+def _hooked(*hooks):
+    try: yield
+    finally:
+        for o in hooks: o.remove()
 
-# %% ../../nbs/models/06_text_model.ipynb #97b50cf0
-def _bert_top(net, h): return net.classifier(net.dropout(net.bert.pooler(h[:,None])))
-def _distil_top(net, h): return net.classifier(net.dropout(F.relu(net.pre_classifier(h))))
+def _givers(net, body, layers, example):
+    "(names of the modules whose output enters each layer and leaves the body, None where there is none; name -> how many values a module returns)"
+    ended,found = [],[]
+    def same(a, b): return torch.is_tensor(a) and (a.data_ptr(), a.numel())==(b.data_ptr(), b.numel())
+    def find(t): found.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
+    with _hooked(*(m.register_forward_hook(lambda _,x,y,n=n: ended.append((n, y))) for n,m in body.named_modules() if n), body.register_forward_hook(lambda _,x,y: find(y[0])),
+                 *(body.get_submodule(n).register_forward_pre_hook(lambda _,a,k: find(_entering(a, k)), with_kwargs=True) for n in layers)):
+        with torch.no_grad(), eval_mode(net): net(**example)
+    return found,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
 
-# %% ../../nbs/models/06_text_model.ipynb #d214907d
-def _gpt2_words(body, x):
-    at = torch.arange(x['input_ids'].shape[1], device=x['input_ids'].device)[None]
-    return body.drop(body.wte(x['input_ids'])+body.wpe(at))
+# %% ../../nbs/models/06_text_model.ipynb #dea72915
+@contextmanager
+def _handing(body, silent, value):
+    "Modules run nothing and give a value; `silent`: name -> how many values the module returns"
+    mods = [body.get_submodule(n) for n in silent]
+    was = [vars(m).get('forward') for m in mods]
+    for m,size in zip(mods, silent.values()): m.forward = lambda *_,size=size,**__: (value, *[None]*(size-1)) if size else value
+    try: yield
+    finally:
+        for m,f in zip(mods, was):
+            del m.forward
+            if f is not None: m.forward = f
 
-def _gpt2_around(body, hidden, mask):
-    from transformers.masking_utils import create_causal_mask
-    at = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    # transformers 5.6 has `past_key_values`; from 5.40 on there is `cache` alone
-    cache = 'cache' if 'cache' in inspect.signature(create_causal_mask).parameters else 'past_key_values'
-    return create_causal_mask(config=body.config, inputs_embeds=hidden, attention_mask=mask, position_ids=at, **{cache:None}),at
+class _Reached(Exception): "What enters a layer is known"
 
-def _gpt2_layer(body, i, layer, hidden, mask, around): return _first(layer(hidden, None, around[0], use_cache=False, position_ids=around[1]))
+def _until(run, layer):
+    "What enters a layer of a forward pass that ends there"
+    def reach(m, a, k): raise _Reached(_entering(a, k))
+    with _hooked(layer.register_forward_pre_hook(reach, with_kwargs=True)):
+        try: run()
+        except _Reached as e: return e.args[0]
 
-def _gpt2_mark(net, x):
+# %% ../../nbs/models/06_text_model.ipynb #ea2e6555
+FAMILIES = {**dict.fromkeys(('bert','roberta','xlm-roberta','camembert','electra','distilbert','mpnet','deberta-v2','modernbert'), 'cls'), 'gpt2':'last'}
+
+def _looks_at(net): return getattr(net.config, 'classifier_pooling', FAMILIES[net.config.model_type])
+
+def _mark(net, x):
+    "1 at the last token that is not the one that pads"
     size = x['input_ids'].shape[1]
     real = (x['input_ids']!=net.config.pad_token_id).long()
     return F.one_hot((torch.arange(size, device=real.device)*real).argmax(1), size).byte()
 
-def _gpt2_taken(net, hidden, h): return pool_tokens(hidden, h['taken'], 'last')
+def _begun(m, x): return dict(mask=x['attention_mask'], **(dict(taken=_mark(m.net, x)) if m.head is None and _looks_at(m.net)=='last' else {}))
 
-# %% ../../nbs/models/06_text_model.ipynb #a03725cf
-def _modern_around(body, hidden, mask):
-    from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
-    kw,at = dict(config=body.config, inputs_embeds=hidden, attention_mask=mask),torch.arange(hidden.shape[1], device=hidden.device)[None]
-    masks = dict(full_attention=create_bidirectional_mask(**kw), sliding_attention=create_bidirectional_sliding_window_mask(**kw))
-    return masks,{k:body.rotary_emb(hidden, at, k) for k in set(body.config.layer_types)}
+def _tokens(m, h):
+    "Inputs that stand for what is handed over: as many tokens, the padding token behind the one that a classifier looks for"
+    pad = m.net.config.pad_token_id or 0
+    return dict(input_ids=torch.where(h.get('taken', h['mask']).bool(), int(pad==0), pad), attention_mask=h['mask'])
 
-def _modern_layer(body, i, layer, hidden, mask, around):
-    kind = layer.attention_type
-    return _first(layer(hidden, attention_mask=around[0][kind], position_embeddings=around[1][kind]))
+# %% ../../nbs/models/06_text_model.ipynb #ad3e5938
+@dataclass(frozen=True)
+class _Pass:
+    "The library's forward pass from what enters group `start` to what enters group `end`; one past the head: the scores"
+    layers:tuple # Names of the layers in the body
+    silent:tuple # For each group, what hands over where a pass starts from it
+    start:int
+    end:int
+    def __call__(self, m, h):
+        n = len(self.layers)
+        if self.start>n:
+            if m.head is not None: return m.top(h)
+            h = dict(hidden=h[:,None], mask=h.new_ones(len(h), 1, dtype=torch.long))
+        x,state = (_tokens(m, h), h) if self.start else (h, _begun(m, h))
+        with _handing(m.body, self.silent[self.start], state.get('hidden')):
+            if self.end<=n: return {**state, 'hidden':_until(lambda: m.body(**x, **m.more), m.body.get_submodule(self.layers[self.end-1]))}
+            if self.end>n+1 and m.head is None: return m.net(**x, **m.more).logits
+            hidden = m.body(**x, **m.more).last_hidden_state
+        vector = pool_tokens(hidden, state.get('taken', state['mask']), _looks_at(m.net) if m.head is None else m.pooling)
+        return vector if self.end==n+1 else m.top(vector)
 
-def _modern_taken(net, hidden, h): return pool_tokens(hidden, h['mask'], net.config.classifier_pooling)
-def _modern_top(net, h): return net.classifier(net.drop(net.head(h)))
+def _one_pass(pieces):
+    "Pieces that follow each other, as one where they are of one forward pass"
+    return [replace(pieces[0], end=pieces[-1].end)] if pieces and isinstance(pieces[0], _Pass) else pieces
 
-# %% ../../nbs/models/06_text_model.ipynb #060adce8
-def _mpnet_around(body, hidden, mask): return _both_ways(body, hidden, mask),body.encoder.compute_position_bias(hidden)
-def _mpnet_layer(body, i, layer, hidden, mask, around): return layer(hidden, *around)[0]
+# %% ../../nbs/models/06_text_model.ipynb #953ada78
+def _inner(m, example):
+    "Cuts between all groups, where the family is known and each layer is given what a module gives"
+    layers = [g for g in m.groups if g not in ('embeddings','head')]
+    if m.net.config.model_type not in FAMILIES or list(m.groups)!=['embeddings',*layers,'head'] or not layers: return None
+    givers,sizes = _givers(m.net, m.body, layers, example)
+    if len(givers)!=len(layers)+1 or None in givers[:len(layers)+(m.head is None)]: return None
+    silent = tuple({n:sizes[n] for n in [*givers[:i], *layers[:i-1]] if n} if i else {} for i in range(len(layers)+2))
+    return [(i, _Pass(tuple(layers), silent, i, i+1)) for i in range(len(layers)+2)]
 
-def _deberta_words(body, x):
-    kinds = x['token_type_ids'] if 'token_type_ids' in x else torch.zeros_like(x['input_ids'])
-    return body.embeddings(input_ids=x['input_ids'], token_type_ids=kinds, mask=x['attention_mask'])
-
-def _deberta_around(body, hidden, mask):
-    e = body.encoder
-    return dict(attention_mask=e.get_attention_mask(mask), relative_pos=e.get_rel_pos(hidden), rel_embeddings=e.get_rel_embedding())
-
-def _deberta_layer(body, i, layer, hidden, mask, around):
-    out = layer(hidden, **around)[0]
-    return body.encoder.conv(hidden, out, mask) if i==0 and body.encoder.conv is not None else out
-
-def _deberta_top(net, h): return net.classifier(net.dropout(net.pooler(h[:,None])))
-
-# %% ../../nbs/models/06_text_model.ipynb #2ea62ce4
-FAMILIES = {
-    'bert':_Family(_words, _both_ways, _plain_layer, classify=_bert_top), 'roberta':_BERT, 'xlm-roberta':_BERT, 'camembert':_BERT, 'electra':_BERT,
-    'distilbert':_Family(_words, _both_ways, _plain_layer, classify=_distil_top),
-    'mpnet':_Family(_words, _mpnet_around, _mpnet_layer),
-    'deberta-v2':_Family(_deberta_words, _deberta_around, _deberta_layer, classify=_deberta_top),
-    'modernbert':_Family(_words, _modern_around, _modern_layer, 'final_norm', _modern_taken, _modern_top),
-    'gpt2':_Family(_gpt2_words, _gpt2_around, _gpt2_layer, 'ln_f', _gpt2_taken, lambda net,h: net.score(h), _gpt2_mark)}
-
-# %% ../../nbs/models/06_text_model.ipynb #2fd89cdc
-def _embed(family, m, x):
-    out = _Hidden(hidden=family.embed(m.body, x), mask=x['attention_mask'])
-    if m.head is None and family.mark is not None: out['taken'] = family.mark(m.net, x)
-    return out
-
-def _layer(family, i, name, m, h):
-    around = getattr(h, 'around', None)
-    if around is None: around = family.around(m.body, h['hidden'], h['mask'])
-    out = _Hidden({**h, 'hidden':family.layer(m.body, i, m.body.get_submodule(name), h['hidden'], h['mask'], around)})
-    out.around = around
-    return out
-
-def _last(family, i, name, m, h):
-    out = _layer(family, i, name, m, h)
-    hidden = m.body.get_submodule(family.last)(out['hidden']) if family.last else out['hidden']
-    return pool_tokens(hidden, out['mask'], m.pooling) if m.head is not None else family.taken(m.net, hidden, out)
-
-# %% ../../nbs/models/06_text_model.ipynb #16af3a6c
-def _library_top(family, m, h): return family.classify(m.net, h)
 def _pooled(m, x): return m.features(x)
 def _own_top(m, h): return m.top(h)
 
-def _inner(m):
-    "Cuts between all groups, where the family is known"
-    family,layers = FAMILIES.get(m.net.config.model_type),[g for g in m.groups if g not in ('embeddings','head')]
-    if family is None or list(m.groups)!=['embeddings',*layers,'head'] or not layers: return None
-    f = [_layer]*(len(layers)-1)+[_last]
-    top = _own_top if m.head is not None else partial(_library_top, family)
-    return [(0, partial(_embed, family)), *((i+1, partial(f[i], family, i, n)) for i,n in enumerate(layers)), (len(layers)+1, top)]
-
-# %% ../../nbs/models/06_text_model.ipynb #d737f099
 def _cuts(m):
-    "Pieces of the forward pass: between the groups where the family is known, else at the pooled vector, else none; none without an example to check them by"
+    "Pieces of the forward pass: between the groups where they can be told, else at the pooled vector, else none; none without an example to check them by"
     if not len(m.example): return []
-    options = [_inner(m), [(0, _pooled), (len(m.groups)-1, _own_top)] if m.head is not None and len(m.groups)>1 else None]
+    options = [_inner(m, m.example[0]), [(0, _pooled), (len(m.groups)-1, _own_top)] if m.head is not None and len(m.groups)>1 else None]
     return next((o for o in options if o and _same(m, o)), [])
 
 def _same(m, cuts):
@@ -244,6 +214,13 @@ class TextModel(SFTModel):
     @property
     def body(self): return getattr(self.net, self.net.base_model_prefix, self.net)
     def stages(self): return [(i,partial(f, self)) for i,f in self.cut]
+    def _go(self, start, end, h):
+        for f in _one_pass([f for i,f in self.cut if start<=i and (end is None or i<end)]): h = f(self, h)
+        return h
+    def entering(self, borders, *x):
+        h,at = x[0],0
+        for b in sorted(set(borders)&set(self.borders())): at,h = b,self._go(at, b, h); yield b,h
+    def suffix(self, border, h): return SFTModel.suffix(self, border, h) if self.recomputes(h) else self._go(border, None, h)
     def features(self, x): return pool_tokens(self.net(**x, **self.more).last_hidden_state, x['attention_mask'], self.pooling)
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
 

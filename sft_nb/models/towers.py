@@ -72,7 +72,7 @@ def text_tower(
     rest = groups.pop('head')
     groups = {g:ns for g,ns in groups.items() if ns}
     view = _text_view(net.eval(), pooling, {**groups, 'head':[]})
-    inner = _text_pieces(view)
+    inner = _text_pieces(view, example)
     groups[list(groups)[-1]] += rest
     with torch.no_grad(): want = _whole_text(view, example)
     return Tower(_named('text', groups, 'net.text.'), inner[:-1] if inner and _gives(inner[:-1], view, example, want) else [(0, _whole_text)])
