@@ -53,11 +53,11 @@ def data_summary(
 )->pd.DataFrame: # One row a class, one column a split, and their sum
     "How many items each class has on each side"
     spec = getattr(dls, 'sft', dls)
-    rows = spec.rows[['split', spec.task.target]].assign(**({} if spec.task.classes else {spec.task.target:'items'}))
-    if spec.multi_label: rows = rows.explode(spec.task.target)
-    names = spec.vocab if spec.task.classes else ['items']
-    out = pd.crosstab(rows[spec.task.target], rows.split).reindex(index=names, columns=[s for s in _SPLITS if (spec.rows.split==s).any()], fill_value=0)
-    return out.assign(all=out.sum(axis=1)).rename_axis(index=spec.task.target if spec.task.classes else None, columns=None)
+    t = spec.task.target
+    groups = [t.labels(v, spec.multi_label) if spec.vocab else ['items'] for v in spec.rows[t.column]]
+    rows = pd.DataFrame(dict(group=pd.Series(groups, dtype=object), split=list(spec.rows.split))).explode('group')
+    out = pd.crosstab(rows.group, rows.split).reindex(index=spec.vocab or ['items'], columns=[s for s in _SPLITS if (spec.rows.split==s).any()], fill_value=0)
+    return out.assign(all=out.sum(axis=1)).rename_axis(index=t.column if spec.vocab else None, columns=None)
 
 # %% ../../nbs/data/07_spec.ipynb #32fc58dd
 def _is_whole(o, least): return isinstance(o, Integral) and not isinstance(o, bool) and o>=least
@@ -82,4 +82,5 @@ def longest_first(
     rows:pd.DataFrame, # Rows to be batched
 )->np.ndarray|None: # Places of the rows; None: all have one size
     "Longest rows first, so that little is padded"
-    return None if spec.task.lengths is None else np.argsort(-np.asarray(spec.task.lengths(spec, rows)), kind='stable')
+    lengths = spec.task.lengths(spec, rows)
+    return None if lengths is None else np.argsort(-np.asarray(lengths), kind='stable')

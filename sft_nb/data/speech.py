@@ -10,8 +10,8 @@ Docs: https://sft-nb.github.io/sft_nb/data/speech.html.md"""
 
 # %% auto #0
 __all__ = ['OFF_SCORE', 'convolved_frames', 'frame_count', 'frames_needed', 'best_tokens', 'SpeechCoder', 'open_processor',
-           'speech_score_options', 'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader',
-           'speech_item_loader', 'speech_train_loader', 'speech_lengths', 'speech_targets']
+           'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader', 'speech_item_loader',
+           'speech_train_loader', 'speech_lengths', 'speech_targets']
 
 # %% ../../nbs/data/18_speech.ipynb #3c2b9554
 import sys, unicodedata
@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fasttransform import Transform
 from ..core.basics import CheckpointError, DataError, say
-from ..core.metrics import language_code, normalised, spoken_language
+from ..core.metrics import language_code, normalised
 from .texts import network_config, tokenizer_fingerprint, _text_problem
 from .sounds import check_sounds, lengths_line, read_sound, show_sounds, Sound, sound_seconds
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _best, _check_tokenizer
@@ -186,12 +186,6 @@ def _heard_language(ckpt, code):
     if (codes := _known_languages(ckpt)): return _language(code, codes, 'language', ckpt.ref)
     if _kind(ckpt)=='whisper' and code not in (None,'en'): raise DataError(f"language={code!r}: {ckpt.ref} knows one language. Leave it out.")
     language_code(code)
-
-def speech_score_options(
-    spec, # What `load_data` or a saved folder knows
-)->dict: # `language`
-    "What the scores of speech follow from"
-    return dict(language=spoken_language(spec))
 
 # %% ../../nbs/data/18_speech.ipynb #0cdc8834
 def speech_coder(

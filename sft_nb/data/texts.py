@@ -278,7 +278,7 @@ def _unknown_text(tally, token, ref, names=None):
 def _report_merged(spec, tokens):
     "Say that different texts with different labels become the same tokens"
     seen,pairs = {},[]
-    for i,(o,text,label) in enumerate(zip(tokens, spec.rows['text'], spec.rows[spec.task.target])):
+    for i,(o,text,label) in enumerate(zip(tokens, spec.rows['text'], spec.rows[spec.task.target.column])):
         j,other,its = seen.setdefault(hash(tuple(o)), (i,text,label))
         if text!=other and label!=its and tokens[j]==o: pairs.append((other,its,text,label))
     if not pairs: return
@@ -315,7 +315,7 @@ def _report_lost(spec, coder, ckpt, tokens, cells):
     "Say what the tokenizer does not know, and which texts it makes alike"
     if coder.tally.unknown: say(_unknown_text(coder.tally, coder.tokenizer.unk_token, ckpt.ref, list(spec.rows['row']) if 'row' in spec.rows else None))
     task = getattr(spec, 'task', None)
-    if task is not None and task.classes and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
+    if task is not None and task.target.contradicts and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
 
 def _tokenised(spec, ckpt, cells, max_length, pooling):
     "(coder, tokens of each cell); fills `spec.preprocess` and `spec.rows.tokens`, and says what is cut"
