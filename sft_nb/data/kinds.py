@@ -39,8 +39,6 @@ class InputKind:
     ):
         if column is not None: self.column = column
     def __repr__(self): return f'{type(self).__name__}({self.column!r})'
-    def __eq__(self, other): return type(self) is type(other) and vars(self)==vars(other)
-    def __hash__(self): return hash((type(self), self.column))
 
 # %% ../../nbs/data/19_kinds.ipynb #638acc97
 @patch
@@ -273,8 +271,6 @@ class TargetKind:
     ):
         if column is not None: self.column = column
     def __repr__(self): return f'{type(self).__name__}({self.column!r})'
-    def __eq__(self, other): return type(self) is type(other) and vars(self)==vars(other)
-    def __hash__(self): return hash((type(self), self.column))
 
 # %% ../../nbs/data/19_kinds.ipynb #a96368af
 @patch
