@@ -20,7 +20,6 @@ from fastai.vision.core import PILImage
 from fastcore.foundation import L
 from ..core.basics import DataError, say
 from .spec import _batch_size, _sides
-from .class_targets import _targets
 from .images import check_pictures, picture_transform, _augmentation, _batch_tfms, _num_workers, _PictureDL, _ReadInput, _square
 from .texts import check_texts, text_coder, Tokens, _label, _shown, _tokenised
 
@@ -132,7 +131,7 @@ def caption_loaders(
     coder,tokens = _captions(spec, max_length, pooling)
     _report_missing(spec.rows)
     sides = _sides(spec.rows)
-    dsets = _caption_sets(spec.rows, square, tokens, coder, _targets(spec), splits=sides)
+    dsets = _caption_sets(spec.rows, square, tokens, coder, spec.task.target.transforms(spec), splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 32),_num_workers(num_workers, len(spec.rows))
     dls = [_caption_dl(dsets.subset(i), coder, square, bs, spec.seed, _augmentation(augment) if i==0 else (), num_workers=workers, shuffle=i==0,
                        drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]

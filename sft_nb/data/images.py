@@ -33,7 +33,6 @@ from .task import Task
 from .lazy import column_cells
 from .labels import is_blank
 from .spec import DataSpec, _batch_size, _is_whole, _sides
-from .class_targets import _targets
 
 # %% ../../nbs/data/12_images.ipynb #58dd345b
 class PictureError(DataError):
@@ -377,7 +376,7 @@ def picture_loaders(
     "Loaders of pictures with their classes"
     square = _square(spec, size, resize)
     sides = _sides(spec.rows)
-    dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(column_cells(spec.rows['image']), square)], _targets(spec)], splits=sides)
+    dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(column_cells(spec.rows['image']), square)], spec.task.target.transforms(spec)], splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 64),_num_workers(num_workers, len(spec.rows))
     dls = [_loader(dsets.subset(i), bs, workers, _batch_tfms(square, _augmentation(augment) if i==0 else ()), spec.seed, shuffle=i==0,
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]

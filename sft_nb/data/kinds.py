@@ -409,8 +409,17 @@ def encode(
     cells, # Values
     spec, # What is known
 ):  # A tensor with a row per value, or what has `batch(rows)`
-    "What the loss takes, for training from cached activations"
-    raise TaskError(f"{type(self).__name__} cannot be trained from the cache. Give it a method encode(cells, spec).")
+    "What the loss takes"
+    raise TaskError(f"{type(self).__name__} cannot be trained on. Give it a method encode(cells, spec).")
+
+@patch
+def transforms(
+    self:TargetKind,
+    spec, # Its rows are split
+)->list: # fastai transforms from the number of a row to what the loss takes
+    "How a loader reads targets"
+    from sft_nb.data.class_targets import _ReadTarget
+    return [_ReadTarget(self.encode(spec.rows[self.column], spec))]
 
 @patch
 def loss(
@@ -657,6 +666,11 @@ def report(self:ClassTarget, cells, several):
 def encode(self:ClassTarget, cells, spec):
     from sft_nb.data.class_targets import _encoded_classes
     return _encoded_classes(spec, cells)
+
+@patch
+def transforms(self:ClassTarget, spec):
+    from sft_nb.data.class_targets import _targets
+    return _targets(spec)
 
 @patch
 def loss(self:ClassTarget, spec, loss=None, label_smoothing=0., class_weights=None):

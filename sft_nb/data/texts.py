@@ -23,7 +23,6 @@ from ..core.basics import CheckpointError, DataError, near, say
 from .lazy import is_lazy
 from .labels import is_blank
 from .spec import _batch_size, _sides
-from .class_targets import _targets
 
 # %% ../../nbs/data/13_texts.ipynb #9d3639f4
 class Tokens(list):
@@ -344,7 +343,7 @@ def text_loaders(
     coder,tokens = _tokenised(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
     sides = _sides(spec.rows)
-    dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], _targets(spec)], splits=sides)
+    dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], spec.task.target.transforms(spec)], splits=sides)
     bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16)
     dls = [TextDL(dsets.subset(i), coder, res=[int(size.iloc[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return DataLoaders(*dls, device=default_device())
