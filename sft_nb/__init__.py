@@ -28,7 +28,7 @@ Modules:
 - `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
-- `sft_nb.data.spec`: `DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
+- `sft_nb.data.spec`: `Recipe`: what a saved model needs to know of its data; `DataSpec`: a recipe and the rows, as `dls.sft`
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
 - `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand

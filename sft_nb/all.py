@@ -31,7 +31,7 @@ from .data.class_targets import class_counts, class_losses, linear_probe
 from .data.problems import BadRows
 from .data.labels import class_order, label_names, label_text, match_labels
 from .data.rows import read_rows
-from .data.spec import data_summary, DataSpec
+from .data.spec import data_summary, DataSpec, prepared, Recipe
 from .data.splits import fold_specs
 from .data.corrections import MARK_KINDS, Marks
 from .data.load import load_data, make_loaders, prepare_rows, row_problems

@@ -32,7 +32,7 @@ from ..core.untrusted import file_kind
 from .task import Task
 from .lazy import column_cells
 from .labels import is_blank
-from .spec import DataSpec, _batch_size, _is_whole, _sides
+from .spec import DataSpec, prepared, _batch_size, _is_whole, _sides
 
 # %% ../../nbs/data/12_images.ipynb #58dd345b
 class PictureError(DataError):
@@ -342,13 +342,12 @@ def _augmentation(augment):
 
 # %% ../../nbs/data/12_images.ipynb #f3999d08
 def _square(spec, size=None, resize=None):
-    "The transform for a checkpoint, and `spec.preprocess` filled"
+    "(the transform for a checkpoint, what there is to know of it as JSON)"
     p = dict(spec.checkpoint.preprocess) if spec.checkpoint is not None else {}
     if size is None: size = max(p['size']) if isinstance(p.get('size'), (list,tuple)) else p.get('size', 224)
     own = {k:p[k] for k in ('mean','std','interpolation','crop_pct') if k in p}
     tfm = PictureTransform(**own, size=size, resize=resize or 'crop', bits=getattr(spec, 'seen', {}).get('bits', 16))
-    spec.preprocess = {**p, **asdict(tfm), 'mean':list(tfm.mean), 'std':list(tfm.std)}
-    return tfm
+    return tfm,{**p, **asdict(tfm), 'mean':list(tfm.mean), 'std':list(tfm.std)}
 
 def picture_transform(
     spec, # From `load_data` or a saved folder; `spec.preprocess` is read
@@ -366,7 +365,7 @@ def _loader(dset, bs, workers, batch_tfms, seed, **kw):
     return dl
 
 def picture_loaders(
-    spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
+    spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 64, or less where there are few items
     num_workers:int|None=None, # None: 0 on small machines and small data
     augment=True, # True (mild, no flips), False, 'flip', a dict for fastai's `aug_transforms`, or a list of batch transforms
@@ -374,13 +373,13 @@ def picture_loaders(
     resize:str='crop', # 'crop', 'pad' or 'squish'
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of pictures with their classes"
-    square = _square(spec, size, resize)
+    square,preprocess = _square(spec, size, resize)
     sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(spec.rows))), [[_ReadInput(column_cells(spec.rows['image']), square)], spec.task.target.transforms(spec)], splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 64),_num_workers(num_workers, len(spec.rows))
     dls = [_loader(dsets.subset(i), bs, workers, _batch_tfms(square, _augmentation(augment) if i==0 else ()), spec.seed, shuffle=i==0,
                    drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
-    return DataLoaders(*dls, device=default_device())
+    return prepared(DataLoaders(*dls, device=default_device()), spec, preprocess)
 
 # %% ../../nbs/data/12_images.ipynb #83f25dd7
 def picture_item_loader(

@@ -676,7 +676,7 @@ def transforms(self:ClassTarget, spec):
 def loss(self:ClassTarget, spec, loss=None, label_smoothing=0., class_weights=None):
     from sft_nb.core.losses import make_loss
     from sft_nb.data.class_targets import class_counts
-    return make_loss(loss, spec.multi_label, label_smoothing, class_weights, class_counts(spec) if len(spec.rows) else None)
+    return make_loss(loss, spec.multi_label, label_smoothing, class_weights, class_counts(spec) if spec.has_rows else None)
 
 @patch
 def metrics(self:ClassTarget, spec):

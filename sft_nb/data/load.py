@@ -25,7 +25,7 @@ from .folders import _SPLITS
 from .table_files import Own
 from .rows import is_dataset, table_rows, _find_rows, _missing_file
 from .problems import _table
-from .spec import DataSpec, _is_whole
+from .spec import DataSpec, prepared, _is_whole
 from .splits import _split, _subsample
 from .corrections import _correct
 
@@ -192,12 +192,11 @@ def _one_side(valid):
 # %% ../../nbs/data/11_load.ipynb #e852f6b0
 def make_loaders(
     spec:DataSpec, # With its rows split; `spec.options` says the rest
-):  # fastai `DataLoaders` with `spec` as `.sft`
-    "Make the loaders again, for instance after a change of `spec.rows`"
+):  # fastai `DataLoaders`; `.sft` is `spec` with what the loaders have settled
+    "Make the loaders again, for instance after a change of `spec.rows`; `spec` stays as it is"
     own = {k:v for k,v in spec.options.items() if k in spec.task.options}
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), spec.options.get('augment', True), **own)
-    dls.sft = spec
-    return dls
+    return dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess)
 
 # %% ../../nbs/data/11_load.ipynb #d2b496c1
 def _sample_first(rows, spec, limit):

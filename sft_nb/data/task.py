@@ -113,12 +113,12 @@ def _own(task, name, how): raise NotImplementedError(f"Task {task.name!r} has no
 @patch
 def loaders(
     self:Task,
-    spec, # Rows with their split, vocabulary, checkpoint; `spec.preprocess` is filled
+    spec, # Rows with their split, vocabulary, checkpoint
     batch_size:int|None=None, # As in `load_data`, and so are the others
     num_workers:int|None=None, # Processes that load items
     augment=True, # Whether to vary training items
     **options, # Those that `options` names
-):  # fastai `DataLoaders`: train, valid, and a third for test rows
+):  # fastai `DataLoaders`: train, valid, and a third for test rows; `prepared` gives them what was settled
     "Batches of inputs and targets"
     _own(self, 'loaders', 'self, spec, batch_size=None, num_workers=None, augment=True')
 

@@ -31,9 +31,9 @@ def _head_json(head):
 def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','licence','params','preprocess')}
 
 def _data_json(spec):
-    counts = {f'n_{s}':int((spec.rows.split==s).sum()) if len(spec.rows) else 0 for s in ('train','valid','test')}
+    counts = {f'n_{s}':int((spec.rows.split==s).sum()) if spec.has_rows else 0 for s in ('train','valid','test')}
     h = hashlib.sha256()
-    if len(spec.rows):
+    if spec.has_rows:
         for r in zip(spec.rows.item, spec.rows[spec.task.target.column], spec.rows.split): h.update((json.dumps(r, default=str)+'\n').encode())
     return dict(counts, sha256=h.hexdigest())
 

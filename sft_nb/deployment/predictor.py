@@ -27,7 +27,7 @@ from ..data.class_targets import class_columns, log_probabilities
 from ..data.lazy import dataset_frame
 from ..data.problems import BadRows, name_in_errors
 from ..data.rows import is_dataset
-from ..data.spec import DataSpec
+from ..data.spec import Recipe
 from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, model_and_spec, model_outputs, read_checked, sorted_by_length
 from ..evaluation.evaluate import evaluate
 from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
@@ -46,7 +46,7 @@ class Predictor:
     "A saved model, opened"
     def __init__(self,
         model, # In eval mode
-        spec:DataSpec, # Task, vocabulary and preprocessing; no rows
+        spec:Recipe, # Task, vocabulary and preprocessing
         info:dict, # The content of `sft.json`
         folder:Path, # Where it lies
     ):
@@ -196,7 +196,7 @@ def _replaceable(path, overwrite):
     if overwrite and path.is_file(): raise FolderError(f"{path} is a file. Take another name for the folder.")
 
 def _metrics_for(learn, spec):
-    if len(spec.rows) and not (spec.rows.split=='valid').any(): return {}
+    if spec.has_rows and not (spec.rows.split=='valid').any(): return {}
     return evaluate(learn, keep=False).metrics
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8661e896
@@ -226,8 +226,7 @@ def _spec_of(info, folder):
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
-    rows = pd.DataFrame({c:pd.Series(dtype=object) for c in ('item', *task.columns, 'split', 'row')})
-    return DataSpec(task, rows, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], None, False, info['options'])
+    return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'])
 
 # %% ../../nbs/deployment/01_predictor.ipynb #bb45f8cf
 def _head_of(info, head, folder):

@@ -278,7 +278,7 @@ def audit(
     "Look for what is wrong with the data"
     from sft_nb.data.spec import data_summary
     spec = getattr(dls, 'sft', None)
-    if spec is None or not len(spec.rows): raise DataError(f"A {type(dls).__name__} has no rows to audit. Pass DataLoaders that load_data made.")
+    if spec is None or not spec.has_rows: raise DataError(f"A {type(dls).__name__} has no rows to audit. Pass DataLoaders that load_data made.")
     rows = spec.rows.reset_index(drop=True)
     x = item_features(dls, rows)
     pairs = duplicate_pairs(rows, spec.task, x, item_prints(rows, spec.task))

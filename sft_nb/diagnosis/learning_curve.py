@@ -88,7 +88,7 @@ class LearningCurve:
 # %% ../../nbs/diagnosis/06_learning_curve.ipynb #2bb3bfac
 def _checked_spec(dls):
     spec = getattr(dls, 'sft', None)
-    if spec is None or not len(spec.rows): raise DataError(f"A {type(dls).__name__} has no rows. Pass DataLoaders that load_data made.")
+    if spec is None or not spec.has_rows: raise DataError(f"A {type(dls).__name__} has no rows. Pass DataLoaders that load_data made.")
     y = spec.task.target.codes(spec.rows[spec.task.target.column], spec)
     if y is None or y.ndim==2: raise TaskError(f"learning_curve needs one class per row; task {spec.task.name!r} has {'none' if y is None else 'several'}.")
     return spec

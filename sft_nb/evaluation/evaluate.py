@@ -28,9 +28,9 @@ from .prediction import in_row_order, model_and_spec, model_outputs, read_checke
 _SPLITS = ('train', 'valid', 'test')
 
 def _split_rows(spec, on):
-    rows = spec.rows[spec.rows.split==on] if len(spec.rows) else spec.rows
+    if not spec.has_rows: raise DataError(f"on={on!r}: a saved model carries no data. Pass some: a folder, a table file or a DataFrame.")
+    rows = spec.rows[spec.rows.split==on]
     if len(rows): return rows
-    if not len(spec.rows): raise DataError(f"on={on!r}: a saved model carries no data. Pass some: a folder, a table file or a DataFrame.")
     have = [o for o in _SPLITS if (spec.rows.split==o).any()]
     raise DataError(f"on={on!r}: the data have no {on} rows. Valid: {', '.join(map(repr, have))}, or other data. "
                     "A `split` column with 'train', 'valid' and 'test' sets rows aside for a test.")
@@ -60,7 +60,7 @@ def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
     frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
                           **{new:cells(c) for c,new in more.items()}})
-    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if len(spec.rows) else None, how_scored(spec.task, spec))
+    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if spec.has_rows else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)
     return out
 
@@ -112,7 +112,7 @@ def evaluate(
     batch_size = batch_size or 64
     if keep is None: keep = len(spec.vocab)<=100
     own = isinstance(on, str) and on in _SPLITS
-    if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
+    if own and on=='valid' and not spec.has_rows and getattr(learn, 'dls', None) is not None:
         cols,probs = judged_classes(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet)[0]

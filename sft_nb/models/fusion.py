@@ -255,7 +255,7 @@ def depths(self:FusionModel)->list: # One number a group, lowest group first
     return [at.get(g, 0) for g in self.groups]
 
 # %% ../../nbs/models/08_fusion.ipynb #812896db
-def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, rows=(), pretrained=spec.pretrained)
+def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, has_rows=False, pretrained=spec.pretrained)
 
 def pair_net(
     spec, # `checkpoint` and `preprocess` are read
