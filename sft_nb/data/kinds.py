@@ -44,7 +44,7 @@ class InputKind:
 @patch
 def problems(
     self:InputKind,
-    cells, # As a Series: Cells that are there
+    cells, # A Series of those that are there
     spec, # What `load_data` or a saved folder knows
 )->list: # What is wrong with each cell; None: nothing
     "Which cells cannot be used"
@@ -53,7 +53,7 @@ def problems(
 @patch
 def length(
     self:InputKind,
-    cells, # As a Series: The cells
+    cells, # A Series
     spec, # What `load_data` or a saved folder knows
 )->list|None: # A size per cell; None: all have one size
     "By what rows are batched with others of like length"
@@ -87,8 +87,8 @@ def fingerprint(
 @patch
 def features(
     self:InputKind,
-    train, # As a Series: Cells of the training rows
-    cells, # As a Series: Cells of the rows to predict
+    train, # A Series of the training rows' cells
+    cells, # A Series of those to predict
 )->tuple: # Two matrices with a row per cell
     "Simple features of cells, for the baseline that is called `baseline`"
     raise TaskError(f"{type(self).__name__} has no features. Give it a method features(train, cells), or baseline=None.")
