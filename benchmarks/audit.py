@@ -11,6 +11,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, pandas as pd
 from sft_nb.all import *
 from sft_nb.core.basics import write_atomic
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 DATA = ('digits', 'amazon', 'tweets')
@@ -18,9 +19,9 @@ DATA = ('digits', 'amazon', 'tweets')
 def rows_of(name, seed, n=None):
     "item, input, label and a split of one fifth"
     task = get_task('image' if name=='digits' else 'text')
-    demo = task.demo(Path(tempfile.gettempdir())/'sft_nb-bench')
+    demo = make_demo(task, Path(tempfile.gettempdir())/'sft_nb-bench')
     source = Path(demo['source']).with_name(f'{name}.csv') if name!='digits' else demo['source']
-    rows = read_rows(source, task)[[task.inputs[0], 'label']].drop_duplicates(task.inputs[0])
+    rows = read_rows(source, task)[[task.input_columns[0], 'label']].drop_duplicates(task.input_columns[0])
     rng = np.random.default_rng(seed)
     if n: rows = rows.sample(min(n, len(rows)), random_state=seed)
     return task,rows.assign(split=np.where(rng.random(len(rows))<.2, 'valid', 'train')).reset_index(drop=True)
@@ -30,7 +31,7 @@ def loaded(task, rows):
 
 def plant_copies(task, rows, seed, folder, n=50):
     "Copies of `n` training items on the validation side; returns the rows and the contents that were copied"
-    picked,kind = rows[rows.split=='train'].sample(n, random_state=seed),task.inputs[0]
+    picked,kind = rows[rows.split=='train'].sample(n, random_state=seed),task.input_columns[0]
     copies = picked.assign(split='valid')
     if kind=='image': copies[kind] = [str(shutil.copy(o, folder/f'copy-{i:03}.png')) for i,o in enumerate(picked[kind])]
     return pd.concat([rows, copies], ignore_index=True),list(zip(range(len(rows), len(rows)+n), picked.index))
@@ -47,10 +48,10 @@ def found_copies(task, rows, seed):
     with tempfile.TemporaryDirectory() as d:
         planted,pairs = plant_copies(task, rows, seed, Path(d))
         a = audit(loaded(task, planted))
-        names = a.spec.rows[['item', task.inputs[0]]]
-        by = {c:i for i,c in zip(names['item'], names[task.inputs[0]])} if task.name=='image' else None
+        names = a.spec.rows[['item', task.input_columns[0]]]
+        by = {c:i for i,c in zip(names['item'], names[task.input_columns[0]])} if task.name=='image' else None
         got = {frozenset(o) for o in zip(a.duplicates['item'], a.duplicates.other_item)}
-        name = (lambda i: by[planted[task.inputs[0]][i]]) if by else (lambda i: f'row {i}')
+        name = (lambda i: by[planted[task.input_columns[0]][i]]) if by else (lambda i: f'row {i}')
         def joined(i, j):
             one = a._leaked()
             return frozenset((name(i), name(j))) in got or name(j) in one
@@ -59,7 +60,7 @@ def found_copies(task, rows, seed):
 def found_flips(task, rows, seed, top=.1):
     noisy,at = plant_flips(rows, seed)
     a = audit(loaded(task, noisy))
-    key = task.inputs[0]
+    key = task.input_columns[0]
     wrong = set(noisy[key].iloc[sorted(at)])
     worst = a.suspects(round(top*len(a.rows)))
     return len(wrong & set(worst[key]))/len(wrong)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from sft_nb.all import *
 from sft_nb.core.basics import eval_mode
 from sft_nb.inspection.attributions import PICTURE_METHODS, TEXT_METHODS, _empty, _Explainer, _places, _real, _tensors, _with
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 file = here/'results'/'deletion.json'
@@ -87,7 +88,7 @@ def deletion_test(
 def model(name, items):
     "A model of the demo's data, its head trained on cached features, then all of it for an epoch"
     task = get_task('image' if name=='digits' else 'text')
-    demo = task.demo(cache_home()/'demo')
+    demo = make_demo(task, cache_home()/'demo')
     dls = load_data(task.name, demo['source'], seed=42, max_items=items, **demo['load'])
     learn = sft_learner(dls, seed=42)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, **{k:v for k,v in demo['fine_tune'].items() if k!='epochs'})

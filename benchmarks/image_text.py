@@ -15,7 +15,7 @@ from fastai.data.load import DataLoader
 from sft_nb.all import *
 from sft_nb.checkpoints.assets import fetch
 from sft_nb.core.basics import write_atomic
-from sft_nb.training.cache import targets, _in_place
+from sft_nb.training.cache import _in_place
 from sft_nb.training.schedule import _Rows
 from sft_nb.tasks.demo_data import stamps_table
 
@@ -38,7 +38,7 @@ def fresh(learn, seed):
 def held_out(learn, acts, seed, folds):
     "Whether each row is predicted right by the head of the fold that it is held out of"
     spec,right = replace(learn.spec, seed=seed),np.full(len(learn.spec.rows), np.nan)
-    y = targets(spec, spec.rows)
+    y = spec.task.cached_targets(spec, spec.rows)
     def part(rows, shuffle):
         source = DataLoader(range(len(rows)), bs=32, shuffle=shuffle, device=learn.dls.device)
         return BorderLoader(source, [_Rows(acts, rows)], y[rows], cache_border(learn.model))

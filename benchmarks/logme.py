@@ -11,6 +11,7 @@ import pandas as pd, torch
 from scipy.stats import kendalltau, spearmanr
 from sft_nb.all import *
 from sft_nb.core.basics import write_atomic
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 
@@ -36,7 +37,7 @@ def main():
     p.add_argument('--max-items', type=int)
     p.add_argument('--epochs', type=int, default=2)
     a = p.parse_args()
-    demo = get_task('text').demo(Path(tempfile.gettempdir())/'sft_nb-bench')
+    demo = make_demo('text', Path(tempfile.gettempdir())/'sft_nb-bench')
     source,args = Path(demo['source']).with_name(f'{a.data}.csv'),dict(max_items=a.max_items)
     with tempfile.TemporaryDirectory() as d:
         refs = {cut(d, n):f'{n} layers' for n in (1, 2, 3, 4, 5, 6)} | {cut(d, 6, fresh=True):'6 layers, fresh weights'}

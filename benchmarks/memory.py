@@ -5,6 +5,7 @@
 """
 import argparse, json, os, resource, subprocess, sys, tempfile, threading, time
 from pathlib import Path
+from sft_nb.tasks.demo_data import make_demo
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -16,7 +17,7 @@ def reviews():
     import pandas as pd
     from sft_nb.core.basics import cache_home
     from sft_nb.data.task import get_task
-    return pd.read_csv(get_task('text').demo(cache_home()/'demo')['source'])
+    return pd.read_csv(make_demo('text', cache_home()/'demo')['source'])
 
 def write_rows(path, n, seed=0, part=10_000):
     "Two reviews of one kind and a number make a row"

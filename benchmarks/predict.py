@@ -14,6 +14,7 @@ from scipy import stats
 from sft_nb.all import *
 from sft_nb.core.basics import cache_home, write_atomic
 from sft_nb.data.task import get_task
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 FILE = here/'results'/'predict.json'
@@ -22,7 +23,7 @@ ROWS = dict(amazon=512, digits=512)
 
 def data(name, seed=42):
     task = 'text' if name=='amazon' else 'image'
-    demo = get_task(task).demo(cache_home()/'demo')
+    demo = make_demo(task, cache_home()/'demo')
     return load_data(task, demo['source'], seed=seed, **demo.get('load', {}))
 
 def onnx_scores(session, predictor, items):
@@ -65,7 +66,7 @@ def speed(name):
         learn.fit_head(3)
         folder = save_predictor(learn, Path(d)/'model', metrics={})
         spec = learn.dls.sft
-        items = [str(o) for o in spec.split('valid')[spec.task.inputs[0]]][:ROWS[name]]
+        items = [str(o) for o in spec.split('valid')[spec.task.input_columns[0]]][:ROWS[name]]
         found,seconds = ways(name, learn, folder, Path(d)),{}
         want = found['predictor'](items)
         same = {k:float((f(items)==want).mean()) for k,f in found.items()}

@@ -17,8 +17,9 @@ from fastai.callback.schedule import *
 from sft_nb.all import *
 from sft_nb.core.basics import write_atomic
 from sft_nb.data.task import get_task
-from sft_nb.training.metrics import class_metrics
+from sft_nb.core.fit_metrics import class_metrics
 from sft_nb.evaluation.prediction import sorted_by_length
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 results = here/'results'
@@ -31,7 +32,7 @@ def timed(f, *args, **kw):
 
 def demo(name):
     task = get_task('text' if name in ('amazon', 'tweets') else 'image')
-    d = task.demo(Path(tempfile.gettempdir())/'sft_nb-bench')
+    d = make_demo(task, Path(tempfile.gettempdir())/'sft_nb-bench')
     if name=='tweets': d = {**d, 'source':Path(d['source']).with_name('tweets.csv')}
     return task.name, d
 

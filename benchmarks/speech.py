@@ -15,6 +15,7 @@ from sft_nb.all import *
 from sft_nb.core.basics import cache_home, write_atomic
 from sft_nb.data.task import get_task
 from sft_nb.data.sounds import sound_seconds
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 BATCH = 16
@@ -114,7 +115,7 @@ def main():
     args,file = a.parse_args(),here/'results'/'speech.json'
     torch.set_num_threads(1)
     (cache_home()/'demo').mkdir(parents=True, exist_ok=True)
-    demo = get_task('speech').demo(cache_home()/'demo')
+    demo = make_demo('speech', cache_home()/'demo')
     for what in args.what:
         for seed in args.seeds if what=='wer' else [None]:
             new = step(demo) if what=='step' else wer(seed, demo)

@@ -16,6 +16,7 @@ from sft_nb.all import *
 from sft_nb.core.basics import cache_home, write_atomic
 from sft_nb.core.metrics import bleu_sums, drawn, SumScores
 from sft_nb.data.task import get_task
+from sft_nb.tasks.demo_data import make_demo
 
 here = Path(__file__).parent
 TUNED = (20, 2e-3), (20, 1e-3) # epochs and highest rate; on both sides the better one by chrF of the validation rows is taken
@@ -116,7 +117,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument('--seeds', type=int, nargs='+', default=[1,2,3])
     seeds = a.parse_args().seeds
-    demo = get_task('translation').demo(cache_home()/'demo')
+    demo = make_demo('translation', cache_home()/'demo')
     n_general = len(pd.read_csv(Path(demo['source']).parent/'general.csv'))
     file = here/'results'/'translation.json'
     for seed in seeds:

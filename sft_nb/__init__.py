@@ -10,27 +10,29 @@ Modules:
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
+- `sft_nb.core.fit_metrics`: What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
 - `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
 - `sft_nb.core.losses`: What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
-- `sft_nb.data.class_targets`: From a row to the number of its class, or to one number per class where a row has several labels
+- `sft_nb.data.class_targets`: From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
 - `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
 - `sft_nb.data.folders`: A folder with a folder per class becomes a frame of files
 - `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
 - `sft_nb.data.images`: Any picture file becomes what the network expects: read, checked, resized, batched
+- `sft_nb.data.kinds`: What an input is and what a target is, each in one place: `ImageInput`, `TextInput`, `AudioInput`; `ClassTarget`, `TextTarget`
 - `sft_nb.data.labels`: Empty cells, names of classes and their order: one rule for each
 - `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 - `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
-- `sft_nb.data.spec`: `DataSpec`: the rows of a data set and what is known of them, for the loaders, the learner and the saved folder
+- `sft_nb.data.spec`: `Recipe`: what a saved model needs to know of its data; `DataSpec`: a recipe and the rows, as `dls.sft`
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
 - `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand
-- `sft_nb.data.task`: One record for each kind of data: `Task`, its registry, and how one of your own is found
+- `sft_nb.data.task`: One class for each kind of data: `Task`, its registry, and how one of your own is found
 - `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
 - `sft_nb.data.translation`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
@@ -86,7 +88,7 @@ Modules:
 - `sft_nb.training.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
-- `sft_nb.training.metrics`: What a fit shows in every epoch: accuracy and its kin for classes, the scores of written texts for tasks that write
+- `sft_nb.training.metrics`: The losses that a fit shows, over what each batch is a mean of
 - `sft_nb.training.plan`: `learn.plan()` says how `learn.fine_tune()` trains where it is given no numbers: how the head, how deep, how fast, how long, and why
 - `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 - `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all

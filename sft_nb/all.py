@@ -13,9 +13,10 @@ from .core.basics import process_count, process_rank, SftError, TaskError
 from .core.processes import first_then_all, from_first, from_processes, join_processes, over_processes, own_rows
 from .core.hashing import item_hashes
 from .core.losses import class_weights, loss_weight, make_loss
-from .core.metrics import bleu_sums, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
+from .core.metrics import bleu_sums, CLASS_SCORES, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
 from .core.metrics import speech_note, speech_parts, speech_scores, spoken_language, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
+from .core.fit_metrics import class_metrics, written_metrics
 
 # %% ../nbs/01_all.ipynb #8bf3d669
 from .checkpoints.assets import Asset, asset_info, ASSETS, NoClient, NoNetwork, WrongHash
@@ -25,18 +26,20 @@ from .checkpoints.references import list_checkpoints, open_checkpoint
 
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
+from .data.kinds import AudioInput, ClassTarget, ImageInput, InputKind, TargetKind, TextInput, TextTarget
+from .data.class_targets import class_counts, class_losses, linear_probe
 from .data.problems import BadRows
-from .data.labels import class_order
+from .data.labels import class_order, label_names, label_text, match_labels
 from .data.rows import read_rows
-from .data.spec import data_summary, DataSpec
+from .data.spec import data_summary, DataSpec, prepared, Recipe
 from .data.splits import fold_specs
 from .data.corrections import MARK_KINDS, Marks
 from .data.load import load_data, make_loaders, prepare_rows, row_problems
-from .data.images import check_pictures, picture_item_loader, picture_loaders, picture_transform, PictureError, PictureTransform, read_picture
+from .data.images import check_pictures, colour_histogram, picture_item_loader, picture_loaders, picture_transform, PictureError, PictureTransform, read_picture
 from .data.images import set_augment, spec_from_dls
 from .data.texts import check_texts, LazyTokens, POOLINGS, text_coder, text_item_loader, text_lengths, text_loaders, TextCoder, TextDL, Tokens
 from .data.texts import truncation
-from .data.sounds import check_sounds, lengths_line, read_sound, show_sounds, Sound, sound_problem, sound_seconds, spectrogram, spectrogram_png
+from .data.sounds import check_sounds, lengths_line, read_samples, read_sound, show_sounds, Sound, sound_problem, sound_seconds, spectrogram, spectrogram_png
 from .data.image_text import caption_item_loader, caption_loaders, CaptionDL, check_captions, fill_up, missing_sides
 from .data.token_targets import pad_labels, sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets
 from .data.translation import check_pairs, odd_pairs, pair_coder, pair_item_loader, pair_lengths, pair_targets, PairCoder, translation_loaders
@@ -58,9 +61,9 @@ from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, 
 
 # %% ../nbs/01_all.ipynb #dc75f9dd
 from .training.guards import batch_items, memory_message, nan_message, out_of_memory, StopAtNaN
-from .training.metrics import class_metrics, MeanLoss, MeanPerplexity, SmoothMeanLoss, written_metrics
+from .training.metrics import MeanLoss, MeanPerplexity, SmoothMeanLoss
 from .training.distributed import part_loader, shared_fit, SharedSteps
-from .training.learner import class_counts, discriminative_lrs, EpochRows, FitState, freeze_to, group_params, inner_loader, layer_table, random_transforms
+from .training.learner import discriminative_lrs, EpochRows, FitState, freeze_to, group_params, inner_loader, layer_table, random_transforms
 from .training.learner import seeded, sft_learner, SFTLearner, trainable_line
 from .training.cache_store import Activations, cache_folder, cache_info, clear_cache
 from .training.cache import activations, BorderLoader, cache_border, cache_key, first_trainable, frozen_cache, FrozenCache, why_not
@@ -85,7 +88,7 @@ from .inspection.inspector import Inspector
 
 # %% ../nbs/01_all.ipynb #464d493e
 from .diagnosis.features import item_features
-from .diagnosis.baselines import baseline_names, colour_histogram, linear_probe
+from .diagnosis.baselines import baseline_names
 from .diagnosis.duplicates import duplicate_pairs, item_prints, neighbours, Prints
 from .diagnosis.audit import Audit, audit, cue_skill, label_quality, outlier_scores, two_sample_test
 from .diagnosis.check import check_data, DataCheck, quick_audit
@@ -99,6 +102,11 @@ from .deployment.onnx_file import export_onnx, ExportError
 
 # %% ../nbs/01_all.ipynb #f28d3133
 from .tasks.small_nets import sentence_pieces, small_ctc, small_marian, small_whisper, word_pieces
+from .tasks.image import ImageTask
+from .tasks.text import TextTask
+from .tasks.image_text import ImageTextTask
+from .tasks.translation import TranslatedText, TranslationTask
+from .tasks.speech import SpeechTask, SpokenText
 
 # %% ../nbs/01_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]

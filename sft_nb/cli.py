@@ -174,7 +174,7 @@ def _fit_args(a, fit):
 def _keep_best(a, task):
     "The callback that puts the best epoch back: where it is asked for, and for texts that a model writes, whose loss says little"
     from sft_nb.training.callbacks import KeepBest
-    return {'cbs':KeepBest()} if (not task.classes if a.keep_best is None else a.keep_best) else {}
+    return {'cbs':KeepBest()} if (task.target.keep_best if a.keep_best is None else a.keep_best) else {}
 
 # %% ../nbs/00_cli.ipynb #dcf2a619
 def _train(learn, fit, what):
@@ -225,12 +225,12 @@ def _report(learn, ev, metrics, settings, against=None):
     spec = learn.spec
     tables = {'Metrics with 95 % intervals':ev.report()}
     if learn.state.plan is not None: tables['What was chosen, and why'] = learn.state.plan.table
-    if spec.task.classes: tables['Classes'] = ev.report(by_class=True)
+    tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
-    confusion = ev.confusion() if spec.task.classes and not spec.multi_label else None
-    shown = [*spec.task.inputs, 'item', 'target', 'prediction', 'probability', 'loss']
+    confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
+    shown = [*spec.task.input_columns, 'item', 'target', 'prediction', 'probability', 'loss']
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
-                       ev.worst(12)[shown], tuple(o for o in spec.task.inputs if o=='image'), settings)
+                       ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
 def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None):
     "The saved folder with its report, all at once"
@@ -253,8 +253,8 @@ def _against(ev, untuned):
 # %% ../nbs/00_cli.ipynb #1bf1ba42
 def _note(spec):
     "How the scores are counted, where the task says so; printed on standard error"
-    if not spec.task.score_note: return {}
-    note = spec.task.score_note(spec)
+    note = spec.task.target.score_note(spec)
+    if not note: return {}
     say(f'Scores: {note}')
     return {'scores':note}
 
@@ -311,7 +311,8 @@ def _demo(a):
     folder.mkdir(parents=True, exist_ok=True)
     from sft_nb.core.processes import first_then_all, join_processes
     join_processes(a.device=='cpu')
-    demo = first_then_all(lambda: task.demo(folder))
+    from sft_nb.tasks.demo_data import make_demo
+    demo = first_then_all(lambda: make_demo(task, folder))
     if a.keep_best is None: a.keep_best = demo.get('keep_best')
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours, demo.get('untuned', False))
 
@@ -324,7 +325,7 @@ def _items(given, task, as_items=False):
     from sft_nb.data.labels import is_blank
     from sft_nb.data.table_files import decoded_text
     lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if not is_blank(o)]
-    return [str(path.parent/o.strip()) for o in lines] if task.inputs[0] in ('image', 'audio') else lines
+    return [str(path.parent/o.strip()) for o in lines] if task.inputs[0].files else lines
 
 # %% ../nbs/00_cli.ipynb #099caf3b
 def _predictions(table, delim, as_json):
@@ -389,7 +390,7 @@ def _export(a):
 
 # %% ../nbs/00_cli.ipynb #58143d74
 def _tasks(a):
-    rows = [dict(task=t.name, what=t.summary, columns=', '.join([*t.inputs, t.target]), checkpoint=t.checkpoint, metric=t.metric,
+    rows = [dict(task=t.name, what=t.summary, columns=', '.join(t.columns), checkpoint=t.checkpoint, metric=t.metric,
                  ready='yes' if not t.missing() else f"pip install 'sft_nb[{t.extra}]'") for t in all_tasks().values()]
     return text_table(rows, 'task what columns checkpoint metric ready'.split())
 

@@ -14,6 +14,7 @@ from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner, SFTLearner
 from sft_nb.training.callbacks import Accumulate, KeepBest
 from sft_nb.training.resume import Resume
+from sft_nb.tasks.toys import make_toy
 
 PLACES = dict(save=[(states, 'save_file'), (os, 'fsync'), (os, 'replace'), (os, 'chmod'), (resume, '_prune_states')],
               stage=[(SFTLearner, 'freeze_to'), (SFTLearner, 'create_opt'), (cache, '_fill')], step=[(Optimizer, 'step')])
@@ -95,7 +96,7 @@ def kill(task, folder, kills, seed):
     rng = random.Random(seed)
     os.environ['SFT_NB_HOME'] = str(folder/'home')
     (folder/'home').mkdir(parents=True)
-    toy = dict(get_task(task).toy(folder/'toy'), task=get_task(task))
+    toy = dict(make_toy(task, folder/'toy'), task=get_task(task))
     begun = time.monotonic()
     process(lambda: save_file(outcome(train(toy)), folder/'whole.safetensors'))
     seconds,counts,runs,middle,equal = time.monotonic()-begun,{},0,0,[]

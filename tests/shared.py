@@ -16,6 +16,7 @@ from sft_nb.training.callbacks import Accumulate
 from sft_nb.training.resume import Resume
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import save_predictor
+from sft_nb.tasks.toys import make_toy
 
 DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.kill(os.getpid(), signal.SIGSTOP), term=lambda: os.kill(os.getpid(), signal.SIGTERM),
              fail=lambda: (_ for _ in ()).throw(ValueError('this process has a fault')))
@@ -43,7 +44,7 @@ def learner(toy, task, how, cbs):
 
 def train(task, home, out, how):
     whole = task in ('translation','speech')  # these toys make a folder wholly or not at all: one for each process
-    toy = get_task(task).toy(Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
+    toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
     learn = learner(toy, task, how, cbs)

@@ -15,6 +15,7 @@ from sft_nb.models.freeze import layer_order
 from sft_nb.training.learner import freeze_to, layer_table, sft_learner, SFTLearner
 from sft_nb.training.cache import cache_border, cache_key, first_trainable
 from sft_nb.training.adapters import adaptable_layers, AdapterError, ADAPTERS, add_adapter, merge_adapter, save_adapter
+from sft_nb.tasks.toys import make_toy
 
 peft = pytest.importorskip('peft')
 transformers = pytest.importorskip('transformers')
@@ -23,7 +24,7 @@ torch.set_num_threads(1)
 PICTURES = {'timm:test_vit':80, 'timm:test_resnet':64, 'timm:test_efficientnet':64, 'timm:test_convnext':64}
 
 def pictures(folder, checkpoint='timm:test_vit', **kw):
-    toy = get_task('image').toy(folder)
+    toy = make_toy('image', folder)
     dls = load_data('image', toy['source'], checkpoint=checkpoint, pretrained=False, batch_size=4, **{**toy['load'], 'size':PICTURES[checkpoint]})
     return sft_learner(dls, **kw)
 
@@ -115,7 +116,7 @@ def test_own_config(tmp_path, config):
 @pytest.mark.parametrize('head', [None, 'hf', [8]], ids=str)
 def test_text_task(tmp_path, monkeypatch, head):
     monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))
-    toy = get_task('text').toy(tmp_path)
+    toy = make_toy('text', tmp_path)
     learn = add_adapter(sft_learner(load_data('text', toy['source'], checkpoint=toy['checkpoint'], batch_size=4, valid=.25), head=head))
     only,was = learn.model.only,base(learn)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1).gradual_unfreeze(1)
@@ -248,7 +249,7 @@ def test_changed_base_is_not_saved(tmp_path, monkeypatch):
     fresh = copy.deepcopy(learn.model.plain())
     learn.spec.pretrained = True
     task = copy.copy(learn.spec.task)
-    object.__setattr__(task, 'make_model', lambda spec, head: fresh)
+    task.model = lambda spec, head: fresh
     learn.spec.task = task
     save_adapter(learn, tmp_path/'a')
     with torch.no_grad(): next(p for n,p in learn.model.named_parameters() if 'norm1.weight' in n).add_(.1)

@@ -179,7 +179,7 @@ def test_frozen_through_drop_path():
 def test_says_that_it_cuts_only_at_the_head(arch):
     m,_ = made(arch)
     set_trainable(m, trainable_names(m, 2))
-    spec = SimpleNamespace(rows=[0])
+    spec = SimpleNamespace(rows=[0], has_rows=True)
     assert cache_border(m) is None
     assert f"trains from {list(m.groups)[2]!r} and has no border at or below it" in why_not(SimpleNamespace(spec=spec, model=m, cbs=[], augments=False))
     set_trainable(m, trainable_names(m, 'head'))

@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pytest
 from sft_nb.diagnosis.audit import audit; from sft_nb.data.load import load_data
 from sft_nb.core.basics import DataError
 from sft_nb.data.task import get_task
+from sft_nb.tasks.toys import make_toy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
 from audit import found_copies, found_flips, loaded, rows_of
@@ -36,7 +37,7 @@ def test_all_rows(data, least):
 
 def test_excluded_items_may_be_of_validation_data(tmp_path):
     "Names of the audit are also those of rows that came by valid=PATH"
-    toy = get_task('text').toy(tmp_path)
+    toy = make_toy('text', tmp_path)
     rows = pd.read_csv(toy['source'])
     rows.iloc[1:].to_csv(tmp_path/'train.csv', index=False)
     rows.iloc[:9].to_csv(tmp_path/'held.csv', index=False)

@@ -10,12 +10,13 @@ from sft_nb.training.cache_store import cache_folder, cache_info, clear_cache
 from sft_nb.training.cache import activations, first_trainable, frozen_cache, why_not
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
 @pytest.fixture
 def shapes(tmp_path):
-    get_task('image').toy(tmp_path/'shapes')
+    make_toy('image', tmp_path/'shapes')
     return tmp_path/'shapes'
 
 def learner(shapes, arch='test_resnet', size=64, freeze='body', head=None, load=None, **kw):
@@ -62,7 +63,7 @@ def test_rule_within_the_body_is_the_same(shapes):
 def encoder(folder):
     "A BERT of two layers with a tokenizer, where the toy of a task has one"
     for t in all_tasks().values():
-        if t.inputs==('text',) and t.classes and not t.missing(): return t, t.toy(folder)
+        if t.columns==('text','label') and not t.missing(): return t, make_toy(t, folder)
     pytest.skip('no task on texts')
 
 @pytest.mark.parametrize('border', [0, -1])

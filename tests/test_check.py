@@ -6,6 +6,7 @@ from sft_nb.data.load import load_data
 from sft_nb.data.problems import BadRows
 from sft_nb.diagnosis.check import check_data
 from sft_nb.data.task import get_task
+from sft_nb.tasks.toys import make_toy
 
 def command(*args): return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'sft_nb', *map(str, args)], capture_output=True, text=True)
 
@@ -19,12 +20,12 @@ def notes(tmp_path):
 @pytest.mark.parametrize('name', ['image','text','translation','speech','image_text'])
 def test_every_task(name, tmp_path, home):
     "The rows that can be used, and those that cannot, are those of `load_data`"
-    toy = get_task(name).toy(tmp_path/'toy')
+    toy = make_toy(name, tmp_path/'toy')
     own = dict(checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True), **toy.get('load', {}))
     check,dls = check_data(name, toy['source'], **own),load_data(name, toy['source'], **own)
     assert check.ok and list(check.spec.rows['item'])==list(dls.sft.rows['item']) and list(check.spec.rows.split)==list(dls.sft.rows.split)
     facts = dict(check.facts.values)
-    assert facts['rows'].startswith(f'{len(dls.sft.rows):,},') and all(o in facts['columns'] for o in (*dls.sft.task.inputs, dls.sft.task.target))
+    assert facts['rows'].startswith(f'{len(dls.sft.rows):,},') and all(o in facts['columns'] for o in (*dls.sft.task.input_columns, dls.sft.task.target.column))
     named = toy['bad']()
     named = [named] if isinstance(named, str) else named
     with pytest.raises(BadRows) as e: load_data(name, toy['source'], **own)

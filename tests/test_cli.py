@@ -3,13 +3,14 @@ import csv, io, json, signal, subprocess, sys
 import pytest
 from sft_nb.data.task import get_task
 from sft_nb.cli import main
+from sft_nb.tasks.toys import make_toy
 
 train = '--from-scratch --no-augment --epochs 1 --seed 3 --device cpu'.split()
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
     "The toy data of the image task and the arguments that go with it"
-    made = get_task('image').toy(tmp_path_factory.mktemp('toy'))
+    made = make_toy('image', tmp_path_factory.mktemp('toy'))
     options = [o for k,v in made['load'].items() if k not in ('valid', 'augment') for o in ('--option', f'{k}={v}')]
     return made['source'], ['--checkpoint', made['checkpoint'], '--valid', str(made['load'].get('valid', .25)), *options, *train]
 
@@ -141,7 +142,7 @@ def test_mistakes_are_one_line(name, toy, saved, tmp_path):
     assert list(tmp_path.iterdir())==[]
 
 def test_bad_rows_are_all_named(tmp_path):
-    made = get_task('image').toy(tmp_path/'toy')
+    made = make_toy('image', tmp_path/'toy')
     named = made['bad']()
     args = ['finetune', 'image', made['source'], '--out', tmp_path/'out', '--checkpoint', made['checkpoint'], *train, '--option', 'size=64']
     message = fails(*args)
@@ -151,7 +152,7 @@ def test_bad_rows_are_all_named(tmp_path):
     assert code==0, err
 
 def test_text_of_the_data_is_escaped(tmp_path):
-    made = get_task('image').toy(tmp_path/'toy')
+    made = make_toy('image', tmp_path/'toy')
     (made['source']/'round').rename(made['source']/'<img src=x onerror=alert(1)>')
     code,_,err = run('finetune', 'image', made['source'], '--out', tmp_path/'out', '--checkpoint', made['checkpoint'], '--option', 'size=64', *train)
     assert code==0, err

@@ -3,6 +3,7 @@ import json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from sft_nb.core.basics import CheckpointError, DataError, TaskError
+from sft_nb.data.kinds import TextInput, TextTarget
 from sft_nb.data.task import get_task
 from sft_nb.data.problems import BadRows
 from sft_nb.data.rows import read_rows
@@ -179,8 +180,7 @@ def test_every_class_of_several_labels_is_trained():
     assert set(spec.rows[spec.rows.split=='train'].label.explode())==set(spec.vocab)
 
 def words():
-    from dataclasses import replace
-    return replace(IMAGE, name='words', inputs=('text',), check_rows=lambda rows,spec: [])
+    return IMAGE.copy(name='words', inputs=(TextInput(),), check_rows=lambda rows,spec: [])
 
 def test_folds(pets):
     spec = load(pets).sft
@@ -230,8 +230,7 @@ def test_text_rows(tmp_path):
     assert rows.text.tolist()==['x 0','x 1','x 2','y 0','y 1','y 2'] and rows.label.tolist()==['x']*3+['y']*3
 
 def test_targets_that_are_no_class(tmp_path):
-    from dataclasses import replace
-    pairs = replace(IMAGE, name='pairs', inputs=('source',), target='target', classes=False, check_rows=lambda rows,spec: [])
+    pairs = IMAGE.copy(name='pairs', inputs=(TextInput('source'),), target=TextTarget(), check_rows=lambda rows,spec: [])
     f = tmp_path/'t.jsonl'
     f.write_text('\n'.join(json.dumps(dict(source=f's {i}', target=f't {i}')) for i in range(20)))
     spec = prepare_rows(DataSpec(pairs, read_rows(f, pairs)), .2)

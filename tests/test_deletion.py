@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from sft_nb.all import get_task, load_data, sft_learner
+from sft_nb.tasks.toys import make_toy
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
 from deletion import _candidates, _fill, _visible, _without, deletion_test
 
@@ -41,7 +42,7 @@ class RedCorner(nn.Module):
         return torch.stack([left, -left], -1)/x.shape[-1]**2*8
 
 def test_pictures_with_a_red_corner(tmp_path):
-    toy = get_task('image').toy(tmp_path)
+    toy = make_toy('image', tmp_path)
     dls = load_data('image', toy['source'], checkpoint=toy['checkpoint'], pretrained=False, **toy['load'])
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (64,64,3)).astype(np.uint8) for _ in range(6)]
@@ -53,7 +54,7 @@ def test_pictures_with_a_red_corner(tmp_path):
     assert (removed.item.nunique(), len(removed))==(6, 12)
 
 def test_texts(tmp_path):
-    toy = get_task('text').toy(tmp_path)
+    toy = make_toy('text', tmp_path)
     reader = sft_learner(load_data('text', toy['source'], checkpoint=toy['checkpoint'], **toy['load']), freeze=None, lr=3e-3)
     with reader.no_bar(), reader.no_logging(): reader.fit(15)
     texts = reader.dls.sft.rows

@@ -7,9 +7,10 @@ from sft_nb.training.learner import sft_learner
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.deployment.onnx_file import export_onnx, ExportError
 from sft_nb.cli import main
+from sft_nb.tasks.toys import make_toy
 
 def learner(task, folder, checkpoint=None, pretrained=None, **kw):
-    toy = get_task(task).toy(folder)
+    toy = make_toy(task, folder)
     load = dict(toy['load'], **kw)
     return sft_learner(load_data(task, toy['source'], checkpoint=checkpoint or toy['checkpoint'], pretrained=toy['pretrained'] if pretrained is None else pretrained, **load), freeze=None)
 

@@ -3,6 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from sft_nb.data.task import get_task
+from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
@@ -115,7 +116,7 @@ ACCELERATE = 'accelerate.commands.launch', '--num_processes', '2', '--num_machin
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
-    toy = get_task('text').toy(tmp_path_factory.mktemp('toy'))
+    toy = make_toy('text', tmp_path_factory.mktemp('toy'))
     return [toy['source'], '--checkpoint', toy['checkpoint'], '--valid', '.25', '--epochs', '2', '--device', 'cpu']
 
 @pytest.mark.parametrize('how', [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=['torchrun', 'accelerate'])

@@ -1,18 +1,20 @@
 "Evaluation: against scikit-learn and a plain bootstrap, over splits, other data and fastai's own loaders"
-from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
 from sft_nb.core.basics import DataError, TaskError
+from sft_nb.core.metrics import SumScores
+from sft_nb.data.kinds import TargetKind
 from sft_nb.data.task import get_task
 from sft_nb.data.rows import read_rows
 from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner
 from sft_nb.evaluation.results import Evaluation
 from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.tasks.toys import make_toy
 
 def learner(folder, rows=None, **kw):
-    toy = get_task('image').toy(folder)
+    toy = make_toy('image', folder)
     dls = load_data('image', toy['source'] if rows is None else rows(folder), checkpoint=toy['checkpoint'], pretrained=False, **{**toy['load'], **kw})
     return sft_learner(dls)
 
@@ -55,7 +57,7 @@ def test_splits(learn, tmp_path):
     assert len(evaluate(tested, on='test'))==4 and set(evaluate(tested, on='test').rows.item).isdisjoint(evaluate(tested).rows.item)
 
 def test_other_data(learn, tmp_path):
-    get_task('image').toy(tmp_path/'more')
+    make_toy('image', tmp_path/'more')
     assert len(evaluate(learn, on=tmp_path/'more'))==16
     rows = pd.DataFrame(dict(picture=[str(o) for o in sorted((tmp_path/'more').rglob('*.png'))], kind='round'))
     assert len(evaluate(learn, on=rows, input='picture', target='kind'))==16
@@ -72,7 +74,7 @@ def test_fastai_loaders(tmp_path):
     "DataLoaders made by plain fastai have a validation side to evaluate"
     from fastai.vision.data import ImageDataLoaders
     from fastai.vision.augment import Resize
-    get_task('image').toy(tmp_path)
+    make_toy('image', tmp_path)
     dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.25, seed=1, item_tfms=Resize(64), bs=4, num_workers=0)
     own = sft_learner(dls, checkpoint='timm:test_resnet', pretrained=False)
     ev = evaluate(own)
@@ -120,8 +122,10 @@ def test_many_rows_and_classes():
     assert list(ev.report(draws=20).metric)[:5]==['accuracy','precision','recall','f1','balanced_accuracy']
 
 def test_sequence_task():
-    "A task without classes brings its own metrics; intervals come from drawing its rows"
-    task = replace(get_task('image'), classes=False, metric='share', score=lambda rows: dict(share=(rows.target==rows.prediction).mean()))
+    "A task without classes brings its own metrics; intervals come from sums over its rows"
+    class Share(TargetKind):
+        def scores(self, ev): return SumScores(np.column_stack([ev.rows.target==ev.rows.prediction, np.ones(len(ev.rows))]), lambda o: dict(share=o[0]/o[1]))
+    task = get_task('image').copy(target=Share(), metric='share')
     ev = Evaluation(table().assign(loss=np.nan), task)
     assert list(ev.metrics)==['share'] and ev.report().low[0]<ev.metrics['share']<ev.report().high[0]
     assert not ev.worst(5).correct.any()

@@ -11,9 +11,10 @@ from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.toys import make_toy
 
 def learner(folder, checkpoint='timm:test_resnet', data=None, size=64, fit=True, **kw):
-    toy = get_task('image').toy(folder)
+    toy = make_toy('image', folder)
     dls = load_data('image', toy['source'] if data is None else data(folder), checkpoint=checkpoint, pretrained=False, **{**toy['load'], 'size':size})
     learn = sft_learner(dls, **{'freeze':None, **kw})
     if fit:

@@ -17,6 +17,7 @@ from sft_nb.models.model import SFTModel
 from sft_nb.models.freeze import set_trainable, trainable_names
 from sft_nb.training.learner import freeze_to, layer_table, sft_learner, SFTLearner
 from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.tasks.toys import make_toy
 
 def quiet(learn):
     for cb in [o for o in learn.cbs if type(o).__name__=='ProgressCallback']: learn.remove_cb(cb)
@@ -26,7 +27,7 @@ def quiet(learn):
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes')
-    get_task('image').toy(folder)
+    make_toy('image', folder)
     return folder
 
 def data(shapes, arch='test_resnet', size=64, **kw):

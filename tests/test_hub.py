@@ -7,6 +7,7 @@ from sft_nb.data.task import get_task
 from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner
 from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.toys import make_toy
 from hub import hub
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
@@ -30,7 +31,7 @@ def through_hub(folder, home, *where):
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('hub')
-    toy = get_task('text').toy(tmp)
+    toy = make_toy('text', tmp)
     learn = sft_learner(load_data('text', toy['source'], checkpoint=toy['checkpoint'], **toy['load']))
     return save_predictor(learn, tmp/'model'),['a fine day','a grim evening by the river']
 
@@ -45,7 +46,7 @@ def test_there_and_back(saved, tmp_path, where):
 def test_it_is_a_checkpoint_too(saved, tmp_path):
     folder,_ = saved
     through_hub(folder, tmp_path/'hf')
-    code = ("import sys; from sft_nb.all import *; toy = get_task('text').toy(sys.argv[1]); "
+    code = ("import sys; from sft_nb.all import *; from sft_nb.tasks.toys import make_toy; toy = make_toy('text', sys.argv[1]); "
             "dls = load_data('text', toy['source'], checkpoint='hf:you/model', **toy['load']); learn = sft_learner(dls); print(dls.sft.checkpoint.ref, len(learn.model.groups))")
     r = subprocess.run([sys.executable, '-c', code, str(tmp_path)], env={**os.environ, 'HF_HOME':str(tmp_path/'hf'), 'HF_HUB_OFFLINE':'1'}, capture_output=True, text=True, timeout=120)
     assert not r.returncode, r.stderr

@@ -18,12 +18,13 @@ from sft_nb.diagnosis.audit import audit
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import word_pieces
 from sft_nb.cli import main
+from sft_nb.tasks.toys import make_toy
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return tmp_path_factory.mktemp('pair')
 
 @pytest.fixture(scope='module')
-def toy(folder): return get_task('image_text').toy(folder)
+def toy(folder): return make_toy('image_text', folder)
 
 @pytest.fixture(scope='module')
 def clip(folder, toy): return dual_folder(folder/'clip', 'CLIP', pd.read_csv(toy['source']).text.dropna())

@@ -286,13 +286,14 @@ def test_a_sound_is_played_and_aligned(lab, browser, shots):
 
 trained = """
 from sft_nb.all import *
-toy = get_task(TASK).toy(f'toy-{TASK}')
+from sft_nb.tasks.toys import make_toy
+toy = make_toy(TASK, f'toy-{TASK}')
 learn = sft_learner(load_data(TASK, toy['source'], checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True), **toy['load']))
 with learn.no_bar(), learn.no_logging(): learn.fit_head(1)
 """
 with_queue = """
 ev = evaluate(learn)
-look = Inspector(ev, learn, marks=f'{TASK}.jsonl', pool=label_queue(learn, ev.rows[list(ev.task.inputs)]))
+look = Inspector(ev, learn, marks=f'{TASK}.jsonl', pool=label_queue(learn, ev.rows[list(ev.task.input_columns)]))
 look
 """
 shown = dict(image=['figcaption'], text=['.sft-tok'], image_text=['figcaption','.sft-tok'], speech=['audio'], translation=['h4:text("Source")','h4:text("Difference")'])
@@ -318,7 +319,8 @@ def test_trained_models_of_all_tasks(lab, browser, shots, task):
 
 digits = """
 from sft_nb.all import *
-digits = get_task('image').demo(cache_home()/'demo')['source']
+from sft_nb.tasks.demo_data import make_demo
+digits = make_demo('image', cache_home()/'demo')['source']
 learn = sft_learner(load_data('image', digits, max_items=1000, size=64, resize='squish', augment=False))
 with learn.no_bar(), learn.no_logging(): learn.fine_tune(5, base_lr=1e-2, decay=.85, freeze_epochs=3, head_lr=4e-3)
 """

@@ -12,6 +12,7 @@ from sft_nb.data.task import get_task
 from sft_nb.evaluation.compare import mcnemar
 from sft_nb.evaluation.calibration import cooled, fit_temperature
 from sft_nb.diagnosis.baselines import baseline_names
+from sft_nb.tasks.toys import make_toy
 
 def judged(right, **cols):
     "An evaluation of two classes that is right where it is told to be"
@@ -65,7 +66,7 @@ def test_no_difference_shown():
     with pytest.raises(DataError, match='in one of them alone'): a.compare({'c':judged([1]*5)})
 
 def trained(name, folder):
-    toy = get_task(name).toy(folder)
+    toy = make_toy(name, folder)
     dls = load_data(name, toy['source'], checkpoint=toy['checkpoint'], pretrained=False, **{**toy['load'], 'valid':.5})
     return sft_learner(dls)
 
@@ -106,8 +107,8 @@ def test_the_temperature_is_found():
 def test_a_calibrated_model_keeps_its_temperature(tmp_path):
     "Found on validation rows, never on the test; in the predictions, in the saved folder, and back"
     import torch
-    rows = pd.concat([pd.read_csv(get_task('text').toy(tmp_path)['source'])]*4, ignore_index=True)
-    toy = get_task('text').toy(tmp_path)
+    rows = pd.concat([pd.read_csv(make_toy('text', tmp_path)['source'])]*4, ignore_index=True)
+    toy = make_toy('text', tmp_path)
     rng = np.random.default_rng(0)
     rows['label'] = [l if rng.random()<.7 else rng.choice(sorted(set(rows.label))) for l in rows.label]
     rows['split'] = ['train' if i%3==0 else 'valid' if i%3==1 else 'test' for i in range(len(rows))]

@@ -11,11 +11,12 @@ from sft_nb.diagnosis.audit import audit
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table
 from sft_nb.training.learner import sft_learner
+from sft_nb.tasks.toys import make_toy
 
 TEXTS = [f'fine day {i}' for i in range(6)]+[f'dull rain {i}' for i in range(6)]
 
 @pytest.fixture(scope='module')
-def bert(tmp_path_factory): return get_task('text').toy(tmp_path_factory.mktemp('net'))['checkpoint']
+def bert(tmp_path_factory): return make_toy('text', tmp_path_factory.mktemp('net'))['checkpoint']
 
 def two(a, b): return [a]*6+[b]*6
 

@@ -8,13 +8,14 @@ from sft_nb.evaluation import evaluate as evaluate_module
 from sft_nb.all import *
 from sft_nb.data.task import get_task
 from sft_nb.data.lazy import is_lazy, LazyArray
+from sft_nb.tasks.toys import make_toy
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch): monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))
 
 def texts(folder, times=10):
     "(Parquet file, checkpoint)"
-    toy = get_task('text').toy(folder/'toy')
+    toy = make_toy('text', folder/'toy')
     rows = pd.concat([pd.read_csv(toy['source'])]*times, ignore_index=True)
     rows['text'] = [f'{t} {"day "*(i%7)}{i}' for i,t in enumerate(rows.text)]
     rows.assign(stars=range(len(rows)), note='x').to_parquet(folder/'rows.parquet', index=False)
@@ -26,7 +27,7 @@ def pictures(folder):
         out = io.BytesIO()
         Image.fromarray((rng.random((24,24,3))*(60 if i%2 else 255)).astype(np.uint8)).save(out, 'PNG')
         return out.getvalue()
-    toy = get_task('image').toy(folder/'toy')
+    toy = make_toy('image', folder/'toy')
     pd.DataFrame(dict(image=[png(i) for i in range(24)], label=['dark' if i%2 else 'light' for i in range(24)])).to_parquet(folder/'rows.parquet', index=False)
     return folder/'rows.parquet', toy['checkpoint'], toy['pretrained']
 
@@ -152,10 +153,10 @@ def test_unpacked_tables_are_removed(tmp_path):
 
 @pytest.mark.parametrize('task', ['text','image'])
 def test_threads_get_what_one_gets(tmp_path, task):
-    toy = get_task(task).toy(tmp_path/'toy')
+    toy = make_toy(task, tmp_path/'toy')
     learn = sft_learner(load_data(task, toy['source'], checkpoint=toy['checkpoint'], pretrained=toy['pretrained'], **toy['load']), freeze=None)
     model = load_predictor(save_predictor(learn, tmp_path/'model', metrics={}), device='cpu')
-    items = list(learn.spec.rows[learn.spec.task.inputs[0]])
+    items = list(learn.spec.rows[learn.spec.task.input_columns[0]])
     jobs = [items[i:i+1+i%5] for i in range(len(items)-5)]*4
     want = [model.predict_proba(o, batch_size=2) for o in jobs]
     go = threading.Barrier(8)

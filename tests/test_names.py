@@ -12,11 +12,12 @@ from sft_nb.diagnosis.audit import audit
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table
 from sft_nb.training.learner import sft_learner
+from sft_nb.tasks.toys import make_toy
 
 NET = dict(checkpoint='timm:test_resnet', pretrained=False, augment=False)
 
 @pytest.fixture(scope='module')
-def bert(tmp_path_factory): return get_task('text').toy(tmp_path_factory.mktemp('toy'))['checkpoint']
+def bert(tmp_path_factory): return make_toy('text', tmp_path_factory.mktemp('toy'))['checkpoint']
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch): monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))
@@ -74,7 +75,7 @@ def memes(tmp_path):
     return tmp_path/'memes.csv'
 
 def captions(tmp_path, **kw):
-    toy = get_task('image_text').toy(tmp_path/'toy')
+    toy = make_toy('image_text', tmp_path/'toy')
     return load_data('image_text', memes(tmp_path), checkpoint=toy['checkpoint'], size=64, augment=False, num_workers=0, **kw)
 
 def test_one_picture_in_several_rows(tmp_path):

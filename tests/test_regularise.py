@@ -11,17 +11,18 @@ from sft_nb.training.cache import frozen_cache, why_not
 from sft_nb.training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, L2SP, wise_ft, _library_checkpointing
 from sft_nb.training.curves import find_overfitting, plot_curves
 from sft_nb.training.adapters import add_adapter, merge_adapter
+from sft_nb.tasks.toys import make_toy
 
 torch.set_num_threads(1)
 PICTURES = {'timm:test_vit':80, 'timm:test_resnet':64, 'timm:test_efficientnet':64, 'timm:test_convnext':64, 'timm:test_nfnet':96}
 
 def pictures(folder, checkpoint='timm:test_vit', bs=4, n=13, freeze=None, **kw):
-    if not (folder/'square').exists(): get_task('image').toy(folder, n=n)
+    if not (folder/'square').exists(): make_toy('image', folder, n=n)
     load = dict(valid=.25, augment=False, size=PICTURES[checkpoint])
     return sft_learner(load_data('image', folder, checkpoint=checkpoint, pretrained=False, batch_size=bs, **load), freeze=freeze, **kw)
 
 def texts(folder, freeze=None, **kw):
-    if not (folder/'bert').exists(): get_task('text').toy(folder)
+    if not (folder/'bert').exists(): make_toy('text', folder)
     return sft_learner(load_data('text', folder/'moods.csv', checkpoint=str(folder/'bert'), batch_size=4, valid=.25), freeze=freeze, **kw)
 
 def fit(learn, *args, **kw):

@@ -11,6 +11,7 @@ from sft_nb.training.learner import sft_learner
 from sft_nb.training.cache_store import clear_cache
 from sft_nb.training.callbacks import Accumulate, Autocast, has_bfloat16, KeepBest
 from sft_nb.training.resume import Resume
+from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
@@ -37,7 +38,7 @@ class Act(Callback):
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes')
-    get_task('image').toy(folder)
+    make_toy('image', folder)
     return folder
 
 def learner(shapes, **load):

@@ -16,11 +16,12 @@ from sft_nb.training.cache_store import Activations, cache_folder, cache_info, _
 from sft_nb.training.cache import frozen_cache
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.cli import main
+from sft_nb.tasks.toys import make_toy
 
 ITEMS = dict(image=None, text='fine warm day')
 
 def learner(task, folder):
-    toy = get_task(task).toy(folder)
+    toy = make_toy(task, folder)
     return sft_learner(load_data(task, toy['source'], checkpoint=toy['checkpoint'], pretrained=toy['pretrained'], **toy['load']), freeze=None)
 
 @pytest.fixture(scope='module')

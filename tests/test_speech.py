@@ -336,11 +336,10 @@ def test_fewer_errors_are_better_by_every_rate(toy):
     assert set(right.compare(ev).verdict)=={'better'} and set(ev.compare(ev).verdict)=={'no difference shown'}
 
 def test_demo_says_what_training_changed(toy, tmp_path, monkeypatch, capsys):
-    from dataclasses import replace
-    from sft_nb.data import task as tasks
+    from sft_nb.tasks import demo_data
     from sft_nb.cli import main
     demo = dict(source=toy['source'], load=dict(checkpoint=toy['checkpoint'], valid=.25), fine_tune=dict(freeze_epochs=1), untuned=True, keep_best=False)
-    monkeypatch.setitem(tasks._tasks, 'speech', replace(tasks.get_task('speech'), demo=lambda folder: demo))
+    monkeypatch.setitem(demo_data.DEMOS, 'speech', lambda folder: demo)
     assert main(['demo','speech','--out',str(tmp_path/'out')])==0
     first,last = capsys.readouterr().out.splitlines()
     metrics = json.loads((tmp_path/'out'/'metrics.json').read_text())

@@ -9,6 +9,7 @@ from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.training.cache import cache_key
 from sft_nb.training.learner import sft_learner
+from sft_nb.tasks.toys import make_toy
 
 def norms(net): return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
@@ -22,7 +23,7 @@ def moved(net):
 
 @pytest.fixture
 def pictures(tmp_path, home):
-    toy = get_task('image').toy(tmp_path/'toy')
+    toy = make_toy('image', tmp_path/'toy')
     return lambda checkpoint='timm:test_resnet',**kw: load_data('image', toy['source'], checkpoint=checkpoint, pretrained=False, size=64, augment=False, **kw)
 
 @pytest.mark.parametrize('name', ['test_resnet','test_efficientnet','test_byobnet','test_convnext','test_vit','resnet18','mobilenetv3_small_050',

@@ -11,6 +11,7 @@ from sft_nb.training.cache import frozen_cache
 from sft_nb.training.callbacks import Accumulate
 from sft_nb.training.learner import sft_learner
 from sft_nb.tasks.small_nets import small_ctc
+from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 RATES = ('dropout','activation_dropout','attention_dropout','layerdrop','encoder_layerdrop','decoder_layerdrop')
@@ -20,7 +21,7 @@ def kind(request): return request.param
 
 @pytest.fixture(scope='module')
 def toys(tmp_path_factory):
-    made = {o:get_task(o).toy(tmp_path_factory.mktemp(o)) for o in ('translation','speech','text')}
+    made = {o:make_toy(o, tmp_path_factory.mktemp(o)) for o in ('translation','speech','text')}
     return dict(translation=made['translation'], speech=made['speech'], balanced=made['text'],
                 ctc=dict(made['speech'], checkpoint=str(small_ctc(tmp_path_factory.mktemp('ctc')/'net', 'abcdefghijklmnopqrstuvwxyz'))))
 

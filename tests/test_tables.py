@@ -11,6 +11,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.training.learner import sft_learner
+from sft_nb.tasks.toys import make_toy
 
 NET = dict(checkpoint='timm:test_resnet', pretrained=False, augment=False)
 LABELS = ['neg','pos']*12
@@ -85,7 +86,7 @@ def book(path, *sheets):
 
 def test_a_workbook(tmp_path, capsys):
     path = book(tmp_path/'a.xlsx', ('Notes',[['x']]), ('Data',[['text','label','stars',None], *([t,l,i,None] for i,(t,l) in enumerate(zip(texts(), LABELS))), [], ['late','pos',7.5,None]]))
-    toy = get_task('text').toy(tmp_path/'toy')
+    toy = make_toy('text', tmp_path/'toy')
     with pytest.raises(DataError, match="no sheet 'data'. Its sheets: 'Notes', 'Data'"): load_data('text', path, checkpoint=toy['checkpoint'], sheet='data')
     for sheet in ('Data', 2):
         spec = load_data('text', path, checkpoint=toy['checkpoint'], sheet=sheet).sft
@@ -155,7 +156,7 @@ def test_paths_of_windows_and_of_a_mac(tmp_path, capsys):
 # ---------- evaluation says what loading says
 @pytest.mark.parametrize('broken', ['text,label\na,pos,x\nb,neg\n', 'text,label\n"open,pos\nb,neg\n', 'body,label\na,pos\n', 'text,label,\na,pos,x\n', 'text,label\na\n'])
 def test_loading_and_evaluation_say_the_same(tmp_path, broken):
-    toy = get_task('text').toy(tmp_path/'toy')
+    toy = make_toy('text', tmp_path/'toy')
     good = pd.DataFrame(dict(text=texts(), label=LABELS))
     learn = sft_learner(load_data('text', good, checkpoint=toy['checkpoint']))
     (tmp_path/'a.csv').write_text(broken+''.join(f'{t},{l}\n' for t,l in zip(texts(), LABELS)) if not broken.startswith('body') else broken)
@@ -166,7 +167,7 @@ def test_loading_and_evaluation_say_the_same(tmp_path, broken):
     assert said[0]==said[1]
 
 def test_bad_rows_can_be_skipped_in_evaluation(tmp_path):
-    toy = get_task('text').toy(tmp_path/'toy')
+    toy = make_toy('text', tmp_path/'toy')
     learn = sft_learner(load_data('text', pd.DataFrame(dict(text=texts(), label=LABELS)), checkpoint=toy['checkpoint']))
     (tmp_path/'a.csv').write_text('text,label\na day,pos,more\n"open,pos\nanother day,neg\n')
     assert len(evaluate(learn, on=tmp_path/'a.csv', bad='skip'))==1
@@ -264,7 +265,7 @@ def test_columns_and_classes_with_our_names(tmp_path):
     names = ['item','row','split_','group','tokens','problem_','_item','_row','_problem','source_item','target','prediction','probability','loss','correct','data_target']
     frame = pd.DataFrame({'_text':texts(), '_label':['item' if i%2 else 'all' for i in range(24)], **{o:[f'{o} {i}' for i in range(24)] for o in names}})
     frame.to_csv(tmp_path/'a.csv', index=False)
-    toy = get_task('text').toy(tmp_path/'toy')
+    toy = make_toy('text', tmp_path/'toy')
     for source in (tmp_path/'a.csv', frame):
         spec = load_data('text', source, input='_text', target='_label', checkpoint=toy['checkpoint']).sft
         assert spec.vocab==['all','item'] and spec.rows.columns.is_unique and spec.rows['item'].is_unique
@@ -281,7 +282,7 @@ def test_columns_and_classes_with_our_names(tmp_path):
 @pytest.mark.parametrize('name', ['seconds','tokens'])
 def test_a_column_called_as_what_is_measured(tmp_path, name):
     task = 'speech' if name=='seconds' else 'text'
-    toy = get_task(task).toy(tmp_path/'toy')
+    toy = make_toy(task, tmp_path/'toy')
     path = toy['source']
     pd.read_csv(path).assign(**{name:'0:01'}).to_csv(path, index=False)
     rows = load_data(task, path, checkpoint=toy['checkpoint'], **toy.get('load', {})).sft.rows

@@ -1,4 +1,4 @@
-"What every task promises. The tests know tasks by `all_tasks()` and their toy data by `task.toy(folder)`, and none by name"
+"What every task promises. The tests know tasks by `all_tasks()` and their toy data by `make_toy(task, folder)`, and none by name"
 import random, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch
 from fastai.optimizer import SGD
@@ -10,6 +10,7 @@ from sft_nb.training.cache_store import cache_info
 from sft_nb.training.cache import frozen_cache
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.tasks.toys import make_toy
 
 TASKS = all_tasks()
 
@@ -21,7 +22,7 @@ def task(request):
 
 class Toy:
     "The tiny data and model of a task"
-    def __init__(self, task, folder): self.task,self.folder,self.kw = task,folder,task.toy(folder)
+    def __init__(self, task, folder): self.task,self.folder,self.kw,self.columns = task,folder,make_toy(task, folder),list(task.columns[:-1])
     def data(self, **load):
         kw = dict(checkpoint=self.kw["checkpoint"], pretrained=self.kw.get("pretrained", True))
         return load_data(self.task, self.kw["source"], **kw, **{**self.kw["load"], **load})
@@ -149,9 +150,9 @@ def test_equal_in_a_new_process(toy, tmp_path):
     learn.fit(1, 1e-3)
     save_predictor(learn, tmp_path/'model')
     rows = evaluate(learn).rows
-    rows[list(toy.task.inputs)].to_parquet(tmp_path/'items.parquet')
+    rows[toy.columns].to_parquet(tmp_path/'items.parquet')
     subprocess.run([sys.executable, '-c', NEW, tmp_path/'model', tmp_path/'items.parquet', tmp_path/'out.json'], check=True)
-    there,here = pd.read_json(tmp_path/'out.json', dtype=False),load_predictor(tmp_path/'model').predict(rows[list(toy.task.inputs)])
+    there,here = pd.read_json(tmp_path/'out.json', dtype=False),load_predictor(tmp_path/'model').predict(rows[toy.columns])
     for got in (there,here):
         assert got.prediction.tolist()==rows.prediction.tolist()
         assert np.allclose(got.probability, rows.probability, atol=1e-5, equal_nan=True)

@@ -14,6 +14,7 @@ from sft_nb.training.cache import activations, frozen_cache
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.toys import toy_texts
+from sft_nb.tasks.demo_data import make_demo
 
 FAMILIES = {
     'bert': dict(max_position_embeddings=64), 'roberta': dict(max_position_embeddings=66), 'xlm-roberta': dict(max_position_embeddings=66),
@@ -223,12 +224,12 @@ def test_weights_that_are_missing_or_too_many_are_refused(tmp_path):
     for i,change in enumerate((lambda s: s.pop('encoder.layer.1.output.dense.bias'), lambda s: s.update(more=torch.zeros(1)))):
         out = tmp_path/f'out{i}'
         out.mkdir()
-        get_task('text').save_model(learn.model, learn.spec, out)
+        get_task('text').save(learn.model, learn.spec, out)
         state = load_file(out/'model.safetensors')
         change(state)
         save_file(state, out/'model.safetensors', metadata={'format':'pt'})
         with pytest.raises(FolderError, match=['missing keys.*encoder.layer.1.output.dense.bias','unexpected keys.*more'][i]):
-            get_task('text').load_model(learn.spec, out)
+            get_task('text').load(learn.spec, out)
 
 def test_a_predictor_saved_again_predicts_the_same(tmp_path):
     learn = learner(tmp_path, head=[8])
@@ -480,7 +481,7 @@ def test_a_column_of_the_source_named_tokens_is_kept(tmp_path):
 
 @pytest.mark.slow
 def test_the_default_checkpoint(tmp_path):
-    demo = get_task('text').demo(tmp_path)
+    demo = make_demo('text', tmp_path)
     learn = sft_learner(load_data('text', demo['source'], max_items=200), freeze=-2)
     assert learn.spec.preprocess['max_length']==256 and learn.spec.preprocess['pooling']=='mean' and learn.model.borders()==list(range(1, 8))
     with learn.no_bar(), learn.no_logging(), frozen_cache(learn): learn.fit(2)

@@ -13,9 +13,10 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.models.seq2seq import decode_translations, Generated
 from sft_nb.tasks.small_nets import small_marian
 from sft_nb.training.learner import sft_learner
+from sft_nb.tasks.toys import make_toy
 
 @pytest.fixture(scope='module')
-def bert(tmp_path_factory): return get_task('text').toy(tmp_path_factory.mktemp('net'))['checkpoint']
+def bert(tmp_path_factory): return make_toy('text', tmp_path_factory.mktemp('net'))['checkpoint']
 
 @pytest.fixture(scope='module')
 def marian(tmp_path_factory): return str(small_marian(['the red house','la maison rouge'], tmp_path_factory.mktemp('net')/'marian', size=40, width=32, layers=1))

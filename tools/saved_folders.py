@@ -8,7 +8,8 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pandas as pd, timm, torch
 from timm.models import save_for_hf
-from sft_nb.all import all_tasks, calibrate, get_task, load_data, load_predictor, save_predictor, sft_learner, small_whisper
+from sft_nb.all import all_tasks, calibrate, load_data, load_predictor, save_predictor, sft_learner, small_whisper
+from sft_nb.tasks.toys import make_toy
 
 here = Path(__file__).resolve().parents[1]/'tests'/'fixtures'/'saved'
 
@@ -53,7 +54,7 @@ MADE = dict(image=image, text=text, text_several_labels=text_several_labels, tex
 def trained(name):
     "(learner, inputs) of a small model that knows its rows by heart; made in the working folder"
     task = next(o for o in sorted(all_tasks(), key=len, reverse=True) if name.startswith(o))
-    toy = get_task(task).toy(Path('toy'))
+    toy = make_toy(task, Path('toy'))
     load,items,how = MADE[name](toy)
     learn = sft_learner(load_data(task, **{'checkpoint':toy['checkpoint'], **toy['load'], 'batch_size':4, **load}), freeze=None)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(how.get('epochs', 20), 5e-3)

@@ -450,7 +450,7 @@ def translation_scores(
 
 # %% ../../nbs/core/05_metrics.ipynb #d20ac64e
 def translation_signature(
-    spec=None, # Taken for the sake of `Task.score_note`
+    spec=None, # Taken for the sake of `TargetKind.score_note`
 )->str: # Both signatures
     "How BLEU and chrF are counted"
     sacrebleu = need('sacrebleu', 'translation')

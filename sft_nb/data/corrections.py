@@ -20,10 +20,9 @@ from fastcore.basics import patch
 from filelock import FileLock
 from ..core.basics import DataError, FolderError, near, say, write_atomic
 from .problems import BadRows, _table
-from .labels import is_blank, match_labels, _target
+from .labels import is_blank
 from .table_files import whole_table
 from .rows import check_source, _find_rows
-from .splits import _flat
 
 # %% ../../nbs/data/09_corrections.ipynb #ffe57dc6
 MARK_KINDS = ('relabel', 'ambiguous', 'exclude')
@@ -229,8 +228,8 @@ def _marked(o, task, multi, delim, classes=()):
     "A label out of a correction as the rows have it; `classes`: those of the rows"
     if is_blank(o) if not isinstance(o, (list,tuple)) else not o: return None
     if multi and isinstance(o, str) and o.startswith('['): o = _json_list(o)
-    out,_ = _target([o], task, delim if multi else None)
-    return match_labels([out[0] if not multi or isinstance(out[0], list) else [out[0]]], classes)[0]
+    out,_ = task.read_targets([o], delim if multi else None)
+    return task.target.matched([out[0] if not multi or isinstance(out[0], list) else [out[0]]], classes)[0]
 
 def _json_list(text):
     "The list that a text is in JSON, or the text"
@@ -240,7 +239,7 @@ def _json_list(text):
 
 def _correction(r, row, task, multi, delim, classes=()):
     "(new label or None, what is wrong or None) of one correction"
-    label,was,now = _marked(r.label, task, multi, delim, classes),_marked(r.was, task, multi, delim, classes),row[task.target]
+    label,was,now = _marked(r.label, task, multi, delim, classes),_marked(r.was, task, multi, delim, classes),row[task.target.column]
     if r.mark not in ('relabel','exclude','ambiguous'): return None,f"mark {r.mark!r}.{near(r.mark, ('relabel','exclude','ambiguous'))}"
     if r.mark=='relabel' and label is None: return None,'relabel without a label'
     if was is not None and now not in (was, label): return None,f"was {was!r} when it was corrected, and is {now!r} in the data"
@@ -259,14 +258,14 @@ def _of_all(r, at, rows, task):
     if len(at)==1 or r.mark=='ambiguous': return None
     names = ', '.join(repr(rows['item'][i]) for i in at[:4])+(', …' if len(at)>4 else '')
     if not is_blank(getattr(r, 'at', None)): return f'is the name of {len(at):,} rows, and one of them was marked: mark {names} by its own name'
-    labels = {str(rows[task.target][i]) for i in at}
+    labels = {str(rows[task.target.column][i]) for i in at}
     if r.mark=='relabel' and len(labels)>1: return f"is the name of {len(at):,} rows with {len(labels)} different targets: correct {names} one by one"
 
 # %% ../../nbs/data/09_corrections.ipynb #0a54f851
 def _judged(table, rows, task, multi, delim, what):
     "(index of the row, correction, new label, problem) of each row that is corrected; a row's own name counts more than that of its file"
     named = _find_rows(rows, map(str, table['item']), what)
-    classes = set(_flat(rows[task.target].dropna(), multi)) if task.classes else ()
+    classes = set(task.target.flat(rows[task.target.column].dropna(), multi))
     for r in sorted(table.itertuples(), key=lambda r: len(named.get(str(r.item), ()))==1 and rows['item'][named[str(r.item)][0]]==str(r.item)):
         at = named.get(str(r.item), [])
         problem = _of_all(r, at, rows, task) if at else None
@@ -288,5 +287,5 @@ def _correct(rows, given, task, multi=False, delim=None):
     labels,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
     other = sum(str(o) not in here for o in table['item'])
     say(f"Corrections: {len(labels):,} labels, {len(out):,} rows left out" + (f", {other:,} of other data" if other else ''))
-    targets = pd.Series([labels.get(i, v) for i,v in rows[task.target].items()], index=rows.index, dtype=object)
-    return rows.assign(**{task.target:targets}).drop(index=out).reset_index(drop=True)
+    targets = pd.Series([labels.get(i, v) for i,v in rows[task.target.column].items()], index=rows.index, dtype=object)
+    return rows.assign(**{task.target.column:targets}).drop(index=out).reset_index(drop=True)

@@ -18,13 +18,9 @@ import pandas as pd
 from ..core.basics import DataError, say
 from .problems import BadRows, _table
 from .labels import is_blank, label_text
-from .table_files import decoded_text, Own
+from .table_files import Own
 
 # %% ../../nbs/data/05_folders.ipynb #7b7d1e1e
-_KINDS = dict(image='.jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .heic .heif'.split(),
-              audio='.wav .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .au'.split(), text=['.txt'])
-_WORDS = dict(image='pictures', audio='sound files', text='text files')
-
 def _walk(folder):
     "Files below a folder, hidden ones left out, in alphabetical order"
     def fail(e): raise DataError(f"{e.filename} cannot be read: {e.strerror}.") from e
@@ -47,11 +43,11 @@ def _split_name(
 def _folders(path): return sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith('.') and d.name!='__MACOSX')
 
 def _tree(folder, kind, files=None):
-    "Top folder -> {folder in it, or '' for itself: files of the kind}; top folders without such files are left out"
+    "Top folder -> {folder in it, or '' for itself: files of the kind of input}; top folders without such files are left out"
     tree = {}
     for f in _walk(folder) if files is None else files:
         *above,_ = f.relative_to(folder).parts
-        if above and f.suffix.lower() in _KINDS[kind]: tree.setdefault(above[0], Counter())[above[1] if len(above)>1 else ''] += 1
+        if above and f.suffix.lower() in kind.endings: tree.setdefault(above[0], Counter())[above[1] if len(above)>1 else ''] += 1
     return tree
 
 def _these(names, n=4): return ', '.join(sorted(names)[:n])+(', …' if len(names)>n else '')
@@ -59,7 +55,7 @@ def _these(names, n=4): return ', '.join(sorted(names)[:n])+(', …' if len(name
 # %% ../../nbs/data/05_folders.ipynb #008ced31
 def _refuse_classes(folder, tree, kind):
     "Say that top folders are no classes: they hold the splits, or all of them hold the same folders"
-    word,tops = _WORDS[kind],sorted(tree)
+    word,tops = kind.word,sorted(tree)
     for t in tops:
         splits = sorted(s for s in tree[t] if s.lower() in _SPLIT_NAMES)
         if len({_split_name(s) for s in splits})>1:
@@ -71,18 +67,18 @@ def _refuse_classes(folder, tree, kind):
         raise DataError(f"All {word} of {folder} are in its folder {tops[0]}, which holds {_these(same)}. Pass {folder}/{tops[0]}, whose folders are then the classes.")
     if len(tops)>1 and len(same)>1:
         raise DataError(f"{folder} can be read in two ways: its folders {_these(tops)} are the classes, or the folders {_these(same)}, which are in each of them, are. "
-                        f"Pass one of them, such as {folder}/{tops[0]}, or a table with the columns {kind} and label.")
+                        f"Pass one of them, such as {folder}/{tops[0]}, or a table with the columns {kind.column} and label.")
 
 # %% ../../nbs/data/05_folders.ipynb #f1b87932
 def _splits_or_classes(folder, tree, kind):
     "Name of the split that each top folder stands for, or nothing where the top folders are classes"
-    named,word = {t:_split_name(t) for t in tree if t.lower() in _SPLIT_NAMES},_WORDS[kind]
+    named,word = {t:_split_name(t) for t in tree if t.lower() in _SPLIT_NAMES},kind.word
     if not named: return _refuse_classes(folder, tree, kind) or {}
     other,deep = sorted(set(tree)-set(named)),{t for t in named if set(tree[t])-{''}}
     sure,train = len(set(named.values()))>1 or not other,[t for t,s in named.items() if s=='train']
     if sure and (not deep or train and not deep & set(train)):
         raise DataError(f"{folder}/{(train or sorted(named))[0]} is a split and holds {word} in no class folder. Expected {folder}/{(train or sorted(named))[0]}/CLASS/FILE, "
-                        f"or a table with the columns {kind}, label and split.")
+                        f"or a table with the columns {kind.column}, label and split.")
     if sure: return named
     t = next(iter(named))
     if not deep: return say(f"{folder}/{t} is read as a class, as it holds {word} and no folders of them") or {}
@@ -95,18 +91,12 @@ def _folder_frame(folder, rows, task, labelled, with_split):
     files = [f for f,*_ in rows]
     bad = ['' if _encodable(f) else 'the name of the file is not valid UTF-8' for f in files]
     text = [str(f).encode('utf-8', 'replace').decode() for f in files]
-    cols = {task.inputs[0]:list(text)}
-    if task.inputs[0]=='text': cols['text'],bad = zip(*(_read_text(f, b) for f,b in zip(files, bad))) if files else ((),())
-    if labelled: cols[task.target] = [l.encode('utf-8', 'replace').decode() for _,l,_ in rows]
+    read = [(t,b) if b else task.inputs[0].opened(f, t) for f,t,b in zip(files, text, bad)]
+    cols,bad = {task.input_columns[0]:[cell for cell,_ in read]},[b for _,b in read]
+    if labelled: cols[task.target.column] = [l.encode('utf-8', 'replace').decode() for _,l,_ in rows]
     if with_split: cols['split'] = [s for *_,s in rows]
     cols[Own.NAME] = [t[len(str(folder))+1:].replace(os.sep, '/') for t in text] if str(folder)!='.' else text
     return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in {**cols, Own.PLACE:text, Own.PROBLEM:bad}.items()})
-
-def _read_text(path, problem):
-    "(text of a file, what is wrong with it)"
-    if problem: return None,problem
-    try: return decoded_text(path),''
-    except DataError as e: return None,str(e).removeprefix(f'{path} ')
 
 def _encodable(path):
     try: return bool(str(path).encode())
@@ -116,7 +106,7 @@ def _encodable(path):
 def _report_other(other, kind, folder):
     if not other: return
     kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
-    say(f"Passed over {sum(other.values()):,} files in {folder} that are no {_WORDS[kind]} of a class ({kinds})")
+    say(f"Passed over {sum(other.values()):,} files in {folder} that are no {kind.word} of a class ({kinds})")
 
 def _report_folders(folder, rows, splits, kind):
     "Say which folders have nothing of the kind, and what was understood where something stands beside the splits"
@@ -124,7 +114,7 @@ def _report_folders(folder, rows, splits, kind):
     sides = {t:_folders(folder/t) for t in tops if splits and t.lower() in _SPLIT_NAMES}
     inner = [(t,*d) for t,ds in sides.items() for d in ([(o,) for o in ds] or [()])] if splits else [(t,) for t in tops]
     empty = ['/'.join(o) for o in inner if o not in full]
-    if empty: say(f"No {_WORDS[kind]} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are' if len(empty)>1 else 'is'} no class: {_these(empty, 8)}")
+    if empty: say(f"No {kind.word} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are' if len(empty)>1 else 'is'} no class: {_these(empty, 8)}")
     beside = [t for t in tops if splits and t not in sides]
     if beside:
         n = Counter(s for *_,s in rows)
@@ -132,8 +122,8 @@ def _report_folders(folder, rows, splits, kind):
 
 def _no_rows(folder, kind, other):
     lost = other['outside of the class folders']
-    hint = f"Its {lost:,} {_WORDS[kind]} stand in no class folder. " if lost else ''
-    hint += f"Expected {folder}/CLASS/FILE with {_WORDS[kind]} ({' '.join(_KINDS[kind][:6])} …)."
+    hint = f"Its {lost:,} {kind.word} stand in no class folder. " if lost else ''
+    hint += f"Expected {folder}/CLASS/FILE with {kind.word} ({' '.join(kind.endings[:6])} …)."
     return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
 
 # %% ../../nbs/data/05_folders.ipynb #f95f1fe8
@@ -144,16 +134,16 @@ def _folder_rows(folder, kind, labelled, splits, files):
         parts = f.relative_to(folder).parts
         split = splits.get(parts[0], '') if splits else None
         label = parts[1 if splits else 0] if len(parts)>(2 if splits else 1) else None
-        if f.suffix.lower() not in _KINDS[kind]: other[f.suffix.lower() or 'no ending'] += 1
+        if f.suffix.lower() not in kind.endings: other[f.suffix.lower() or 'no ending'] += 1
         elif labelled and (label is None or split==''): other['outside of the class folders'] += 1
         else: rows.append((f, label, split))
     return rows,other
 
 def _read_folder(folder, task, labelled):
     kind = task.inputs[0]
-    if len(task.inputs)>1 or kind not in _KINDS or labelled and not task.classes:
+    if len(task.inputs)>1 or not kind.endings or labelled and not task.target.from_folders:
         raise DataError(f"{folder} is a folder: task {task.name!r} takes a table (CSV, TSV, JSON lines, Parquet) with columns "
-                        f"{', '.join((*task.inputs, task.target))}.")
+                        f"{', '.join(task.columns)}.")
     files = list(_walk(folder))
     splits = _splits_or_classes(folder, _tree(folder, kind, files), kind) if labelled else {}
     rows,other = _folder_rows(folder, kind, labelled, splits, files)

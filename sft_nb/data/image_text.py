@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/data/image_text.html.md"""
 __all__ = ['check_captions', 'missing_sides', 'CaptionDL', 'fill_up', 'caption_loaders', 'caption_item_loader']
 
 # %% ../../nbs/data/15_image_text.ipynb #8e43ff98
-import random, textwrap
+import copy, random, textwrap
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ToTensor
@@ -19,8 +19,7 @@ from fastai.torch_core import default_device
 from fastai.vision.core import PILImage
 from fastcore.foundation import L
 from ..core.basics import DataError, say
-from .spec import _batch_size, _sides
-from .class_targets import _targets
+from .spec import prepared, _batch_size, _sides
 from .images import check_pictures, picture_transform, _augmentation, _batch_tfms, _num_workers, _PictureDL, _ReadInput, _square
 from .texts import check_texts, text_coder, Tokens, _label, _shown, _tokenised
 
@@ -94,10 +93,10 @@ def fill_up(
 
 # %% ../../nbs/data/15_image_text.ipynb #c88c6344
 def _captions(spec, max_length=None, pooling=None):
-    "(coder, tokens) of all rows, padded to one length where the network asks for it; fills `spec.preprocess`"
-    coder,tokens = _tokenised(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
+    "(spec with its preprocessing, coder, tokens) of all rows, padded to one length where the network asks for it"
+    spec,coder,tokens = _tokenised(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
     spec.preprocess['padded'] = spec.checkpoint.arch in _PADDED
-    return coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
+    return spec,coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
 
 def _check_square(spec, size):
     own = spec.checkpoint.preprocess.get('size')
@@ -116,7 +115,7 @@ def _caption_dl(dset, coder, square, bs, seed, augment=(), **kw):
 
 # %% ../../nbs/data/15_image_text.ipynb #fef06bf1
 def caption_loaders(
-    spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled
+    spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or less where there are few items
     num_workers:int|None=None, # None: 0 on small machines and small data
     augment=True, # Of the pictures, as `picture_loaders` takes it
@@ -127,16 +126,17 @@ def caption_loaders(
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of pictures and texts with their classes"
     _check_square(spec, size)
-    was,square = spec.preprocess,_square(spec, size, resize)
-    spec.preprocess = {**{k:v for k,v in was.items() if k=='tokenizer'}, **spec.preprocess}
-    coder,tokens = _captions(spec, max_length, pooling)
+    square,preprocess = _square(spec, size, resize)
+    seen = copy.copy(spec)
+    seen.preprocess = {**{k:v for k,v in spec.preprocess.items() if k=='tokenizer'}, **preprocess}
+    spec,coder,tokens = _captions(seen, max_length, pooling)
     _report_missing(spec.rows)
     sides = _sides(spec.rows)
-    dsets = _caption_sets(spec.rows, square, tokens, coder, _targets(spec), splits=sides)
+    dsets = _caption_sets(spec.rows, square, tokens, coder, spec.task.target.transforms(spec), splits=sides)
     bs,workers = _batch_size(batch_size, len(sides[0]), 32),_num_workers(num_workers, len(spec.rows))
     dls = [_caption_dl(dsets.subset(i), coder, square, bs, spec.seed, _augmentation(augment) if i==0 else (), num_workers=workers, shuffle=i==0,
                        drop_last=i==0 and len(side)>bs and len(side)%bs==1) for i,side in enumerate(sides)]
-    return DataLoaders(*dls, device=default_device())
+    return prepared(DataLoaders(*dls, device=default_device()), spec, spec.preprocess)
 
 # %% ../../nbs/data/15_image_text.ipynb #7fa67f1c
 def caption_item_loader(

@@ -11,6 +11,7 @@ __all__ = ['is_blank', 'label_text', 'match_labels', 'class_order', 'label_names
 
 # %% ../../nbs/data/03_labels.ipynb #981b334c
 import ast, re, unicodedata
+from collections import Counter
 from decimal import Decimal
 import numpy as np, pandas as pd
 from ..core.basics import DataError, say
@@ -135,12 +136,10 @@ def label_names(
     return names
 
 # %% ../../nbs/data/03_labels.ipynb #0e3602b9
-def _target(cells, task, delim=None, where=None, empty='raise'):
-    "Cells as class names, lists of them, or text; and whether there may be several"
-    if delim and not task.classes: raise DataError(f"label_delim={delim!r}: the target of task {task.name!r} is no class.")
-    if not task.classes: return [None if is_blank(v) else str(v) for v in cells],False
+def _read_labels(cells, column, delim=None, where=None, empty='raise'):
+    "Cells as class names or lists of them; and whether there may be several"
     multi,parts = bool(delim) or any(isinstance(v, _LISTS) for v in cells),[_parts(v, delim) for v in cells]
-    if where is not None: _refuse_lists(parts, task.target, where)
+    if where is not None: _refuse_lists(parts, column, where)
     names = label_names(parts, where is not None)
     if not multi: return [p and p[0] for p in names],False
     return [([] if empty=='none' else None) if p is None else list(dict.fromkeys(p)) for p in names],True
@@ -189,3 +188,39 @@ def _unquoted(
     "A label without the quotes around it"
     inner = name[1:-1].strip(_AROUND)
     return inner if len(name)>2 and name[0]+name[-1] in _QUOTES and inner else None
+
+# %% ../../nbs/data/03_labels.ipynb #b8b00cb2
+def _flat(labels): return [l for ls in labels for l in ls]
+
+def _halved(name):
+    try: return not name.encode()
+    except UnicodeEncodeError: return True
+
+def _quoted(names):
+    "Names with quotes around them, where another is the same without"
+    return {l for l in names if _unquoted(l) in names}
+
+def _like(counts):
+    "Class of one row -> a word about a class that looks like it"
+    lone = [l for l in counts if counts[l]==1]
+    found = alike_classes(counts, typos=True) if lone else []
+    return {l:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in found for l in names[1:] if counts[l]==1}
+
+# %% ../../nbs/data/03_labels.ipynb #ee709ebf
+def _lone_labels(labels, split, counts):
+    "(index, problem) of rows whose class cannot be learned or checked; `labels`: a Series of lists, `split`: their sides or None, `counts`: rows of each class, bad ones too"
+    learned,train = (labels,labels) if split is None else (labels[split!='test'],labels[~split.isin(['valid','test'])])
+    n,seen = Counter(_flat(learned)),set(_flat(train))
+    quoted,other = _quoted(set(counts)),_like(counts)
+    for i,names,side in zip(labels.index, labels, labels if split is None else split):
+        for l in names:
+            if l in quoted: yield i, f"label {l!r} has quotes around it, and {_unquoted(l)!r} is a class too: take the quotes away"
+            elif l not in seen: yield i, f"label {l!r} is in {side}, but train lacks it"
+            elif n[l]==1: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two' + other.get(l, '')
+
+# %% ../../nbs/data/03_labels.ipynb #d4b7b0c7
+def _report_names(counts):
+    "Say which classes look alike, and which have quotes around their names"
+    _report_alike(counts)
+    quoted = [o for o in counts if _unquoted(o)]
+    if quoted: say(f"{len(quoted):,} of {len(counts):,} classes have quotes around their names, which are part of them: {', '.join(map(str, quoted[:5]))}")

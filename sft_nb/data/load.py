@@ -19,16 +19,14 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.basics import DataError, near, say
 from ..core.processes import join_processes
-from ..core.hashing import FILE_COLUMNS
 from .task import get_task, Task
 from .problems import BadRows, name_in_errors
-from .labels import alike_classes, class_order, match_labels, _unquoted, _report_alike
 from .folders import _SPLITS
 from .table_files import Own
 from .rows import is_dataset, table_rows, _find_rows, _missing_file
 from .problems import _table
-from .spec import DataSpec, _is_whole
-from .splits import _flat, _split, _subsample
+from .spec import DataSpec, prepared, _is_whole
+from .splits import _split, _subsample
 from .corrections import _correct
 
 # %% ../../nbs/data/11_load.ipynb #93999dc3
@@ -36,40 +34,34 @@ def _none(cells): return np.array([v is None for v in cells], dtype=bool)
 
 def _empty_cells(rows, columns): return [(i, f'empty {k}') for k in columns for i in rows.index[_none(rows[k])]]
 
-def _halved(name):
-    try: return not name.encode()
-    except UnicodeEncodeError: return True
-
 def _target_problems(rows, spec):
-    "Rows without a target, and those whose class no file could hold"
-    t,more = spec.task.target,": an item of none of the classes is written [], or pass empty_label='none'" if spec.multi_label else ''
-    out = [(i, p+more) for i,p in _empty_cells(rows, [t])]
-    halved = set(filter(_halved, set(_flat(rows[t].dropna(), spec.multi_label)))) if spec.task.classes else ()
-    return out+[(i, f'{t} {l!r} holds half of a character; decode the source again') for i,v in rows[t].items() if halved and v is not None
-                for l in (v if spec.multi_label else [v]) if l in halved]
+    "Rows without a target, and those whose target cannot be learned"
+    t = spec.task.target
+    out = [(i, p+t.empty_hint(spec)) for i,p in _empty_cells(rows, [t.column])]
+    return out+[(i,p) for i,p in zip(rows.index, t.problems(rows[t.column], spec)) if p]
 
 def _empty(rows, task):
     "Rows without an input; where one is enough, those without any"
-    if not task.any_input: return _empty_cells(rows, task.inputs)
-    none = np.all([_none(rows[k]) for k in task.inputs], axis=0)
-    return [(i, f"empty {' and '.join(task.inputs)}: one of them is needed") for i in rows.index[none]]
+    if task.needs=='all': return _empty_cells(rows, task.input_columns)
+    none = np.all([_none(rows[k]) for k in task.input_columns], axis=0)
+    return [(i, f"empty {' and '.join(task.input_columns)}: one of them is needed") for i in rows.index[none]]
 
 def _file_problems(rows, task):
     listed = {}
-    gone = [(i,v) for k in task.inputs if k in FILE_COLUMNS for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v)]
+    gone = [(i,v) for k in task.file_columns for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v)]
     for n,(i,v) in enumerate(gone): yield i, _missing_file(v, listed if n<20 else None)
 
 # %% ../../nbs/data/11_load.ipynb #64f4e4a3
 def _twice(rows, task):
     "Rows that name a file again; where the labels differ, all of them"
-    kind = next((k for k in task.inputs if k in FILE_COLUMNS), None)
-    if kind is None or len(task.inputs)>1: return
-    paths = rows[np.array([isinstance(v, str) for v in rows[kind]], dtype=bool) & ~_none(rows[task.target])]
+    if not task.file_columns or len(task.inputs)>1: return
+    kind = task.file_columns[0]
+    paths = rows[np.array([isinstance(v, str) for v in rows[kind]], dtype=bool) & ~_none(rows[task.target.column])]
     for _,same in paths[paths[kind].duplicated(keep=False)].groupby(kind, sort=False):
-        labels = {str(sorted(v) if isinstance(v, list) else v) for v in same[task.target]}
+        labels = {str(sorted(v) if isinstance(v, list) else v) for v in same[task.target.column]}
         for i in same.index[0 if len(labels)>1 else 1:]:
             other = same.iloc[0] if i!=same.index[0] else same.iloc[1]
-            yield i, f"the same file as {other['row']}" + (f", which has label {other[task.target]!r}" if len(labels)>1 else '')
+            yield i, f"the same file as {other['row']}" + (f", which has label {other[task.target.column]!r}" if len(labels)>1 else '')
 
 # %% ../../nbs/data/11_load.ipynb #73d556dd
 def row_problems(
@@ -80,7 +72,8 @@ def row_problems(
 )->dict: # index in `rows` -> list of problems
     "What is wrong with each row by itself"
     task,found = spec.task,{}
-    def add(i, problem): found.setdefault(i, []).append(problem)
+    def add(i, problem):
+        if problem not in found.setdefault(i, []): found[i].append(problem)
     for i,p in rows.get(Own.PROBLEM, pd.Series(dtype=object)).items():
         if p: add(i, p)
     whole = rows.drop(index=list(found))
@@ -93,41 +86,13 @@ def row_problems(
     for i,p in (task.check_rows(here, spec) or ()) if contents else (): add(i, p)
     return found
 
-# %% ../../nbs/data/11_load.ipynb #4b12fda2
-def _quoted(names):
-    "Names with quotes around them, where another is the same without"
-    return {l for l in names if _unquoted(l) in names}
-
-def _like(counts):
-    "Class of one row -> a word about a class that looks like it"
-    lone = [l for l in counts if counts[l]==1]
-    found = alike_classes(counts, typos=True) if lone else []
-    return {l:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in found for l in names[1:] if counts[l]==1}
-
-def _class_problems(rows, spec, counts):
-    "(index, problem) of rows whose class cannot be learned or checked"
-    if not spec.task.classes: return
-    t,multi = spec.task.target,spec.multi_label
-    learned = rows[rows.split!='test'] if 'split' in rows else rows
-    train = rows[~rows.split.isin(['valid','test'])] if 'split' in rows else rows
-    n,seen = Counter(_flat(learned[t], multi)),set(_flat(train[t], multi))
-    quoted,other = _quoted(set(counts)),_like(counts)
-    for i,labels,split in zip(rows.index, rows[t], rows.get('split', rows[t])):
-        for l in (labels if multi else [labels]):
-            if l in quoted: yield i, f"label {l!r} has quotes around it, and {_unquoted(l)!r} is a class too: take the quotes away"
-            elif l not in seen: yield i, f"label {l!r} is in {split}, but train lacks it"
-            elif n[l]==1: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two' + other.get(l, '')
-
 # %% ../../nbs/data/11_load.ipynb #00ad3631
 def _fatal(rows, spec, what):
     "What is wrong with all rows together, or None"
-    t = spec.task.target
     train = rows[~rows.split.isin(['valid','test'])] if 'split' in rows else rows
     if not len(rows): return 'no rows'
     if not len(train): return 'no rows to train on'
-    if not spec.task.classes: return
-    sets = {tuple(sorted(o)) if spec.multi_label else o for o in train[t]}
-    if len(sets)<2: return f"one class only ({sets.pop()!r}): two are needed"
+    return spec.task.target.fatal(train[spec.task.target.column], spec)
 
 # %% ../../nbs/data/11_load.ipynb #162ace8e
 def split_problems(
@@ -141,9 +106,8 @@ def _clean(rows, spec, bad, what):
     t = spec.task.target
     found = row_problems(rows, spec)
     for i,p in split_problems(rows): found.setdefault(i, []).append(p)
-    counts = Counter(_flat([v for v in rows[t] if v is not None], spec.multi_label)) if spec.task.classes else {}
     good = rows.drop(index=list(found))
-    while more := list(_class_problems(good, spec, counts)):
+    while more := list(t.row_problems(good, spec, rows[t.column])):
         for i,p in more: found.setdefault(i, []).append(p)
         good = good.drop(index=list({i for i,_ in more}))
     problems = [(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]]
@@ -195,12 +159,13 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude, laz
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     files = {} if isinstance(valid, (str,Path)) and Path(valid).expanduser().is_dir() else dict(folder=folder, ending=ending, sheet=sheet if _is_excel(valid) else None)
     held,vmulti,vwhat = table_rows(_one_side(valid), task, **columns, **files, prefix=prefix, taken=rows['item'])
-    if task.classes: held[task.target] = pd.Series(match_labels(held[task.target], _flat(rows[task.target].dropna(), multi)), dtype=object)
+    t = task.target
+    held[t.column] = pd.Series(t.matched(held[t.column], t.flat(rows[t.column].dropna(), multi)), dtype=object)
     held = _held_side(held, vwhat)
     if 'split' not in rows: rows['split'] = 'train'
     both = pd.concat([rows, held.assign(split='valid')], ignore_index=True)
     if late: both = _exclude(both, exclude)
-    if multi or vmulti: both[task.target] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[task.target]], dtype=object)
+    if multi or vmulti: both[t.column] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[t.column]], dtype=object)
     return both,multi or vmulti,f'{what} and {vwhat}'
 
 # %% ../../nbs/data/11_load.ipynb #a6865134
@@ -224,36 +189,26 @@ def _one_side(valid):
         raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
     return valid
 
-# %% ../../nbs/data/11_load.ipynb #8858cab5
-def _vocab(rows, spec):
-    "Class names in the order of `class_order`"
-    if not spec.task.classes: return []
-    return class_order(_flat(rows[spec.task.target], spec.multi_label))
-
 # %% ../../nbs/data/11_load.ipynb #e852f6b0
-def _report_names(counts):
-    "Say which classes look alike, and which have quotes around their names"
-    _report_alike(counts)
-    quoted = [o for o in counts if _unquoted(o)]
-    if quoted: say(f"{len(quoted):,} of {len(counts):,} classes have quotes around their names, which are part of them: {', '.join(map(str, quoted[:5]))}")
+def _augments(spec):
+    "Augmentation is on unless something else is said"
+    return True if spec.options.get('augment') is None else spec.options['augment']
 
 def make_loaders(
     spec:DataSpec, # With its rows split; `spec.options` says the rest
-):  # fastai `DataLoaders` with `spec` as `.sft`
-    "Make the loaders again, for instance after a change of `spec.rows`"
+):  # fastai `DataLoaders`; `.sft` is `spec` with what the loaders have settled
+    "Make the loaders again, for instance after a change of `spec.rows`; `spec` stays as it is"
     own = {k:v for k,v in spec.options.items() if k in spec.task.options}
-    dls = spec.task.make_loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), spec.options.get('augment', True), **own)
-    dls.sft = spec
-    return dls
+    dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
+    return dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess)
 
 # %% ../../nbs/data/11_load.ipynb #d2b496c1
 def _sample_first(rows, spec, limit):
     "A part of the rows whose target can be learnt, and all whose target cannot; the content of the others is never read"
     t = spec.task.target
-    whole = rows[~_none(rows[t])]
-    if spec.task.classes:
-        n = Counter(_flat(whole[t], spec.multi_label))
-        whole = whole[np.array([all(n[l]>1 for l in _flat([o], spec.multi_label)) for o in whole[t]], dtype=bool)]
+    whole = rows[~_none(rows[t.column])]
+    n = Counter(t.flat(whole[t.column], spec.multi_label))
+    whole = whole[np.array([all(n[l]>1 for l in t.labels(o, spec.multi_label)) for o in whole[t.column]], dtype=bool)]
     rest = rows.drop(index=whole.index)
     return pd.concat([_subsample(whole, spec, limit), rest]).sort_index()
 
@@ -269,8 +224,9 @@ def prepare_rows(
     if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
     good,spec.skipped = _clean(rows, spec, bad, what)
     with name_in_errors(what): spec.rows = _split(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec, valid)
-    spec.vocab = _vocab(spec.rows, spec)
-    if spec.task.classes: _report_names(Counter(_flat(spec.rows[spec.task.target], spec.multi_label)))
+    targets = spec.rows[spec.task.target.column]
+    spec.vocab = spec.task.target.vocab(targets, spec.multi_label)
+    spec.task.target.report(targets, spec.multi_label)
     return spec
 
 # %% ../../nbs/data/11_load.ipynb #bfd92455
@@ -301,7 +257,7 @@ def load_data(
     group:str|None=None, # Column whose equal values stay on one side of the split
     bad:str='raise', # 'raise': list all bad rows at once; 'skip': go on without them, they are kept in `dls.sft.skipped`
     batch_size:int|None=None, # Items a step; None: 64, or less where there are few items
-    augment=True, # Whether to vary training items at random; what else it may be, the task says
+    augment=None, # Whether to vary training items at random; what else it may be, the task says. None: yes, but not where `fine_tune` trains by a plan of its own
     max_items:int|None=None, # Take a random part of this size, every class in proportion; None: all
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
     label_delim:str|None=None, # What stands between several labels in a cell; lists need none

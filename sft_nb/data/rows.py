@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, near, say
-from ..core.hashing import FILE_COLUMNS
 from .task import get_task, Task
 from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_bytes
 from .problems import BadRows, name_in_errors, _table
-from .labels import is_blank, label_text, _target
+from .labels import is_blank, label_text
 from .table_files import free_names, Own, TABLE_READERS, _frame_cells, _read_frame, _read_table
 from .folders import _split_name, _read_folder, _walk
 
@@ -104,11 +103,11 @@ def _is_text(source, path, folders=True):
 
 def _is_item(source, task):
     "Whether a text is an item itself, not a file of items or a folder"
-    is_file,p = task.inputs[0] in FILE_COLUMNS,Path(source)
+    first,p = task.inputs[0],Path(source)
     try: p = p.expanduser()
     except RuntimeError: pass
-    if p.suffix.lower() in TABLE_READERS and (is_file or _is_there(p)): return False
-    return not (_is_there(p) and p.is_dir()) if is_file else _is_text(source, p, task.inputs==('text',))
+    if p.suffix.lower() in TABLE_READERS and (first.files or _is_there(p)): return False
+    return not (_is_there(p) and p.is_dir()) if first.files else _is_text(source, p, len(task.inputs)==1 and bool(first.endings))
 
 # %% ../../nbs/data/06_rows.ipynb #b301effd
 def _whole_or_not(source, path, lazy):
@@ -142,13 +141,13 @@ def _read_source(source, task, labelled=True, lazy=None, sheet=None):
     if is_dataset(source): return _read_hf(source),Path.cwd(),'the Dataset'
     if isinstance(source, (str,Path)) and (labelled or not _is_item(source, task)): return _read_path(Path(source).expanduser(), task, labelled, sheet)
     items = list(source) if isinstance(source, (list,tuple,pd.Series,np.ndarray)) and not _is_array(source) else [source]
-    if items and all(isinstance(o, dict) and (set(o)&{*task.inputs, task.target} or any(isinstance(v, dict) for v in o.values())) for o in items):
+    if items and all(isinstance(o, dict) and (set(o)&set(task.columns) or any(isinstance(v, dict) for v in o.values())) for o in items):
         keys = dict.fromkeys(k for o in items for k in o)
         return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in keys})),Path.cwd(),'the list'
     if labelled:
         raise DataError(f"Cannot read labelled rows out of a {type(source).__name__}. Valid: a folder, a CSV, TSV, Excel, JSON-lines or Parquet file, "
                         "a DataFrame, a Dataset, a list of dicts.")
-    return _read_frame(pd.DataFrame({task.inputs[0]:pd.Series(items, dtype=object)})),Path.cwd(),'the items'
+    return _read_frame(pd.DataFrame({task.input_columns[0]:pd.Series(items, dtype=object)})),Path.cwd(),'the items'
 
 # %% ../../nbs/data/06_rows.ipynb #7f2c79d8
 def _each(c): return c if isinstance(c, tuple) else (c,)
@@ -157,10 +156,11 @@ def _named(input, task, has):
     "Input -> its column, or a tuple of two that are one input"
     if isinstance(input, dict): return {k:tuple(v) if isinstance(v, list) else v for k,v in input.items()}
     if isinstance(input, str): input = [input] if input in has else [o.strip() for o in input.split(',')]
-    names,first = tuple(input or ()),task.inputs[0]
-    if len(names)<=len(task.inputs): return dict(zip(task.inputs, names))
-    if not task.pairs or len(names)!=2:
-        raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}{', or two columns as a pair' if task.pairs else ''}.")
+    names,first = tuple(input or ()),task.input_columns[0]
+    if len(names)<=len(task.input_columns): return dict(zip(task.input_columns, names))
+    pair = task.inputs[0].pair
+    if not pair or len(names)!=2:
+        raise DataError(f"input={list(names)!r}: task {task.name!r} has the inputs {', '.join(task.input_columns)}{', or two columns as a pair' if pair else ''}.")
     return {} if first in has and not set(names) & set(has) else {first:names}
 
 # %% ../../nbs/data/06_rows.ipynb #9f4fcbb6
@@ -187,8 +187,8 @@ def _found_fields(missing, task, fields, labelled):
     "Name of an input or the target -> the field that it is in, for those that no column has"
     flat = [f for fs in fields.values() for f in fs]
     found = {k:hits[0] for k in missing if len(hits := [f for f in flat if f.endswith(f'.{k}')])==1}
-    sides = [*task.inputs, task.target]
-    if found or task.classes or len(sides)>2 or sides[0] in FILE_COLUMNS or not set(sides[:1+labelled])<=set(missing): return found
+    sides = task.columns
+    if found or not task.both_in_one or not set(sides[:1+labelled])<=set(missing): return found
     pair = next(iter(fields.values())) if len(fields)==1 else []
     if len(pair)!=2: return found
     say(f"Reading {pair[0]} as {sides[0]} and {pair[1]} as {sides[1]}; input={pair[1]!r} and target={pair[0]!r} turn it round")
@@ -199,16 +199,16 @@ def _columns(frame, task, input, target, group, labelled, what):
     "Column of the source for each input, the target and the group"
     has = [c for c in frame.columns if isinstance(c, str)]
     names = _named(input, task, has)
-    if set(names)-set(task.inputs): raise DataError(f"input={input!r}: task {task.name!r} has the inputs {', '.join(task.inputs)}.")
-    want = {k:(names.get(k, k), f"input={names.get(k, k)!r}" if k in names else 'input=') for k in task.inputs}
-    if labelled or target: want[task.target] = (target or task.target, 'target=')
-    elif task.target in has: want[task.target] = (task.target, '')
+    if set(names)-set(task.input_columns): raise DataError(f"input={input!r}: task {task.name!r} has the inputs {', '.join(task.input_columns)}.")
+    want = {k:(names.get(k, k), f"input={names.get(k, k)!r}" if k in names else 'input=') for k in task.input_columns}
+    if labelled or target: want[task.target.column] = (target or task.target.column, 'target=')
+    elif task.target.column in has: want[task.target.column] = (task.target.column, '')
     if group: want['group'] = (group, 'group=')
     missing = [k for k,(cs,_) in want.items() if not set(_each(cs))<=set(has)]
     if missing and (fields := _fields(frame)):
         found = _found_fields([k for k in missing if want[k][0]==k and k!='group'], task, fields, labelled)
         want,has = {k:(found.get(k, c),arg) for k,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
-    if not labelled and task.any_input and any(want[k][0] in has for k in task.inputs): has = [*has, *(k for k in task.inputs if k not in names)]
+    if not labelled and task.needs=='any' and any(want[k][0] in has for k in task.input_columns): has = [*has, *(k for k in task.input_columns if k not in names)]
     for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
         if c not in has and any(isinstance(o, str) for o in frame.columns):
             raise DataError(f"{what} has no column {c!r} for the {k}. Columns: {', '.join(has)}.{_near_column(c, has)} Name it by {arg.split('=')[0]}=COLUMN.")
@@ -272,16 +272,15 @@ def found(self:_Finder, name):
 
 def _given(v): return None if is_blank(v) else v
 
-def _input(cells, kind, finder):
+def _input(cells, read):
     "Cells of an input; paths become absolute"
-    if is_lazy(cells): return cells.array.converted(finder if kind in FILE_COLUMNS else _given)
-    return [finder(v) if kind in FILE_COLUMNS else _given(v) for v in cells]
+    return cells.array.converted(read) if is_lazy(cells) else [read(v) for v in cells]
 
 # %% ../../nbs/data/06_rows.ipynb #999c1032
 def _files_at(base, task, folder, ending):
     "The `_Finder` for a table of `base`; `folder` is that of the working directory, or else beside the table"
     for k,v in (('folder',folder), ('ending',ending)):
-        if v is not None and not set(task.inputs) & set(FILE_COLUMNS): raise DataError(f"{k}={v!r}: task {task.name!r} reads no files. Leave it out.")
+        if v is not None and not task.file_columns: raise DataError(f"{k}={v!r}: task {task.name!r} reads no files. Leave it out.")
     if ending is not None and (not isinstance(ending, str) or not ending.strip('. ') or '/' in ending):
         raise DataError(f"ending={ending!r}: expected what the names of the files end in, for instance '.jpg'.")
     if folder is not None:
@@ -338,8 +337,8 @@ def _posix(p): return os.path.normpath(str(p).strip()).replace(os.sep, '/')
 def _paths(frame, cols, task):
     "The path of each row as it was given, or None"
     if Own.NAME in frame: return list(frame[Own.NAME])
-    kind = next((k for k in task.inputs if k in FILE_COLUMNS), None)
-    given = frame[cols[kind]] if kind and cols[kind] in frame else [None]*len(frame)
+    name = next(iter(task.file_columns), None)
+    given = frame[cols[name]] if name and cols[name] in frame else [None]*len(frame)
     return [_posix(o) if (o := _as_name(g)) else None for g in given]
 
 # %% ../../nbs/data/06_rows.ipynb #b7a29658
@@ -387,18 +386,18 @@ def _find_rows(
 # %% ../../nbs/data/06_rows.ipynb #fb99893e
 def _own_names(task):
     "Names that the table of rows uses itself, with those that the loaders of a task add"
-    return {'item','row','split','group',*task.inputs,task.target,*task.adds}
+    return {'item','row','split','group',*task.columns,*task.adds}
 
 def _normalise(frame, finder, cols, task, what, delim=None, prefix='', taken=(), empty_label='raise'):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, what is wrong, then what else the source has"
     used = {o for c in cols.values() for o in _each(c)}|{'split'}
     empty = pd.Series([None]*len(frame), dtype=object)
-    inputs = {k:_input(_together(frame, cols[k], empty), k, finder) for k in task.inputs}
+    inputs = {k:_input(_together(frame, cols[k], empty), finder if k in task.file_columns else _given) for k in task.input_columns}
     for k,n in finder.other.items(): say(f"{what}: {n:,} paths {k}")
     target,multi = (None,False)
-    if task.target in cols: target,multi = _target(_cells_of(frame, cols[task.target], empty), task, delim, frame[Own.PLACE], empty_label)
+    if task.target.column in cols: target,multi = task.read_targets(_cells_of(frame, cols[task.target.column], empty), delim, frame[Own.PLACE], empty_label)
     items,plain = _items(frame, cols, task, what, prefix, taken)
-    out = dict(item=items, **inputs, **({task.target:target} if target is not None else {}))
+    out = dict(item=items, **inputs, **({task.target.column:target} if target is not None else {}))
     if 'split' in frame: out['split'] = list(map(_split_name, frame['split']))
     if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in _cells_of(frame, cols['group'])]
     out.update({'row':list(frame[Own.PLACE]), Own.PROBLEM:list(frame[Own.PROBLEM]), Own.PLAIN:plain})

@@ -10,11 +10,11 @@ Docs: https://sft-nb.github.io/sft_nb/data/speech.html.md"""
 
 # %% auto #0
 __all__ = ['OFF_SCORE', 'convolved_frames', 'frame_count', 'frames_needed', 'best_tokens', 'SpeechCoder', 'open_processor',
-           'speech_score_options', 'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader',
-           'speech_item_loader', 'speech_train_loader', 'speech_lengths', 'speech_targets']
+           'speech_coder', 'check_speech', 'SpeechDL', 'speech_loaders', 'speech_rows_loader', 'speech_item_loader',
+           'speech_train_loader', 'speech_lengths', 'speech_targets']
 
 # %% ../../nbs/data/18_speech.ipynb #3c2b9554
-import sys, unicodedata
+import copy, sys, unicodedata
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -22,7 +22,8 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fasttransform import Transform
 from ..core.basics import CheckpointError, DataError, say
-from ..core.metrics import language_code, normalised, spoken_language
+from ..core.metrics import language_code, normalised
+from .spec import prepared
 from .texts import network_config, tokenizer_fingerprint, _text_problem
 from .sounds import check_sounds, lengths_line, read_sound, show_sounds, Sound, sound_seconds
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _best, _check_tokenizer
@@ -187,12 +188,6 @@ def _heard_language(ckpt, code):
     if _kind(ckpt)=='whisper' and code not in (None,'en'): raise DataError(f"language={code!r}: {ckpt.ref} knows one language. Leave it out.")
     language_code(code)
 
-def speech_score_options(
-    spec, # What `load_data` or a saved folder knows
-)->dict: # `language`
-    "What the scores of speech follow from"
-    return dict(language=spoken_language(spec))
-
 # %% ../../nbs/data/18_speech.ipynb #0cdc8834
 def speech_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
@@ -286,14 +281,13 @@ def _search_beams(spec, coder, n):
     return n
 
 # %% ../../nbs/data/18_speech.ipynb #d40df43d
-def _say_lengths(spec, coder):
-    p = spec.preprocess['positions']
-    heard = f'; training hears {p/50:g} s of {coder.config.max_source_positions/50:g} s' if p else ''
-    say(lengths_line(spec.rows.seconds)+heard)
+def _say_lengths(seconds, positions, coder):
+    heard = f'; training hears {positions/50:g} s of {coder.config.max_source_positions/50:g} s' if positions else ''
+    say(lengths_line(seconds)+heard)
 
 # %% ../../nbs/data/18_speech.ipynb #2991afad
 def speech_loaders(
-    spec, # Rows (with `split`) and checkpoint; `spec.preprocess` is filled, and `spec.rows.seconds`
+    spec, # Rows (with `split`) and checkpoint
     batch_size:int|None=None, # None: 16; less where there are few
     num_workers:int|None=None, # Taken for the sake of other tasks: sounds are read in this process
     augment=True, # Taken for the sake of other tasks: sounds are not augmented
@@ -301,17 +295,18 @@ def speech_loaders(
     language:str|None=None, # Code of the language: what a Whisper for several is told, and whose rules the scores follow; None: by the checkpoint
     num_beams:int=1, # Beams of the search in which a Whisper writes; 1: greedy
     max_seconds:float|None=None, # Longer clips are bad rows; None: what a Whisper hears, 30 for others
-)->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
+)->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.seconds` are lengths
     "Loaders of sounds with their texts"
-    spec.preprocess = {}
-    coder,first = speech_coder(spec),'seconds' not in spec.rows
+    bare = copy.copy(spec)
+    bare.preprocess = {}
+    coder = speech_coder(bare)
     labels,seconds = coder.labels(list(spec.rows.text)),[sound_seconds(o) for o in spec.rows.audio]
-    spec.preprocess = dict(kind=coder.kind, sampling_rate=coder.rate, language=coder.language, num_beams=_search_beams(spec, coder, num_beams),
-                           tokenizer=tokenizer_fingerprint(coder.tokenizer), positions=_positions(spec, coder, window, seconds), max_target=int(1.5*max(map(len, labels)))+8)
-    spec.rows = spec.rows.assign(seconds=seconds)
-    if first: _say_lengths(spec, coder)
+    p = dict(kind=coder.kind, sampling_rate=coder.rate, language=coder.language, num_beams=_search_beams(spec, coder, num_beams),
+             tokenizer=tokenizer_fingerprint(coder.tokenizer), positions=_positions(spec, coder, window, seconds), max_target=int(1.5*max(map(len, labels)))+8)
+    if 'seconds' not in spec.rows: _say_lengths(seconds, p['positions'], coder)
     read = _ReadSound(list(spec.rows.audio), coder)
-    return sequence_loaders(spec, SpeechDL, _Window(coder, spec.preprocess['positions']), read, labels, seconds, batch_size, 16)
+    dls = sequence_loaders(spec, SpeechDL, _Window(coder, p['positions']), read, labels, seconds, batch_size, 16)
+    return prepared(dls, spec, p, seconds=seconds)
 
 # %% ../../nbs/data/18_speech.ipynb #7fee4586
 def speech_rows_loader(

@@ -17,18 +17,11 @@ from fractions import Fraction
 from numbers import Integral
 import numpy as np, pandas as pd
 from ..core.basics import DataError, say
+from .labels import _flat
 from .spec import DataSpec
 
 # %% ../../nbs/data/08_splits.ipynb #8bdea44d
-def _flat(targets, multi): return [l for t in targets for l in (t if multi else [t])]
-
-def _strata(rows, spec):
-    "What to balance: the class; of several, the rarest"
-    if not spec.task.classes: return pd.Series('', index=rows.index, dtype=object)
-    t = rows[spec.task.target]
-    if not spec.multi_label: return t
-    n = Counter(_flat(t, True))
-    return pd.Series([min(o, key=lambda l: (n[l],l)) if len(o) else '' for o in t], index=rows.index, dtype=object)
+def _strata(rows, spec): return spec.task.target.strata(rows[spec.task.target.column], spec)
 
 # %% ../../nbs/data/08_splits.ipynb #a7006797
 def _shares(counts, total, least):
@@ -90,15 +83,14 @@ def _hold_out(rows, spec, fraction):
     if spec.has_group: return _give_back(rows, spec, set(_some_groups(rows, spec, fraction)))
     strata = _strata(rows, spec)
     counts = Counter(strata)
-    share = _shares(counts, max(1, round(len(rows)*fraction)), 1 if spec.task.classes else 0)
+    share = _shares(counts, max(1, round(len(rows)*fraction)), spec.task.target.least)
     return _give_back(rows, spec, set(_pick(strata, {s:min(n, counts[s]-1) for s,n in share.items()}, spec.seed)))
 
 def _give_back(rows, spec, held):
     "Move to training what it would otherwise never see"
-    if not spec.task.classes: return sorted(held)
-    t,multi = rows[spec.task.target],spec.multi_label
-    while lost := set(_flat(t, multi))-set(_flat(t[~t.index.isin(held)], multi)):
-        i = min(i for i in held if lost & set(_flat([t[i]], multi)))
+    labels = rows[spec.task.target.column].map(lambda v: spec.task.target.labels(v, spec.multi_label))
+    while lost := set(_flat(labels))-set(_flat(labels[~labels.index.isin(held)])):
+        i = min(i for i in held if lost & set(labels[i]))
         held -= set(rows.index[rows.group==rows.group[i]]) if spec.has_group and rows.group[i] is not None else {i}
     return sorted(held)
 
@@ -121,11 +113,11 @@ def _subsample(rows, spec, n):
     with_split = 'split' in rows
     strata = _strata(rows, spec)
     if with_split: strata = strata.astype(str)+'\0'+rows.split.astype(str)
-    counts,least = Counter(strata),1 if with_split or not spec.task.classes else 2
+    counts,least = Counter(strata),1 if with_split else 1+spec.task.target.least
     need_n = sum(min(least, c) for c in counts.values())
     if n<max(2, need_n): raise DataError(f"max_items={n}: {max(2, need_n)} are needed for {len(spec.vocab) or len(counts)} classes.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
-    if spec.multi_label: keep = _paired(rows[spec.task.target], keep, n, spec.seed)
+    if spec.multi_label: keep = _paired(rows[spec.task.target.column], keep, n, spec.seed)
     say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}), each class in proportion")
     return rows.loc[sorted(keep)]
 
@@ -138,8 +130,8 @@ def _trim(share, counts, total, least):
 def _paired(targets, keep, most, seed):
     "Index of drawn rows, with two of each class that is drawn and that has two; `most` rows where that is possible"
     rng = np.random.default_rng(seed)
-    order,keep,whole = rng.permutation(targets.index.to_numpy()).tolist(),set(keep),Counter(_flat(targets, True))
-    n = Counter(_flat(targets[list(keep)], True))
+    order,keep,whole = rng.permutation(targets.index.to_numpy()).tolist(),set(keep),Counter(_flat(targets))
+    n = Counter(_flat(targets[list(keep)]))
     while lone := sorted(l for l,c in n.items() if c==1<whole[l]):
         keep.add(i := next(i for i in order if i not in keep and lone[0] in targets[i]))
         n.update(targets[i])

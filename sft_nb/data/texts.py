@@ -12,7 +12,7 @@ __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'network_config', 'is_causal', 'to
            'truncation', 'LazyTokens', 'text_loaders', 'text_item_loader', 'text_lengths', 'check_texts']
 
 # %% ../../nbs/data/13_texts.ipynb #2d4fd71b
-import hashlib, json, sys
+import copy, hashlib, json, sys
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, Datasets
 from fastai.text.data import SortedDL
@@ -22,8 +22,7 @@ from fasttransform import Transform
 from ..core.basics import CheckpointError, DataError, near, say
 from .lazy import is_lazy
 from .labels import is_blank
-from .spec import _batch_size, _sides
-from .class_targets import _targets
+from .spec import prepared, _batch_size, _sides
 
 # %% ../../nbs/data/13_texts.ipynb #9d3639f4
 class Tokens(list):
@@ -188,7 +187,7 @@ def text_coder(
     "The tokenizer of a checkpoint, cut where `spec.preprocess` says"
     tokenizer = spec.checkpoint.tokenizer()
     mark = tokenizer_fingerprint(tokenizer)
-    if spec.preprocess.get('tokenizer', mark)!=mark and len(spec.rows):
+    if spec.preprocess.get('tokenizer', mark)!=mark and spec.has_rows:
         raise CheckpointError(f"{spec.checkpoint.ref} has another tokenizer than the checkpoint that the data were loaded for. "
                               f"Load them for it: load_data(…, checkpoint={spec.checkpoint.ref!r}).")
     return TextCoder(tokenizer, spec.preprocess['max_length'])
@@ -278,7 +277,7 @@ def _unknown_text(tally, token, ref, names=None):
 def _report_merged(spec, tokens):
     "Say that different texts with different labels become the same tokens"
     seen,pairs = {},[]
-    for i,(o,text,label) in enumerate(zip(tokens, spec.rows['text'], spec.rows[spec.task.target])):
+    for i,(o,text,label) in enumerate(zip(tokens, spec.rows['text'], spec.rows[spec.task.target.column])):
         j,other,its = seen.setdefault(hash(tuple(o)), (i,text,label))
         if text!=other and label!=its and tokens[j]==o: pairs.append((other,its,text,label))
     if not pairs: return
@@ -315,39 +314,38 @@ def _report_lost(spec, coder, ckpt, tokens, cells):
     "Say what the tokenizer does not know, and which texts it makes alike"
     if coder.tally.unknown: say(_unknown_text(coder.tally, coder.tokenizer.unk_token, ckpt.ref, list(spec.rows['row']) if 'row' in spec.rows else None))
     task = getattr(spec, 'task', None)
-    if task is not None and task.classes and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
+    if task is not None and task.target.contradicts and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
 
 def _tokenised(spec, ckpt, cells, max_length, pooling):
-    "(coder, tokens of each cell); fills `spec.preprocess` and `spec.rows.tokens`, and says what is cut"
-    config,tokenizer = network_config(ckpt),ckpt.tokenizer()
+    "(spec with the preprocessing and the column `tokens`, coder, tokens of each cell); says what is cut"
+    config,tokenizer,new = network_config(ckpt),ckpt.tokenizer(),copy.copy(spec)
     first = 'tokenizer' not in spec.preprocess
-    spec.preprocess = {**spec.preprocess, **dict(max_length=_length(ckpt, config, tokenizer, max_length), pooling=_pooling(ckpt, pooling),
-                                                 pair=_pair_of(spec.rows), tokenizer=tokenizer_fingerprint(tokenizer))}
-    coder = TextCoder(tokenizer, spec.preprocess['max_length'])
+    new.preprocess = {**spec.preprocess, **dict(max_length=_length(ckpt, config, tokenizer, max_length), pooling=_pooling(ckpt, pooling),
+                                                pair=_pair_of(spec.rows), tokenizer=tokenizer_fingerprint(tokenizer))}
+    coder = TextCoder(tokenizer, new.preprocess['max_length'])
     tokens,n = _encoded(coder, cells)
-    if first: spec.rows = spec.rows.rename(columns={'tokens':'source_tokens'})
-    spec.rows = spec.rows.assign(tokens=n)
-    _report_truncation(spec, _limit(config))
-    if first: _report_lost(spec, coder, ckpt, tokens, cells)
-    return coder,tokens
+    new.rows = (spec.rows.rename(columns={'tokens':'source_tokens'}) if first else spec.rows).assign(tokens=n)
+    _report_truncation(new, _limit(config))
+    if first: _report_lost(new, coder, ckpt, tokens, cells)
+    return new,coder,tokens
 
 # %% ../../nbs/data/13_texts.ipynb #765bf3fb
 def text_loaders(
-    spec, # Rows (with `split`), vocabulary, checkpoint; `spec.preprocess` is filled, and `spec.rows.tokens`: tokens of each text before the cut
+    spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
     num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
     augment=True, # Taken for the sake of other tasks: texts are not augmented
     max_length:int|None=None, # Tokens after which a text is cut; None: as the checkpoint was trained
     pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: as the checkpoint says
-)->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
+)->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.tokens` are tokens of each text before the cut
     "Loaders of texts with their classes"
-    coder,tokens = _tokenised(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
+    spec,coder,tokens = _tokenised(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
     sides = _sides(spec.rows)
-    dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], _targets(spec)], splits=sides)
+    dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], spec.task.target.transforms(spec)], splits=sides)
     bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16)
     dls = [TextDL(dsets.subset(i), coder, res=[int(size.iloc[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
-    return DataLoaders(*dls, device=default_device())
+    return prepared(DataLoaders(*dls, device=default_device()), spec, spec.preprocess)
 
 # %% ../../nbs/data/13_texts.ipynb #a670635d
 def text_item_loader(

@@ -115,7 +115,7 @@ def _language(code, codes, option, ref):
 
 def _check_tokenizer(spec, tokenizer):
     "Whether the rows were made into tokens by this tokenizer"
-    if not spec.preprocess or not len(spec.rows) or spec.preprocess['tokenizer']==tokenizer_fingerprint(tokenizer): return
+    if not spec.preprocess or not spec.has_rows or spec.preprocess['tokenizer']==tokenizer_fingerprint(tokenizer): return
     ref = spec.checkpoint.ref
     raise CheckpointError(f"{ref} has another tokenizer than the checkpoint that the data were loaded for. Load them for it: load_data(…, checkpoint={ref!r}).")
 

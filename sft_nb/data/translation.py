@@ -17,6 +17,7 @@ import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import DataError, say
+from .spec import prepared
 from .texts import network_config, TextCoder, _TextTally, tokenizer_fingerprint, _unknown_text, _length, _limit, _ReadTokens, _text_problem
 from .token_targets import sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets, _beams, _check_tokenizer
 from .token_targets import _language
@@ -180,7 +181,7 @@ def _report(rows, sources, targets, coder, ref='the checkpoint'):
 
 # %% ../../nbs/data/17_translation.ipynb #3ba134de
 def translation_loaders(
-    spec, # Rows (with `split`) and checkpoint; `spec.preprocess` is filled
+    spec, # Rows (with `split`) and checkpoint
     batch_size:int|None=None, # None: 32; less where there are few
     num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
     augment=True, # Taken for the sake of other tasks: texts are not augmented
@@ -199,10 +200,11 @@ def translation_loaders(
     coder.max_target_length = _target_length([len(t) for t,s in zip(targets, spec.rows.split) if s=='train'], _limit(config) or 10**5,
                                              _length(ckpt, config, tokenizer), max_target_length)
     if first: _report(spec.rows, sources, targets, coder, ckpt.ref)
-    spec.preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=langs[0], target_lang=langs[1], prefix=prefix,
-                           num_beams=_beams(num_beams), tokenizer=mark)
+    preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=langs[0], target_lang=langs[1], prefix=prefix,
+                      num_beams=_beams(num_beams), tokenizer=mark)
     labels = coder.labels(list(spec.rows.target))
-    return sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(s)+len(t) for s,t in zip(sources, labels)], batch_size)
+    dls = sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(s)+len(t) for s,t in zip(sources, labels)], batch_size)
+    return prepared(dls, spec, preprocess)
 
 # %% ../../nbs/data/17_translation.ipynb #56a15082
 @patch

@@ -31,10 +31,10 @@ def _head_json(head):
 def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','licence','params','preprocess')}
 
 def _data_json(spec):
-    counts = {f'n_{s}':int((spec.rows.split==s).sum()) if len(spec.rows) else 0 for s in ('train','valid','test')}
+    counts = {f'n_{s}':int((spec.rows.split==s).sum()) if spec.has_rows else 0 for s in ('train','valid','test')}
     h = hashlib.sha256()
-    if len(spec.rows):
-        for r in zip(spec.rows.item, spec.rows[spec.task.target], spec.rows.split): h.update((json.dumps(r, default=str)+'\n').encode())
+    if spec.has_rows:
+        for r in zip(spec.rows.item, spec.rows[spec.task.target.column], spec.rows.split): h.update((json.dumps(r, default=str)+'\n').encode())
     return dict(counts, sha256=h.hexdigest())
 
 def _versions(kind):
@@ -74,7 +74,8 @@ def _numbers(metrics):
 
 def _scores(spec):
     "How the metrics are counted, where the task says so"
-    return {'scores':spec.task.score_note(spec)} if spec.task.score_note else {}
+    note = spec.task.target.score_note(spec)
+    return {'scores':note} if note else {}
 
 def _describe(learn, model, spec, metrics):
     "The content of `sft.json`, but for the hashes"
@@ -151,7 +152,7 @@ def _stored(folder):
 # %% ../../nbs/deployment/00_folder.ipynb #dedaf7a5
 def _write_folder(folder, model, spec, info):
     "The library's own files, the card, and last `sft.json` with the hashes"
-    spec.task.save_model(model, spec, folder)
+    spec.task.save(model, spec, folder)
     for f in folder.rglob('*.safetensors'): f.chmod(0o666 & ~umask())
     write_atomic(folder/_CARD, _card(info, spec.task.summary))
     said = dict(info, format=FORMAT, numbers=_stored(folder)[1], files=_hashes(folder))

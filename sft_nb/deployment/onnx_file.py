@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from ..core.basics import eval_mode, need, SftError
+from ..data.task import all_tasks, Task
 from ..evaluation.prediction import model_and_spec, scaled_scores
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #3d695d77
 class ExportError(SftError): "A model that cannot be written as ONNX, or whose file says something else"
-
-_OFFERED = ('image', 'text')
 
 class _ByName(nn.Module):
     "A model whose inputs are tensors in a row"
@@ -34,10 +33,10 @@ class _ByName(nn.Module):
 # %% ../../nbs/deployment/02_onnx_file.ipynb #15bf803b
 def _inputs(model, spec):
     "name -> example of two items"
-    if spec.task.name not in _OFFERED:
-        raise ExportError(f"Task {spec.task.name!r} cannot be written as ONNX. Valid: {', '.join(_OFFERED)}. Its saved folder opens with the library it came from.")
-    example = model.example[0]
-    return {k:v.cpu() for k,v in example.items()} if isinstance(example, dict) else {spec.task.inputs[0]:example.cpu().repeat(2, 1, 1, 1)}
+    found = spec.task.onnx_inputs(model, spec)
+    if found is not None: return found
+    offered = [t.name for t in all_tasks().values() if type(t).onnx_inputs is not Task.onnx_inputs]
+    raise ExportError(f"Task {spec.task.name!r} cannot be written as ONNX. Valid: {', '.join(offered)}. Its saved folder opens with the library it came from.")
 
 def _dynamic(inputs):
     "The number of items may differ, and of tokens the length"

@@ -20,17 +20,15 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import DataError, folder_atomic, FolderError, local_path, MissingExtra, process_rank, say, TaskError
-from ..core.hashing import FILE_COLUMNS
 from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
+from ..data.class_targets import class_columns, log_probabilities
 from ..data.lazy import dataset_frame
 from ..data.problems import BadRows, name_in_errors
 from ..data.rows import is_dataset
-from ..data.spec import DataSpec
-from ..evaluation.prediction import checks_while_loading, class_columns, decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs
-from ..evaluation.prediction import read_checked
-from ..evaluation.prediction import sorted_by_length
+from ..data.spec import Recipe
+from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, model_and_spec, model_outputs, read_checked, sorted_by_length
 from ..evaluation.evaluate import evaluate
 from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
 from .folder import _versions, _write_folder
@@ -48,7 +46,7 @@ class Predictor:
     "A saved model, opened"
     def __init__(self,
         model, # In eval mode
-        spec:DataSpec, # Task, vocabulary and preprocessing; no rows
+        spec:Recipe, # Task, vocabulary and preprocessing
         info:dict, # The content of `sft.json`
         folder:Path, # Where it lies
     ):
@@ -139,7 +137,7 @@ def predict_proba(
     sheet=None, # As in `predict`
 )->pd.DataFrame: # item, then a column a class: its probability; that of a class called `item` is `class_item`
     "Probabilities of all classes"
-    if self.task.decode: raise TaskError(f"Task {self.task.name!r} has no classes. Call predict.")
+    self.task.target.need_classes(self.task, ". Call predict.")
     def table_of(outputs):
         probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
         return np.concatenate(probs) if probs else np.zeros((0, len(self.vocab)))
@@ -185,7 +183,7 @@ def stream(
 ):  # An iterator of tables, as `predict` makes them
     "Predict items as they come"
     if not isinstance(part, Integral) or part<1: raise DataError(f"part={part!r}: valid is a whole number from 1 up.")
-    is_file = isinstance(items, (str,Path)) and set(self.task.inputs) & set(FILE_COLUMNS)
+    is_file = isinstance(items, (str,Path)) and self.task.file_columns
     if is_file and folder is None: folder = Path(items).expanduser().absolute().parent
     with name_in_errors(Path(items).name if isinstance(items, (str,Path)) else None):
         for some in _parts_of(items, int(part)): yield self.predict(some, batch_size, bad, input, folder, ending)
@@ -198,7 +196,7 @@ def _replaceable(path, overwrite):
     if overwrite and path.is_file(): raise FolderError(f"{path} is a file. Take another name for the folder.")
 
 def _metrics_for(learn, spec):
-    if len(spec.rows) and not (spec.rows.split=='valid').any(): return {}
+    if spec.has_rows and not (spec.rows.split=='valid').any(): return {}
     return evaluate(learn, keep=False).metrics
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8661e896
@@ -228,8 +226,7 @@ def _spec_of(info, folder):
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
-    rows = pd.DataFrame({c:pd.Series(dtype=object) for c in ('item', *task.inputs, task.target, 'split', 'row')})
-    return DataSpec(task, rows, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], None, False, info['options'])
+    return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'])
 
 # %% ../../nbs/deployment/01_predictor.ipynb #bb45f8cf
 def _head_of(info, head, folder):
@@ -273,7 +270,7 @@ def _built(info, folder, kinds, head):
     try:
         with bounded_build(4*len(kinds)+6*_stored(folder)[1]+2*10**7, folder, modules=2000+20*len(kinds)):
             spec = _spec_of(info, folder)
-            model = spec.task.load_model(spec, folder, head)
+            model = spec.task.load(spec, folder, head)
         _check_tokenizer(spec, info, folder)
     except (MissingExtra,FolderError): raise
     except Exception as e:

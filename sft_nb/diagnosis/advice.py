@@ -14,7 +14,7 @@ __all__ = ['logme', 'rank_checkpoints', 'compare_scratch', 'suggest', 'cross_val
 import os, time
 from dataclasses import replace
 import numpy as np, pandas as pd
-from ..core.basics import DataError, FitError, progress, TaskError
+from ..core.basics import DataError, FitError, progress
 from ..core.metrics import class_codes, group_codes
 from ..data.splits import fold_specs
 from ..data.load import make_loaders
@@ -66,7 +66,7 @@ def _data_for(dls, ref):
 def _check_classes(dls):
     spec = getattr(dls, 'sft', None)
     if spec is None or not len(spec.rows): raise DataError(f"A {type(dls).__name__} has no rows. Pass DataLoaders that load_data made.")
-    if not spec.task.classes: raise TaskError(f"Task {spec.task.name!r} has no classes, which this needs.")
+    spec.task.target.need_classes(spec.task, ", which this needs.")
     return spec
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #b832e9be
@@ -80,7 +80,7 @@ def rank_checkpoints(
     if max_items<2: raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
     train = spec.split('train')
     if len(train)>max_items: train = train.sample(max_items, random_state=spec.seed).sort_index()
-    y = class_codes(train[spec.task.target], spec.vocab, spec.multi_label)
+    y = class_codes(train[spec.task.target.column], spec.vocab, spec.multi_label)
     for o in progress([refs] if isinstance(refs, str) else list(refs), 'Checkpoints', unit='checkpoint'):
         ref,group = o if isinstance(o, tuple) else (o,None)
         data,start = _data_for(dls, ref),time.perf_counter()
@@ -136,7 +136,7 @@ def _facts(dls):
     spec = _check_classes(dls)
     counts,train = data_summary(spec).train,spec.split('train')
     some = train.sample(min(len(train), 2000), random_state=spec.seed)
-    y = class_codes(some[spec.task.target], spec.vocab, spec.multi_label)
+    y = class_codes(some[spec.task.target.column], spec.vocab, spec.multi_label)
     skill = _probe_skill(item_features(dls, some), y, len(spec.vocab), group_codes(some)) if y.ndim==1 else float('nan')
     return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, device=_device(), cores=os.cpu_count() or 1)
 

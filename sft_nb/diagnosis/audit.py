@@ -15,11 +15,11 @@ __all__ = ['label_quality', 'two_sample_test', 'outlier_scores', 'cue_skill', 'A
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, need, write_atomic
-from ..core.metrics import class_codes, group_codes
+from ..core.metrics import group_codes
+from ..data.class_targets import linear_probe
 from ..data.labels import alike_classes
 from ..evaluation.slices import item_measures
 from .features import item_features
-from .baselines import linear_probe
 from .duplicates import duplicate_pairs, item_prints, neighbours
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #74dfd4aa
@@ -127,7 +127,7 @@ def cue_skill(
 # %% ../../nbs/diagnosis/03_audit.ipynb #7bb8b24f
 def _cue_columns(rows, spec):
     "Names of the columns that may give the label away; a column without a name is the index of a table"
-    own,kinds = {'item','row','split',*spec.task.inputs,spec.task.target},{c:rows[c].astype(str).nunique() for c in rows}
+    own,kinds = {'item','row','split',*spec.task.columns},{c:rows[c].astype(str).nunique() for c in rows}
     return [c for c in rows if c not in own and not str(c).startswith('Unnamed: ') and 1<kinds[c] and (pd.api.types.is_numeric_dtype(rows[c]) or kinds[c]<len(rows)/2)]
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #ef8b2ece
@@ -155,7 +155,7 @@ def _disagreeing(pairs):
     return pairs[np.array(differ, dtype=bool)]
 
 def _conflicts(a):
-    d = _disagreeing(a.duplicates) if a.spec.task.classes else a.duplicates[:0]
+    d = _disagreeing(a.duplicates) if a.spec.task.target.contradicts else a.duplicates[:0]
     exact = int((d.kind=='exact').sum())
     if len(d): yield 'conflict','error' if exact else 'warning',len(d),f"{_count(len(d), 'pair')} of (nearly) the same content with different labels, {exact:,} of them exactly the same", \
         "Decide which label is right; one of the two is wrong, or the item belongs to several classes."
@@ -246,8 +246,8 @@ def _judged(spec, rows, x, learn):
     "Quality of each label (NaN: not judged) and whether it is suspect; test rows are not judged"
     quality,suspect = np.full(len(rows), np.nan),np.zeros(len(rows), bool)
     at = np.flatnonzero((rows.split!='test').to_numpy())
-    if not spec.task.classes or len(at)<20: return quality,suspect
-    y = class_codes(rows[spec.task.target].iloc[at], spec.vocab, spec.multi_label)
+    y = spec.task.target.codes(rows[spec.task.target.column].iloc[at], spec)
+    if y is None or len(at)<20: return quality,suspect
     probs = _fold_probs(x[at], y, len(spec.vocab), group_codes(rows.iloc[at]))
     if learn is not None: probs[(rows.split.iloc[at]=='valid').to_numpy()] = _held_probs(learn, rows)
     told = np.isfinite(probs).all(1)
@@ -256,8 +256,8 @@ def _judged(spec, rows, x, learn):
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #9a054e1a
 def _cue_table(spec, rows, measures):
-    if not spec.task.classes or spec.multi_label: return pd.DataFrame(columns=['cue','skill','p'])
-    y = class_codes(rows[spec.task.target], spec.vocab, False)
+    y = spec.task.target.codes(rows[spec.task.target.column], spec)
+    if y is None or y.ndim==2: return pd.DataFrame(columns=['cue','skill','p'])
     cues = {**{c:rows[c] for c in _cue_columns(rows, spec)}, **{c:measures[c] for c in measures if measures[c].nunique()>1}}
     found = pd.DataFrame([(c, *cue_skill(v.to_numpy(), y)) for c,v in cues.items()], columns=['cue','skill','p'])
     return found.sort_values('skill', ascending=False, kind='stable', ignore_index=True)
@@ -278,15 +278,15 @@ def audit(
     "Look for what is wrong with the data"
     from sft_nb.data.spec import data_summary
     spec = getattr(dls, 'sft', None)
-    if spec is None or not len(spec.rows): raise DataError(f"A {type(dls).__name__} has no rows to audit. Pass DataLoaders that load_data made.")
+    if spec is None or not spec.has_rows: raise DataError(f"A {type(dls).__name__} has no rows to audit. Pass DataLoaders that load_data made.")
     rows = spec.rows.reset_index(drop=True)
     x = item_features(dls, rows)
     pairs = duplicate_pairs(rows, spec.task, x, item_prints(rows, spec.task))
     distance,outlier = outlier_scores(neighbours(x, min(10, len(x)-1))[0])
     quality,suspect = _judged(spec, rows, x, learn)
     seen = rows.assign(quality=quality, suspect=suspect, distance=distance, outlier=outlier)
-    classes = data_summary(spec) if spec.task.classes else pd.DataFrame()
-    return Audit(spec, seen, pairs, _cue_table(spec, rows, item_measures(rows)), classes, _sides(rows, x), learn is not None)
+    classes = data_summary(spec) if spec.vocab else pd.DataFrame()
+    return Audit(spec, seen, pairs, _cue_table(spec, rows, item_measures(rows, spec.task)), classes, _sides(rows, x), learn is not None)
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #4e3ceffa
 @patch
@@ -343,9 +343,9 @@ def exclude(
 @patch
 def _with_content(self:Audit, pairs):
     "`pairs` with what the first input has; a sound is not shown"
-    c = self.spec.task.inputs[0]
-    if c=='audio': return pairs
-    of = dict(zip(self.rows['item'], self.rows[c]))
+    k = self.spec.task.inputs[0]
+    if k.icon: return pairs
+    of = dict(zip(self.rows['item'], self.rows[k.column]))
     out = pairs.copy()
     out.insert(2, 'content', pairs['item'].map(of))
     out.insert(6, 'other_content', pairs.other_item.map(of))
@@ -353,14 +353,15 @@ def _with_content(self:Audit, pairs):
 
 @patch
 def _page_tables(self:Audit):
-    "(title, table, columns with pictures)"
+    "(title, table, column -> kind of input that is drawn)"
     task = self.spec.task
-    shown,picture = ['item',*(c for c in task.inputs if c!='audio'),task.target,'split'],task.inputs[0]=='image'
-    yield 'Items that are there twice',self._with_content(self.duplicates.head(100)),('content','other_content') if picture else ()
-    yield 'Labels that are probably wrong',self.suspects().head(100)[[*shown,'quality']],('image',) if picture else ()
-    yield 'Items far from all others',self.rows[self.rows.outlier].head(50)[[*shown,'distance']],('image',) if picture else ()
-    yield 'What predicts the label',self.cues,()
-    yield 'Classes',self.classes.reset_index(),()
+    shown,drawn = ['item',*(k.column for k in task.inputs if not k.icon),task.target.column,'split'],{k.column:k for k in task.inputs if k.pictured}
+    first = {c:k for k in task.inputs[:1] if k.pictured for c in ('content','other_content')}
+    yield 'Items that are there twice',self._with_content(self.duplicates.head(100)),first
+    yield 'Labels that are probably wrong',self.suspects().head(100)[[*shown,'quality']],drawn
+    yield 'Items far from all others',self.rows[self.rows.outlier].head(50)[[*shown,'distance']],drawn
+    yield 'What predicts the label',self.cues,{}
+    yield 'Classes',self.classes.reset_index(),{}
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #0fcbf170
 @patch

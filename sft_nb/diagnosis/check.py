@@ -37,9 +37,9 @@ def _measure_facts(spec, most=300):
     "Sizes and lengths; pictures and sounds are measured on a sample"
     part = _sampled(spec.rows, most)
     of = f' (of {len(part):,} rows)' if len(part)<len(spec.rows) else ''
-    own = [c for c in ('tokens','seconds') if c in spec.rows]
+    own = [c for c in spec.task.adds if c in spec.rows]
     yield from ((c, _numbers(spec.rows[c])) for c in own)
-    measures = item_measures(part)
+    measures = item_measures(part, spec.task)
     yield from ((c, _numbers(measures[c])+of) for c in measures if c not in ('brightness','contrast') and not (c=='duration' and 'seconds' in own))
 
 # %% ../../nbs/diagnosis/05_check.ipynb #39f62380
@@ -51,18 +51,18 @@ def _class_fact(spec, most=12):
 def _column_fact(task, options):
     "Which column is which"
     given = options.get('input')
-    names = given if isinstance(given, dict) else dict(zip(task.inputs, [given] if isinstance(given, str) else given or ()))
-    names = {**names, **({task.target:options['target']} if options.get('target') else {})}
-    return ', '.join(f'{k} (column {names[k]})' if names.get(k, k)!=k else k for k in (*task.inputs, task.target))
+    names = given if isinstance(given, dict) else dict(zip(task.input_columns, [given] if isinstance(given, str) else given or ()))
+    names = {**names, **({task.target.column:options['target']} if options.get('target') else {})}
+    return ', '.join(f'{k} (column {names[k]})' if names.get(k, k)!=k else k for k in task.columns)
 
 def _facts(spec, what, n, options):
     "(what, value) pairs, in the order in which one reads them"
-    task,own = spec.task,{*spec.task.inputs,spec.task.target,'item','row','split','group','tokens','seconds'}
+    task,own = spec.task,{*spec.task.columns,*spec.task.adds,'item','row','split','group'}
     yield 'source',what
     yield 'rows',f"{n:,}, of which {len(spec.rows):,} can be used"
     yield 'columns',_column_fact(task, options)
     if extra := [c for c in spec.rows if c not in own]: yield 'kept beside',', '.join(map(str, extra))
-    if task.classes: yield 'classes',_class_fact(spec)
+    if spec.vocab: yield 'classes',_class_fact(spec)
     yield 'split',', '.join(f'{int((spec.rows.split==s).sum()):,} {s}' for s in ('train','valid','test') if (spec.rows.split==s).any())
     yield from _measure_facts(spec)
 
@@ -75,7 +75,7 @@ def quick_audit(
     pairs = duplicate_pairs(rows, spec.task, None, item_prints(rows, spec.task, decode=False))
     seen = rows.assign(quality=np.nan, suspect=False, distance=np.nan, outlier=False)
     cues = _cue_table(spec, rows, pd.DataFrame(index=rows.index))
-    return Audit(spec, seen, pairs, cues, data_summary(spec) if spec.task.classes else pd.DataFrame(), {})
+    return Audit(spec, seen, pairs, cues, data_summary(spec) if spec.vocab else pd.DataFrame(), {})
 
 # %% ../../nbs/diagnosis/05_check.ipynb #029f0d44
 class DataCheck:

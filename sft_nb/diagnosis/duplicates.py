@@ -12,12 +12,12 @@ Docs: https://sft-nb.github.io/sft_nb/diagnosis/duplicates.html.md"""
 __all__ = ['Prints', 'item_prints', 'neighbours', 'duplicate_pairs']
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #483e76d8
-import hashlib, re
+import hashlib
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 import numpy as np, pandas as pd
 from ..core.basics import need, progress
-from ..core.hashing import content_hash, FILE_COLUMNS
+from ..core.hashing import content_hash
 from ..data.task import Task
 from ..data.labels import is_blank
 
@@ -26,45 +26,31 @@ from ..data.labels import is_blank
 class Prints:
     "What tells items apart by content; each has one entry an item"
     exact:list # Hashes: equal for equal content
-    bits:np.ndarray|None=None # `(items, 8)` uint8: perceptual hashes of pictures
+    bits:np.ndarray|None=None # `(items, 8)` uint8: hashes that are near for near content
     thumbs:np.ndarray|None=None # `(items, d)` float32, each of length 1
     seen:np.ndarray|None=None # `(items,)`: whether there is a picture; an item that has none is compared by its text
     words:list|None=None # Texts without case, punctuation other than faces such as :) and doubled spaces
 
-# %% ../../nbs/diagnosis/02_duplicates.ipynb #a6941006
-_SIDE = 24
-
-def _picture_print(v, imagehash):
-    from sft_nb.data.images import read_picture
-    if is_blank(v): return '',np.zeros(8, np.uint8),np.zeros(3*_SIDE**2, np.float32)
-    im = read_picture(v)
-    small = np.asarray(im.resize((_SIDE,_SIDE), 2), dtype=np.float32).ravel()
-    small -= small.mean()
-    size = np.linalg.norm(small)
-    return hashlib.sha256(f'{im.size}'.encode()+im.tobytes()).hexdigest(),np.packbits(imagehash.phash(im).hash),small/size if size>1e-3 else small*0
-
-# %% ../../nbs/diagnosis/02_duplicates.ipynb #54f772b9
-_WORD = re.compile(r"[:;=][-'^]?[()\[\]/\\|]+|\w+")
-
-def _plain_words(v):
-    parts = v if isinstance(v, (tuple,list)) else [v]
-    return ' | '.join(' '.join(_WORD.findall(str(o).casefold())) for o in parts if not is_blank(o))
-
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #9daa8e18
+def _stacked(found, key):
+    "The vectors of all items, zeros where one has none; None: none has one"
+    size = next((o[key] for o in found if key in o), None)
+    return None if size is None else np.stack([o.get(key, np.zeros_like(size)) for o in found])
+
 def item_prints(
     rows:pd.DataFrame, # With the inputs
     task:Task, # Names the inputs
     decode:bool=True, # False: pictures and sounds are compared by the bytes of their files alone, which finds exact copies and takes no time
 )->Prints: # One entry an item
     "Hashes and small copies of every item; pictures are decoded for it"
-    out = Prints([''.join(hashlib.sha256(content_hash(v, c in FILE_COLUMNS)).hexdigest() for c,v in zip(task.inputs, vs)) for vs in zip(*(rows[c] for c in task.inputs))])
-    if 'image' in task.inputs and decode:
-        imagehash = need('imagehash', 'inspect')
-        pixels,bits,thumbs = zip(*(_picture_print(v, imagehash) for v in progress(list(rows.image), 'Hashing pictures')))
-        out.bits,out.thumbs,out.seen = np.stack(bits),np.stack(thumbs),np.array([not is_blank(v) for v in rows.image])
-        if task.inputs==('image',): out.exact = list(pixels)
-    text = next((c for c in ('text','source') if c in task.inputs), None)
-    if text: out.words = [_plain_words(v) for v in rows[text]]
+    cells = {k:list(rows[k.column]) for k in task.inputs}
+    out = Prints([''.join(hashlib.sha256(content_hash(v, k.files)).hexdigest() for k,v in zip(cells, vs)) for vs in zip(*cells.values())])
+    for k,vs in cells.items():
+        if k.files and not decode: continue
+        found = [{} if is_blank(v) else k.fingerprint(v) for v in (progress(vs, f'Hashing {k.word}') if k.files else vs)]
+        if len(cells)==1 and any('exact' in o for o in found): out.exact = [o.get('exact', '') for o in found]
+        if any('words' in o for o in found): out.words = [o.get('words', '') for o in found]
+        if any('thumb' in o for o in found): out.bits,out.thumbs,out.seen = _stacked(found, 'bits'),_stacked(found, 'thumb'),np.array([not is_blank(v) for v in vs])
     return out
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #365d1efb
@@ -137,7 +123,7 @@ def _near_pairs(p, x, least, k=8):
     if p.words is not None: found |= _worded_pairs(p)
     if x is not None and len(x)>k+1:
         cosines,places = neighbours(x, k)
-        i,c = np.nonzero((cosines>.8 if p.words or p.bits is not None else cosines>.995) & (places>=0))
+        i,c = np.nonzero((cosines>.8 if p.words or p.thumbs is not None else cosines>.995) & (places>=0))
         found |= {(min(int(a),int(b)),max(int(a),int(b))) for a,b in zip(i, places[i,c])}
     said = {(a,b):_same_content(p, a, b) for a,b in found}
     return {k:(1. if v is None else v) for k,v in said.items() if v is None or v>=least}
@@ -157,7 +143,7 @@ def duplicate_pairs(
     least = least or (.99 if p.thumbs is not None else .9)
     for (a,b),v in _near_pairs(p, features, least).items():
         if p.exact[a]!=p.exact[b]: pairs[(b,a) if is_train[b] and not is_train[a] else (a,b)] = ('near', v)
-    cols = {k:rows[c].tolist() for k,c in (('item','item'),('split','split'),('label',task.target))}
+    cols = {k:rows[c].tolist() for k,c in (('item','item'),('split','split'),('label',task.target.column))}
     out = pd.DataFrame([(kind, *(cols[c][a] for c in cols), *(cols[c][b] for c in cols), round(v, 4)) for (a,b),(kind,v) in pairs.items()],
                        columns=['kind','item','split','label','other_item','other_split','other_label','alike'])
     return out.assign(across=out.split!=out.other_split).sort_values(['across','kind','alike'], ascending=[False,True,False], kind='stable', ignore_index=True)

@@ -14,9 +14,8 @@ __all__ = ['LearningCurve', 'learning_curve']
 # %% ../../nbs/diagnosis/06_learning_curve.ipynb #1db8b267
 import numpy as np, pandas as pd
 from ..core.basics import DataError, progress, TaskError
-from ..core.metrics import class_codes
+from ..data.class_targets import linear_probe
 from .features import item_features
-from .baselines import linear_probe
 
 # %% ../../nbs/diagnosis/06_learning_curve.ipynb #5a7b47f7
 def _default_sizes(n, least):
@@ -89,8 +88,9 @@ class LearningCurve:
 # %% ../../nbs/diagnosis/06_learning_curve.ipynb #2bb3bfac
 def _checked_spec(dls):
     spec = getattr(dls, 'sft', None)
-    if spec is None or not len(spec.rows): raise DataError(f"A {type(dls).__name__} has no rows. Pass DataLoaders that load_data made.")
-    if not spec.task.classes or spec.multi_label: raise TaskError(f"learning_curve needs one class per row; task {spec.task.name!r} has {'several' if spec.multi_label else 'none'}.")
+    if spec is None or not spec.has_rows: raise DataError(f"A {type(dls).__name__} has no rows. Pass DataLoaders that load_data made.")
+    y = spec.task.target.codes(spec.rows[spec.task.target.column], spec)
+    if y is None or y.ndim==2: raise TaskError(f"learning_curve needs one class per row; task {spec.task.name!r} has {'none' if y is None else 'several'}.")
     return spec
 
 def _right(x, y, vx, vy, size, order):
@@ -108,7 +108,7 @@ def learning_curve(
     spec = _checked_spec(dls)
     train,valid = spec.split('train'),spec.split('valid')
     x,vx = item_features(dls, train),item_features(dls, valid)
-    y,vy = (class_codes(r[spec.task.target], spec.vocab, False) for r in (train, valid))
+    y,vy = (spec.task.target.codes(r[spec.task.target.column], spec) for r in (train, valid))
     n,least = len(y),max(20, 2*len(spec.vocab))
     sizes = _default_sizes(n, least) if sizes is None else [int(o) for o in sizes]
     if len(sizes)<3 or sizes!=sorted(set(sizes)) or not len(spec.vocab)<=sizes[0]<=sizes[-1]<=n:

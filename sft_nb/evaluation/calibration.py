@@ -14,7 +14,7 @@ __all__ = ['cooled', 'fit_temperature', 'Calibration', 'calibrate']
 # %% ../../nbs/evaluation/06_calibration.ipynb #00a24788
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, TaskError
+from ..core.basics import DataError
 from ..core.metrics import ClassScores
 from .results import Evaluation
 from .prediction import model_and_spec
@@ -95,8 +95,8 @@ def _crossed(probs, t, seed=0):
 
 def _kept(ev):
     "Probabilities of all classes and target codes"
-    if not ev.task.classes: raise TaskError(f"Task {ev.task.name!r} has no classes to calibrate.")
-    t,p = ev._pairs(ev.rows)
+    ev.task.target.need_classes(ev.task, " to calibrate.")
+    t,p = ev._pairs()
     if ev.probabilities is not None: return ev.probabilities.astype(float),t
     probs = ClassScores(t, p, len(ev.vocab), None, ev.rows.probability).probs
     if probs is None: raise DataError("The probabilities of the classes were not kept. Call evaluate(…, keep=True).")
@@ -144,7 +144,7 @@ def calibrate(
         why = 'what is found on them could not be tested any more' if on=='test' else 'the model has learnt them, and is sure of them'
         raise DataError(f"on={on!r}: the {on} rows are not for calibration, since {why}. Valid: 'valid', or other labelled data.")
     model,spec = model_and_spec(learn)
-    if not spec.task.classes: raise TaskError(f"Task {spec.task.name!r} has no classes to calibrate.")
+    spec.task.target.need_classes(spec.task, " to calibrate.")
     was,model.temperature = model.temperature,1.
     try: found = evaluate(learn, on, keep=True, **kwargs).calibration()
     except BaseException:

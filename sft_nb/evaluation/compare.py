@@ -13,8 +13,8 @@ __all__ = ['mcnemar']
 # %% ../../nbs/evaluation/05_compare.ipynb #910e2da6
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, progress, say
-from ..core.metrics import ClassScores, drawn, group_codes, interval
+from ..core.basics import DataError, say
+from ..core.metrics import drawn, group_codes, interval
 from .results import Evaluation
 
 # %% ../../nbs/evaluation/05_compare.ipynb #e2457c46
@@ -53,31 +53,18 @@ def mcnemar(
     only_a,only_b = int((a & ~b).sum()),int((b & ~a).sum())
     return float(binomtest(only_a, only_a+only_b).pvalue) if only_a+only_b else 1.
 
-_LOWER,_NEITHER = {*ClassScores.lower, 'loss', 'wer', 'cer', 'wer_plain', 'cer_plain', 'error'},{'length_ratio'}
-
-def _redrawn_pair(ev, other, draws, seed):
-    "Metrics of both for the same drawn rows, where a task's score must be computed anew"
-    rng,units = np.random.default_rng(seed),group_codes(ev.rows)
-    places = [np.array([i]) for i in range(len(ev))] if units is None else [np.flatnonzero(units==u) for u in range(units.max()+1)]
-    parts = [[],[]]
-    for _ in progress(range(draws), 'Drawing', unit='draw'):
-        at = np.concatenate([places[i] for i in rng.integers(len(places), size=len(places))])
-        for p,e in zip(parts, (ev,other)): p.append(e._score(e.rows.iloc[at]))
-    return [{k:np.array([o[k] for o in p]) for k in p[0]} for p in parts]
-
 # %% ../../nbs/evaluation/05_compare.ipynb #b873547c
 def _both(ev, other, draws, seed):
     "Values of both, and of both in every draw"
     ones = np.ones((1, len(ev)))
     pair = [ev.scores(),other.scores()]
-    if None in pair: return [e.metrics for e in (ev,other)],_redrawn_pair(ev, other, draws or 100, seed)
     now = [{k:float(v[0]) for k,v in s(ones).items()} for s in pair]
     return now,drawn(pair, len(ev), group_codes(ev.rows), draws or 1000, seed)
 
-def _verdict(metric, low, high):
+def _verdict(target, metric, low, high):
     if not low*high>0: return 'no difference shown'
-    if metric in _NEITHER: return 'different'
-    return 'better' if (low>0)!=(metric.removesuffix('_plain') in _LOWER) else 'worse'
+    if metric in target.neutral: return 'different'
+    return 'better' if (low>0)!=(metric in target.lower) else 'worse'
 
 def _paired(ev, other, name, draws, seed):
     other = _matched(ev, other)
@@ -87,7 +74,7 @@ def _paired(ev, other, name, draws, seed):
         if k not in now[1]: continue
         low,high = interval(every[0][k]-every[1][k])
         p = mcnemar(ev.rows.correct, other.rows.correct) if k=='accuracy' and 'group' not in ev.rows else np.nan
-        rows.append((name, k, now[0][k], now[1][k], now[0][k]-now[1][k], low, high, p, _verdict(k, low, high)))
+        rows.append((name, k, now[0][k], now[1][k], now[0][k]-now[1][k], low, high, p, _verdict(ev.task.target, k, low, high)))
     return pd.DataFrame(rows, columns=['against','metric','value','other','difference','low','high','p','verdict'])
 
 # %% ../../nbs/evaluation/05_compare.ipynb #67133c66
@@ -95,7 +82,7 @@ def _paired(ev, other, name, draws, seed):
 def compare(
     self:Evaluation,
     other=None, # An `Evaluation` of the same rows, the name of a baseline, or a dict of evaluations by name; None: all baselines
-    draws:int|None=None, # None: 1000, and 100 where the score of the task must be computed anew each time
+    draws:int|None=None, # How often the rows are drawn; None: 1000
     seed:int=0, # Of the draws
 )->pd.DataFrame: # against, metric, value, other, difference, low, high, p (McNemar, of the accuracy), verdict: 'better', 'worse', 'different' (a length ratio), 'no difference shown'
     "This model against another on the same rows, with 95 % intervals of the differences"

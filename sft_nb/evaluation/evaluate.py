@@ -17,57 +17,23 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import to_device
 from ..core.basics import DataError, eval_mode
-from ..core.metrics import class_codes, class_names
 from ..data.lazy import is_lazy
 from ..data.table_files import free_names
 from ..data.rows import unique_names
+from ..data.class_targets import judged_classes
 from .results import Evaluation, how_scored
-from .prediction import decoded_outputs, in_row_order, log_probabilities, model_and_spec, model_outputs, read_checked
-from .prediction import scaled_scores, sorted_by_length, _named
-
-# %% ../../nbs/evaluation/02_evaluate.ipynb #50152427
-def _losses(z, target, multi_label):
-    "Cross-entropy of each row, in nats; with several labels the mean over the classes"
-    lp,ln = log_probabilities(z, multi_label)
-    t = torch.as_tensor(target)
-    if multi_label: return -torch.where(t.bool(), lp, ln).mean(-1).numpy()
-    return -lp.gather(-1, t.long()[:,None])[:,0].numpy()
-
-# %% ../../nbs/evaluation/02_evaluate.ipynb #7903a382
-def _class_columns(pairs, spec, keep):
-    "Columns of an `Evaluation` out of (scores, class numbers) a batch, and the probabilities where they are kept"
-    cols,kept = dict(target=[], prediction=[], probability=[], loss=[]),[]
-    for z,t in pairs:
-        n,p = _named(z, spec.vocab, spec.multi_label)
-        for k,v in zip(cols, (class_names(t, spec.vocab, spec.multi_label), n, p.tolist(), _losses(z, t, spec.multi_label).tolist())): cols[k] += v
-        if keep: kept.append(log_probabilities(z, spec.multi_label)[0].exp().numpy().astype(np.float32))
-    cols['correct'] = [set(t)==set(p) if spec.multi_label else t==p for t,p in zip(cols['target'], cols['prediction'])]
-    return cols,(np.concatenate(kept) if kept else None)
+from .prediction import in_row_order, model_and_spec, model_outputs, read_checked, scaled_scores, sorted_by_length
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #eb4aef18
 _SPLITS = ('train', 'valid', 'test')
 
 def _split_rows(spec, on):
-    rows = spec.rows[spec.rows.split==on] if len(spec.rows) else spec.rows
+    if not spec.has_rows: raise DataError(f"on={on!r}: a saved model carries no data. Pass some: a folder, a table file or a DataFrame.")
+    rows = spec.rows[spec.rows.split==on]
     if len(rows): return rows
-    if not len(spec.rows): raise DataError(f"on={on!r}: a saved model carries no data. Pass some: a folder, a table file or a DataFrame.")
     have = [o for o in _SPLITS if (spec.rows.split==o).any()]
     raise DataError(f"on={on!r}: the data have no {on} rows. Valid: {', '.join(map(repr, have))}, or other data. "
                     "A `split` column with 'train', 'valid' and 'test' sets rows aside for a test.")
-
-# %% ../../nbs/evaluation/02_evaluate.ipynb #f043103f
-def _row_pairs(outs, spec, rows):
-    codes,at = class_codes(rows[spec.task.target], spec.vocab, spec.multi_label),0
-    for z in outs:
-        yield z,codes[at:at+len(z)]
-        at += len(z)
-
-def _sequence_columns(outs, model, spec, rows, batch_size):
-    cols = decoded_outputs(outs, spec)
-    losses = spec.task.row_losses
-    cols['target'],cols['loss'] = list(rows[spec.task.target]),losses(model, spec, rows, batch_size) if losses else np.nan
-    cols['correct'] = [t==p for t,p in zip(cols.target, cols.prediction)]
-    return cols
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #3991af06
 def _fastai_pairs(learn):
@@ -83,18 +49,18 @@ def _fastai_rows(learn, n):
     items = [o for o in getattr(learn.dls.valid, 'items', [])]
     names = [str(o) if isinstance(o, (str,Path)) else f'row {i}' for i,o in enumerate(items)] if len(items)==n else [f'row {i}' for i in range(n)]
     own = unique_names(names, [f'row {i}' for i in range(n)])
-    return pd.DataFrame({'item':own, **({learn.spec.task.inputs[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
+    return pd.DataFrame({'item':own, **({learn.spec.task.input_columns[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #575ac162
 _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
-    first = [c for c in ('item', *spec.task.inputs) if c in rows]
-    more = free_names([c for c in rows if c not in (*first, spec.task.target, 'split', 'row')], {*first, *_COLUMNS}, 'data_')
+    first = [c for c in ('item', *spec.task.input_columns) if c in rows]
+    more = free_names([c for c in rows if c not in (*first, spec.task.target.column, 'split', 'row')], {*first, *_COLUMNS}, 'data_')
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
     frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
                           **{new:cells(c) for c,new in more.items()}})
-    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if len(spec.rows) else None, how_scored(spec.task, spec))
+    out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if spec.has_rows else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)
     return out
 
@@ -105,14 +71,13 @@ def _one_part(learn, rows, batch_size, keep, on):
     model,spec = model_and_spec(learn)
     rows,place = sorted_by_length(spec, rows)
     outs = model_outputs(model, spec, rows, batch_size, 'Evaluating', remarks=on=='other data')
-    if spec.task.decode: cols,probs = _sequence_columns(outs, model, spec, rows, batch_size),None
-    else: cols,probs = _class_columns(_row_pairs(outs, spec, rows), spec, keep)
+    cols,probs = spec.task.target.judged(outs, rows, spec.task, model, spec, batch_size, keep)
     return _evaluation(learn, rows, cols, spec, probs, on, place)
 
 def _in_parts(learn, rows, batch_size, keep, on, out):
     "An `Evaluation` of rows; of lazy ones part after part"
     from sft_nb.evaluation.tables import parquet_parts
-    size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.inputs if c in rows) else len(rows),[]
+    size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.input_columns if c in rows) else len(rows),[]
     with nullcontext(made.append) if out is None else parquet_parts(out) as append:
         for at in range(0, len(rows), size):
             ev = _one_part(learn, rows.iloc[at:at+size], batch_size, keep, on)
@@ -147,8 +112,8 @@ def evaluate(
     batch_size = batch_size or 64
     if keep is None: keep = len(spec.vocab)<=100
     own = isinstance(on, str) and on in _SPLITS
-    if own and on=='valid' and not len(spec.rows) and getattr(learn, 'dls', None) is not None:
-        cols,probs = _class_columns(_fastai_pairs(learn), spec, keep)
+    if own and on=='valid' and not spec.has_rows and getattr(learn, 'dls', None) is not None:
+        cols,probs = judged_classes(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet)[0]
     if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")

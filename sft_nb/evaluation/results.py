@@ -15,17 +15,17 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import progress, TaskError
-from ..core.metrics import class_codes, class_scores, ClassScores, draw_weights, group_codes, interval, value_table
+from ..core.basics import TaskError
+from ..core.metrics import class_codes, draw_weights, group_codes, interval, value_table
 from ..data.task import Task
 
 # %% ../../nbs/evaluation/00_results.ipynb #e472888c
 def how_scored(
     task:Task, # What kind of data they are
     spec=None, # What `load_data` or a saved folder knows; None: nothing is known
-)->dict: # Keyword arguments of the task's `score`, `parts` and `score_note`
+)->dict: # As `Evaluation.score_options`
     "What the scores of a task follow from"
-    return dict(task.score_options(spec)) if task.score_options and spec is not None else {}
+    return dict(task.target.score_options(spec)) if spec is not None else {}
 
 # %% ../../nbs/evaluation/00_results.ipynb #a6f9a79f
 class Evaluation:
@@ -45,13 +45,10 @@ class Evaluation:
         self.score_options = how_scored(task, spec) if score_options is None else dict(score_options)
 
     @cached_property
-    def metrics(self): return self._score(self.rows)
+    def metrics(self): return self.task.target.values(self)
     @property
-    def score_note(self): return self.task.score_note(self.spec, **self.score_options) if self.task.score_note else None
-    def _score(self, rows):
-        if self.task.score: return {k:float(v) for k,v in self.task.score(rows, **self.score_options).items()}
-        return class_scores(*self._pairs(rows))
-    def _pairs(self, rows): return (class_codes(rows[c], self.vocab, self.multi_label) for c in ('target','prediction'))
+    def score_note(self): return self.task.target.score_note(self.spec, **self.score_options)
+    def _pairs(self): return (class_codes(self.rows[c], self.vocab, self.multi_label) for c in ('target','prediction'))
 
     def __len__(self): return len(self.rows)
     def __repr__(self):
@@ -61,20 +58,8 @@ class Evaluation:
 # %% ../../nbs/evaluation/00_results.ipynb #b0052c58
 @patch
 def scores(self:Evaluation):
-    "The metrics as functions of weights `(draws, rows)`; None where the task has only a plain `score`"
-    if self.task.parts: return self.task.parts(self.rows, **self.score_options)
-    if self.task.score: return None
-    r = self.rows
-    return ClassScores(*self._pairs(r), len(self.vocab), r.get('loss'), r.get('probability'), self.probabilities)
-
-@patch
-def _redrawn(self:Evaluation, draws, seed):
-    "Metrics and intervals of a task's own score, by drawing rows"
-    rng,units = np.random.default_rng(seed),group_codes(self.rows)
-    drawn = list(pd.Series(np.arange(len(self)) if units is None else units).groupby(lambda i: i if units is None else units[i]).indices.values())
-    def once(): return self._score(self.rows.iloc[np.concatenate([drawn[i] for i in rng.integers(len(drawn), size=len(drawn))])])
-    found = pd.DataFrame([once() for _ in progress(range(draws), 'Drawing', unit='draw')])
-    return pd.DataFrame([(k, v, *interval(found[k])) for k,v in self.metrics.items()], columns=['metric','value','low','high'])
+    "The metrics as functions of weights `(draws, rows)`"
+    return self.task.target.scores(self)
 
 # %% ../../nbs/evaluation/00_results.ipynb #034b25f5
 @patch
@@ -88,19 +73,16 @@ def _by_class(self:Evaluation, scores, draws, seed):
 def report(
     self:Evaluation,
     by_class:bool=False, # One row a class, instead of one a metric
-    draws:int|None=None, # How often the rows are drawn for the intervals; None: 1000, and 100 where the score of the task must be computed anew each time
+    draws:int|None=None, # How often the rows are drawn for the intervals; None: 1000
     seed:int=0, # Of the draws
 )->pd.DataFrame: # metric, value, low, high, and in `.attrs['scores']` how a text's are counted; or class, support, precision, recall, f1 and the interval of f1
     "The metrics with their 95 % intervals"
-    if by_class and not self._has_classes(): raise TaskError(f"Task {self.task.name!r} has no classes. Call report() without by_class.")
+    if by_class: self.task.target.need_classes(self.task, ". Call report() without by_class.")
     scores = self.scores()
     if by_class: return self._by_class(scores, draws or 1000, seed)
-    out = self._redrawn(draws or 100, seed) if scores is None else value_table(scores, len(self), group_codes(self.rows), draws or 1000, seed)
+    out = value_table(scores, len(self), group_codes(self.rows), draws or 1000, seed)
     if self.score_note: out.attrs['scores'] = self.score_note
     return out
-
-@patch
-def _has_classes(self:Evaluation): return self.task.classes and not self.task.score
 
 # %% ../../nbs/evaluation/00_results.ipynb #2b8925a5
 @patch
@@ -109,8 +91,8 @@ def confusion(
     plot:bool=False, # Draw it as well
 )->pd.DataFrame: # Counts, a row for each target, a column for each prediction; with several labels a row for each class: tn, fp, fn, tp
     "How often each class is taken for which"
-    if not self._has_classes(): raise TaskError(f"Task {self.task.name!r} has no classes to confuse. Look at worst().")
-    t,p = self._pairs(self.rows)
+    self.task.target.need_classes(self.task, " to confuse. Look at worst().")
+    t,p = self._pairs()
     if self.multi_label:
         cells = {'tn':(1-t)*(1-p), 'fp':(1-t)*p, 'fn':t*(1-p), 'tp':t*p}
         out = pd.DataFrame({k:v.sum(0) for k,v in cells.items()}, index=pd.Index(self.vocab, name='class'))
@@ -174,15 +156,20 @@ def worst(
     return self.rows.sort_values(**by, kind='stable').head(n)
 
 # %% ../../nbs/evaluation/00_results.ipynb #a6a89a44
-def _picture_grid(rows, cols):
+def _missing(v): return v is None or isinstance(v, float)
+
+def _picture_grid(ev, rows, cols):
+    "Rows as pictures; the rows themselves where no input is one"
+    drawn,texts = [k for k in ev.task.inputs if k.pictured and k.column in rows],[k for k in ev.task.inputs if k.written]
+    if not drawn: return rows
     from textwrap import shorten
     import matplotlib.pyplot as plt
-    from sft_nb.data.images import read_picture
     fig,axs = plt.subplots(-(-len(rows)//cols), cols, figsize=(2.6*cols,3*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,(_,r) in zip(axs.flat, rows.iterrows()):
-        if r.image is not None and not isinstance(r.image, float): ax.imshow(read_picture(r.image))
-        more = f'\n{shorten(r.text, 30)}' if isinstance(r.get('text'), str) else ''
+        cell,said = r[drawn[0].column],[shorten(r[k.column], 30) for k in texts if isinstance(r.get(k.column), str)]
+        if not _missing(cell): ax.imshow(drawn[0].picture(cell, 256))
+        more = ''.join(f'\n{o}' for o in said)
         ax.set_title(_plain(f'{r.target} → {r.prediction}\n{r.probability:.2f}, loss {r.loss:.2f}{more}'), fontsize=9)
     plt.close(fig)
     return fig
@@ -195,7 +182,7 @@ def show_worst(
 ):  # A matplotlib figure, or `worst(n)` where the task has no pictures
     "Show the rows of the highest loss"
     rows = self.worst(n)
-    return _picture_grid(rows, cols) if 'image' in rows else rows
+    return _picture_grid(self, rows, cols)
 
 # %% ../../nbs/evaluation/00_results.ipynb #42a40a96
 @patch
@@ -219,7 +206,7 @@ def plot_top_losses(
 ):  # A matplotlib figure, or the rows where the task has no pictures
     "Show the rows of the highest losses"
     rows = self.rows.iloc[self.top_losses(k, largest)[1]]
-    return _picture_grid(rows, cols) if 'image' in rows else rows
+    return _picture_grid(self, rows, cols)
 
 # %% ../../nbs/evaluation/00_results.ipynb #f2a268c8
 @patch

@@ -11,51 +11,36 @@ Docs: https://sft-nb.github.io/sft_nb/evaluation/slices.html.md"""
 __all__ = ['measure_names', 'item_measures']
 
 # %% ../../nbs/evaluation/04_slices.ipynb #282f58fe
-import io, os
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, near, need, progress
+from ..core.basics import DataError, near, progress
 from ..core.metrics import draw_weights, group_codes, interval
+from ..data.task import Task, task_of
 from ..data.labels import class_order, is_blank
 from .results import Evaluation
 
-# %% ../../nbs/evaluation/04_slices.ipynb #0423061a
-def _picture(v):
-    from sft_nb.data.images import read_picture
-    im = read_picture(v)
-    grey = np.asarray(im.convert('L'), dtype=np.float32)/255
-    return dict(width=im.width, height=im.height, aspect=im.width/im.height, brightness=float(grey.mean()), contrast=float(grey.std()))
-
-# %% ../../nbs/evaluation/04_slices.ipynb #87221ea4
-def _text(v):
-    parts = [str(o) for o in (v if isinstance(v, (tuple,list)) else [v]) if o is not None]
-    return dict(length=sum(map(len, parts)), words=sum(len(o.split()) for o in parts))
-
-def _sound(v):
-    if isinstance(v, dict) and v.get('array') is not None: return dict(duration=len(v['array'])/v['sampling_rate'])
-    if isinstance(v, dict): v = v.get('bytes') or v.get('path')
-    if not isinstance(v, (str,bytes,os.PathLike)): return {}
-    return dict(duration=need('soundfile', 'speech').info(io.BytesIO(v) if isinstance(v, bytes) else v).duration)
-
-_BY_INPUT = dict(image=(_picture, ('width','height','aspect','brightness','contrast')), audio=(_sound, ('duration',)), text=(_text, ('length','words')),
-                 source=(_text, ('length','words')))
-
 # %% ../../nbs/evaluation/04_slices.ipynb #cc058123
+def _measured(rows, task):
+    "Kinds of the inputs that the rows have"
+    return [k for k in (task_of(rows.columns) if task is None else task).inputs if k.column in rows]
+
 def measure_names(
     rows:pd.DataFrame, # With the inputs
+    task:Task|None=None, # Whose inputs they are; None: by the columns
 )->list: # For instance ['length', 'words']
     "The numbers that can be taken of these rows"
-    return [n for c,(_,names) in _BY_INPUT.items() if c in rows and not (c=='text' and 'audio' in rows) for n in names]
+    return [n for k in _measured(rows, task) for n in k.measured]
 
 def item_measures(
-    rows:pd.DataFrame, # With the inputs: image, text, audio, source
+    rows:pd.DataFrame, # With the inputs
+    task:Task|None=None, # Whose inputs they are; None: by the columns
 )->pd.DataFrame: # A column a number, a row an item, with the index of `rows`; NaN where the input is missing
     "Plain numbers of every item; pictures are decoded for it, one after another"
     out = {}
-    for c,(f,names) in _BY_INPUT.items():
-        if c not in rows or c=='text' and 'audio' in rows: continue
-        found = [{} if is_blank(v) else f(v) for v in progress(list(rows[c]), f'Measuring {c}')]
-        out.update({n:[o.get(n, np.nan) for o in found] for n in names})
+    for k in _measured(rows, task):
+        if not k.measured: continue
+        found = [{} if is_blank(v) else k.measures(v) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
+        out.update({n:[o.get(n, np.nan) for o in found] for n in k.measured})
     return pd.DataFrame(out, index=rows.index)
 
 # %% ../../nbs/evaluation/04_slices.ipynb #7c60f4af
@@ -64,8 +49,8 @@ def _values(ev, by):
     rows = ev.rows
     if callable(by): return getattr(by, '__name__', 'function').replace('<lambda>', 'function'),pd.Series([by(r) for _,r in rows.iterrows()], rows.index)
     if by in rows: return by,rows[by]
-    if by in measure_names(rows): return by,item_measures(rows)[by]
-    raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *measure_names(rows)])} Valid too: a function of a row.")
+    if by in (names := measure_names(rows, ev.task)): return by,item_measures(rows, ev.task)[by]
+    raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *names])} Valid too: a function of a row.")
 
 def _span(a, b): return f'{a:.4g} to {b:.4g}' if a<b else f'{a:.4g}'
 
@@ -115,7 +100,7 @@ def _corrected(p):
 
 # %% ../../nbs/evaluation/04_slices.ipynb #0b5b18e8
 def _score_of(ev, score):
-    if score is None: score = 'correct' if ev.task.classes or not ev.rows.loss.notna().any() else 'loss'
+    if score is None: score = ev.task.target.by_row if ev.rows.loss.notna().any() else 'correct'
     if score not in ev.rows: raise DataError(f"score={score!r}: the rows have no such column.{near(score, ev.rows.columns)}")
     return score,ev.rows[score].to_numpy(dtype=float)
 

@@ -21,7 +21,6 @@ from PIL import Image
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from ..core.basics import DataError, eval_mode, near, need, TaskError
-from ..core.hashing import FILE_COLUMNS
 from ..evaluation.prediction import model_and_spec, read_checked, scaled_scores
 
 # %% ../../nbs/inspection/00_attributions.ipynb #1bfb315b
@@ -116,18 +115,15 @@ def _with(batch, new):
 
 def _places(batch, task):
     "Input column -> place of its tensor"
-    found = {}
-    for at,t in _tensors(batch).items():
-        if t.ndim==4 and t.is_floating_point(): found[next((o for o in task.inputs if o in FILE_COLUMNS), task.inputs[0])] = at
-        elif at[1]=='input_ids': found[next((o for o in task.inputs if o not in FILE_COLUMNS), task.inputs[0])] = at
-    return found
+    tensors = _tensors(batch)
+    return {k.column:at for k in task.inputs if (at := k.place(tensors)) is not None}
 
 # %% ../../nbs/inspection/00_attributions.ipynb #99a88379
 class _Explainer:
     "One model and one way of explaining it"
     def __init__(self, learn, picture, text, steps):
         self.model,self.spec = model_and_spec(learn)
-        if self.spec.task.decode: raise TaskError(f"Task {self.spec.task.name!r} has no classes that could be explained.")
+        self.spec.task.target.need_classes(self.spec.task, " that could be explained.")
         for name,given,how in (('picture',picture,PICTURE_METHODS), ('text',text,TEXT_METHODS)):
             if given not in how: raise TaskError(f"{name}={given!r}.{near(given, how)}")
         self.picture,self.text,self.steps = picture,text,steps
@@ -144,7 +140,7 @@ class _Explainer:
     def batches(self, rows, batch_size):
         "Batches of rows, in their order; what is missing in a table is None"
         if not len(rows): return
-        rows = rows.assign(**{c:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[c]], rows.index, dtype=object) for c in self.spec.task.inputs})
+        rows = rows.assign(**{c:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[c]], rows.index, dtype=object) for c in self.spec.task.input_columns})
         for b in self.spec.task.item_loader(self.spec, rows, batch_size):
             b = to_device(b, self.device)
             yield b if isinstance(b, (tuple,list)) else (b,)

@@ -1,7 +1,7 @@
 """How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 
-The Inspector and the static page show rows of any task. What a row looks like depends on the columns that it has: a picture, a sound, texts, and a target that is a
-class or a sequence. Everything here returns HTML, and every text out of the data goes through `show_value` or `html.escape` on its way.
+The Inspector and the static page show rows of any task. What a row looks like is what the kinds of its inputs give (`InputKind.picture`): a picture, a sound, texts; a target that is
+written is shown word by word. Everything here returns HTML, and every text out of the data goes through `show_value` or `html.escape` on its way.
 
 Docs: https://sft-nb.github.io/sft_nb/inspection/cards.html.md"""
 
@@ -19,7 +19,10 @@ from PIL import Image
 from fastcore.basics import patch
 from ..core.basics import data_uri, DataError, need, SftError
 from ..core.metrics import placeholders, same_placeholders
-from ..data.sounds import read_samples, spectrogram
+from ..data.task import Task
+from ..data.images import small_picture
+from ..data.kinds import AudioInput
+from ..data.sounds import Sound, spectrogram
 from .attributions import Attribution
 from .report import embedded, show_value
 
@@ -29,28 +32,20 @@ def _img(uri, alt, cls=''):
     return f'<img class="{cls}" alt="{html.escape(alt)}" src="{uri}">'
 
 # %% ../../nbs/inspection/02_cards.ipynb #0b7e79c3
-def _read_small(picture, side):
-    "A picture; of a large JPEG file no more than is shown is decoded"
-    from sft_nb.data.images import read_picture
-    if isinstance(picture, str) and picture.lower().endswith(('.jpg','.jpeg')):
-        try:
-            with Image.open(picture) as im:
-                im.draft('RGB', (side, side))
-                return read_picture(im)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): pass
-    return read_picture(picture)
+def _address(im, side):
+    "A picture as an address that holds it; small ones are enlarged by whole numbers"
+    im,times = im.copy(),side//max(im.size)
+    if times>1: im = im.resize([o*times for o in im.size], Image.Resampling.NEAREST)
+    else: im.thumbnail((side, side))
+    return embedded(im, 'PNG', optimize=True) if times>1 else embedded(im, quality=82)
 
 def picture_uri(
     picture, # What `read_picture` takes
     side:int=112, # Longest side, pixels; small pictures are enlarged by whole numbers
 )->str|None: # Data address; None: it cannot be read
     "A picture as an address that holds it"
-    try: im = _read_small(picture, side)
+    try: return _address(small_picture(picture, side), side)
     except SftError: return None
-    times = side//max(im.size)
-    if times>1: im = im.resize([o*times for o in im.size], Image.Resampling.NEAREST)
-    else: im.thumbnail((side, side))
-    return embedded(im, 'PNG', optimize=True) if times>1 else embedded(im, quality=82)
 
 # %% ../../nbs/inspection/02_cards.ipynb #e77326cb
 def heat_overlay(
@@ -181,12 +176,11 @@ def placeholders_html(
 # %% ../../nbs/inspection/02_cards.ipynb #f376d066
 def _samples(sound):
     "(samples `(time,)`, Hz) of whatever `sounds` reads, or of a dict with the bytes or the path of a file"
-    if isinstance(sound, dict) and sound.get('array') is None: sound = sound.get('bytes') or sound.get('path')
-    x,rate = read_samples(sound)
-    return np.nan_to_num(x.mean(1) if x.ndim==2 else x, posinf=0, neginf=0),int(rate)
+    if not isinstance(sound, Sound): sound = AudioInput().picture(sound, 0)
+    return sound.samples,sound.rate
 
 def audio_uri(
-    sound, # Path, bytes of a file, or `(samples, Hz)`: `(time,)` or `(time, channel)`, -1 to 1 or whole numbers
+    sound, # A `Sound`, path, bytes of a file, or `(samples, Hz)`: `(time,)` or `(time, channel)`, -1 to 1 or whole numbers
 )->str: # Data address of a FLAC file, one channel of 16 bits
     "A sound as an address that holds it"
     x,rate = _samples(sound)
@@ -222,7 +216,9 @@ def sound_html(
             f'{_img(embedded(_spectrogram(x, rate), quality=80), "spectrogram", "sft-wave")}<p class="sft-note">{len(x)/rate:.2f} s, {rate:,} Hz</p>')
 
 # %% ../../nbs/inspection/02_cards.ipynb #201227f1
-_OWN = ('item','image','audio','text','source','target','prediction','probability','loss','correct','group')
+_OWN = ('item','target','prediction','probability','loss','correct','group')
+
+def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row'}
 
 def _missing(v): return v is None or pd.api.types.is_scalar(v) and bool(pd.isna(v))
 
@@ -236,9 +232,11 @@ def _said(v):
 
 def row_text(
     row, # A row as a dict
+    task:Task, # Whose inputs it has
 )->str: # The texts that a search looks at
     "All text of a row"
-    return '\n'.join(_said(row[k]) for k in ('item','text','source','target','prediction') if _has(row, k))
+    words = [o for k in task.inputs if _has(row, k.column) and (o := k.words(row[k.column]))]
+    return '\n'.join([*(_said(row[k]) for k in ('item',) if _has(row, k)), *words, *(_said(row[k]) for k in ('target','prediction') if _has(row, k))])
 
 # %% ../../nbs/inspection/02_cards.ipynb #7818ecf4
 def _number(v): return '–' if _missing(v) else f'{v:.2f}'
@@ -260,81 +258,100 @@ def _line(row, n=60):
 
 # %% ../../nbs/inspection/02_cards.ipynb #c1dff9c7
 @lru_cache(512)
-def _thumb(path): return picture_uri(path)
+def _thumb(kind, path): return _drawn(kind, path, 112)
 
-def _repeats(row, k): return k=='text' and _has(row, 'audio') and _said(row[k])==_said(row.get('target'))
+def _drawn(kind, cell, side):
+    "A cell as a picture's address, a `Sound` or texts; None: it cannot be read"
+    try: shown = kind.picture(cell, side)
+    except (SftError,RuntimeError): return None
+    return _Address(_address(shown, side)) if isinstance(shown, Image.Image) else shown
 
-def _small(row, n=140):
-    "The input, small"
+class _Address(str): pass
+
+def _small(row, task, n=140):
+    "The inputs, small"
     out = ''
-    if _has(row, 'image'): out += _img(_thumb(row['image']) if isinstance(row['image'], str) else picture_uri(row['image']), str(row['item']))
-    if _has(row, 'audio'): out += '<span class="sft-icon" aria-hidden="true">♪</span>'
-    for k in ('text','source'):
-        if _has(row, k) and not _repeats(row, k): out += f'<span class="sft-snip">{show_value(_said(row[k]), n)}</span>'
+    for k in (k for k in task.inputs if _has(row, k.column)):
+        cell = row[k.column]
+        shown = None if k.icon else _thumb(k, cell) if isinstance(cell, str) and k.pictured else _drawn(k, cell, 112)
+        if k.icon: out += f'<span class="sft-icon" aria-hidden="true">{k.icon}</span>'
+        elif shown is None or isinstance(shown, _Address): out += _img(shown, str(row['item']))
+        else: out += f'<span class="sft-snip">{show_value(_said(shown), n)}</span>'
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #fdc29d13
 def card_html(
     row, # A row as a dict
+    task:Task, # Whose inputs it has
     mark=None, # From `Marks`; None: none
 )->str: # HTML without a frame
     "A row in a gallery"
-    return (f'<div class="sft-in">{_small(row)}</div><div class="sft-what">{_line(row)}</div>'
+    return (f'<div class="sft-in">{_small(row, task)}</div><div class="sft-what">{_line(row)}</div>'
             f'<div class="sft-nums">p {_number(row.get("probability"))} · loss {_number(row.get("loss"))}</div>{_badge(mark)}')
 
 def cells_html(
     row, # A row as a dict
+    task:Task, # Whose inputs it has
     mark=None, # From `Marks`; None: none
 )->list: # HTML of each cell: item, input, target, prediction, probability, loss, mark
     "A row in a table"
-    return [show_value(row['item'], 60), _small(row, 200), show_value(_said(row.get('target')), 120), f'{_verdict(row)} {show_value(_said(row.get("prediction")), 120)}',
+    return [show_value(row['item'], 60), _small(row, task, 200), show_value(_said(row.get('target')), 120), f'{_verdict(row)} {show_value(_said(row.get("prediction")), 120)}',
             _number(row.get('probability')), _number(row.get('loss')), _badge(mark)]
 
 # %% ../../nbs/inspection/02_cards.ipynb #d1cfb71c
-def _facts(row):
+def _facts(row, task):
     "What else is known about a row"
-    more = {k:v for k,v in row.items() if k not in (*_OWN, 'split', 'row') and not isinstance(v, (bytes,np.ndarray,dict))}
+    own = _not_facts(task)
+    more = {k:v for k,v in row.items() if k not in own and not isinstance(v, (bytes,np.ndarray,dict))}
     facts = {k:row.get(k) for k in ('probability','loss','group') if k in row}
     return ''.join(f'<div><dt>{show_value(k, 40)}</dt><dd>{show_value(None if _missing(v) else v, 200)}</dd></div>' for k,v in {**facts, **more}.items())
 
-def _picture_part(row, a):
-    if not _has(row, 'image'): return ''
-    plain = f'<figure>{_img(picture_uri(row["image"], 320), str(row["item"]), "sft-big")}<figcaption>{show_value(row["item"], 120)}</figcaption></figure>'
-    return f'<div class="sft-pics">{plain}{_heat(a["image"], row["item"]) if a and "image" in a else ""}</div>'
+def _text(o): return f'<p class="sft-text">{show_value(o, 5000)}</p>'
 
-def _text_part(row, a, sequence):
-    if not _has(row, 'text') or sequence and 'audio' in row: return ''
-    if a and 'text' in a:
-        note = f'<p class="sft-note">Orange speaks for <b>{show_value(a["text"].of, 60)}</b>, blue against it; {a["text"].method}</p>'
-        return tokens_html(a['text'])+note
-    return ''.join(f'<p class="sft-text">{show_value(t, 5000)}</p>' for t in (row['text'] if isinstance(row['text'], (tuple,list)) else [row['text']]))
-
-# %% ../../nbs/inspection/02_cards.ipynb #169a46f5
 def _labelled(name, body): return f'<h4>{name}</h4>{body}'
 
-def _sequence_part(row):
-    "Source, reference, output, and how they differ"
+def _picture_part(uri, row, a):
+    plain = f'<figure>{_img(uri, str(row["item"]), "sft-big")}<figcaption>{show_value(row["item"], 120)}</figcaption></figure>'
+    return f'<div class="sft-pics">{plain}{_heat(a, row["item"]) if a else ""}</div>'
+
+def _text_part(shown, a):
+    if a: return tokens_html(a)+f'<p class="sft-note">Orange speaks for <b>{show_value(a.of, 60)}</b>, blue against it; {a.method}</p>'
+    return ''.join(map(_text, shown if isinstance(shown, (tuple,list)) else [shown]))
+
+def _input_part(kind, row, a):
+    "All of an input, with what the model saw in it"
+    try: shown = kind.picture(row[kind.column], 320)
+    except (SftError,RuntimeError) as e:
+        if kind.pictured: return _picture_part(None, row, a)
+        return f'<p class="sft-none">{html.escape(str(row["item"]))}: cannot be read ({html.escape(str(e)[:120])})</p>'
+    if isinstance(shown, Image.Image): return _picture_part(_address(shown, 320), row, a)
+    return sound_html(shown, str(row['item'])) if isinstance(shown, Sound) else _text_part(shown, a)
+
+# %% ../../nbs/inspection/02_cards.ipynb #169a46f5
+def _compared(row, source):
+    "Reference, output, and how they differ; `source`: what it was made of, as text, or None"
     t,p = _said(row.get('target')),_said(row.get('prediction'))
-    text = lambda o: f'<p class="sft-text">{show_value(o, 5000)}</p>'
-    out = _labelled('Source', text(row['source'])) if _has(row, 'source') else ''
-    if t: out += _labelled('Reference', text(t))
-    out += _labelled('Output', text(p))
+    out = _labelled('Reference', _text(t)) if t else ''
+    out += _labelled('Output', _text(p))
     if t: out += _labelled('Difference', align_html(t, p))
-    return out+(placeholders_html(_said(row['source']), p) if _has(row, 'source') else '')
+    return out+(placeholders_html(source, p) if source is not None else '')
 
 # %% ../../nbs/inspection/02_cards.ipynb #0372d303
 def detail_html(
     row, # A row as a dict
+    task:Task, # Whose inputs and target it has
     attribution=None, # Input column -> `Attribution`, from `explain`; None: none
-    sequence:bool=False, # Whether the target is a text and no class
     mark=None, # From `Marks`; None: none
 )->str: # HTML
     "All of a row"
+    there,a = [k for k in task.inputs if _has(row, k.column)],attribution or {}
     head = f'<h3>{show_value(row["item"], 120)} {_badge(mark)}</h3>'
-    said = '' if sequence else f'<p class="sft-what">{_line(row, 200)}</p>'
-    sound = sound_html(row['audio'], str(row['item'])) if _has(row, 'audio') else ''
-    return (f'{head}{said}{_picture_part(row, attribution)}{sound}{_text_part(row, attribution, sequence)}'
-            f'{_sequence_part(row) if sequence else ""}<dl class="sft-facts">{_facts(row)}</dl>')
+    if not task.target.aligned:
+        parts = ''.join(_input_part(k, row, a.get(k.column)) for k in there)
+        return f'{head}<p class="sft-what">{_line(row, 200)}</p>{parts}<dl class="sft-facts">{_facts(row, task)}</dl>'
+    parts = ''.join(_labelled('Source', _input_part(k, row, None)) if k.written else _input_part(k, row, None) for k in there)
+    source = next((k.words(row[k.column]) for k in there if k.written), None)
+    return f'{head}{parts}{_compared(row, source)}<dl class="sft-facts">{_facts(row, task)}</dl>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #9b0c2301
 _BASE_STYLE = '''

@@ -38,11 +38,10 @@ class Inspector(W.VBox):
         self.ev,self.page_size,self.page,self.at = ev,page_size,0,None
         made_by = getattr(ev, 'made_by', None)
         self.learn = learn if learn is not None else made_by() if made_by else None
-        self.sequence = bool(ev.task.decode)
         self.marks = marks if isinstance(marks, Marks) else Marks(marks)
         self.pool_marks = Marks(self.marks.path.with_stem(self.marks.path.stem+'-pool')) if pool is not None else None
-        self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if other is None else other.rows)}
-        if pool is not None: self.all['queue'] = Selection(pool, vocab=ev.vocab).sort('uncertainty')
+        self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if other is None else other.rows, ev.task)}
+        if pool is not None: self.all['queue'] = Selection(pool, vocab=ev.vocab, task=ev.task).sort('uncertainty')
         self.sel,self._quiet,self._told = self.all['evaluated'],False,{}
         super().__init__([])
         self._build()
@@ -68,7 +67,7 @@ def _silent(self:Inspector):
 def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
     sel,late = self.sel,dict(continuous_update=False)
-    by_class = {} if self.sequence else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
+    by_class = {} if not self.ev.task.target.listed else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
     by_slice = dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {}
     return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), text=_named(W.Text, 'text', '190px', placeholder='search', **late),
                 probability=_named(W.FloatRangeSlider, 'probability', '330px', value=(0,1), min=0, max=1, step=.01, **late),
@@ -89,7 +88,7 @@ _KEYS = ('ArrowRight','ArrowLeft','j','k','PageDown','PageUp','a','x','c','u','r
 @patch
 def _label_keys(self:Inspector):
     "Key -> class: the class itself where all are one character, else its place from 1"
-    vocab = self.ev.vocab if not (self.sequence or self.ev.multi_label) else []
+    vocab = [] if self._typed() else self.ev.vocab
     if vocab and all(len(o)==1 and o.isdecimal() for o in vocab): return {o:o for o in vocab}
     return {str(i):o for i,o in enumerate(vocab[:9], 1)}
 
@@ -114,9 +113,13 @@ def _row_tab(self:Inspector):
 
 # %% ../../nbs/inspection/05_inspector.ipynb #14826288
 @patch
+def _typed(self:Inspector):
+    "Whether a label is typed, and not picked from a list"
+    return self.ev.multi_label or not self.ev.task.target.listed
+
+@patch
 def _mark_bar(self:Inspector):
-    typed = self.sequence or self.ev.multi_label
-    self.label = _named(W.Text, 'label', '320px') if typed else _dropdown('label', list(self.ev.vocab), '200px')
+    self.label = _named(W.Text, 'label', '320px') if self._typed() else _dropdown('label', list(self.ev.vocab), '200px')
     return _in_lines([self.label, _button('Relabel', lambda: self.relabel(), 'This label is right'), _button('Ambiguous', lambda: self.mark('ambiguous'), 'Nobody can tell (a)'),
                    _button('Exclude', lambda: self.mark('exclude'), 'Leave it out (x)'), _button('No mark', lambda: self.mark('clear'), 'Take the mark away (c)'),
                    _button('Undo', lambda: self.undo(), 'Take the last mark back (u)'), _button('Redo', lambda: self.redo(), 'Do it again (r)'), _button('Save CSV', lambda: self.save(), 'Write corrections.csv')])
@@ -124,8 +127,9 @@ def _mark_bar(self:Inspector):
 @patch
 def _how_to_explain(self:Inspector):
     "Off, or one of the methods; off where there is no model, or no class"
-    self.how = _dropdown('explain', ['off','ig','gradcam','gradient'] if 'image' in self.ev.task.inputs else ['off','ig','gradient'], '150px')
-    self.how.disabled = self.learn is None or self.sequence
+    methods = list(dict.fromkeys(o for k in self.ev.task.inputs for o in k.explained))
+    self.how = _dropdown('explain', ['off',*methods], '150px')
+    self.how.disabled = self.learn is None or not methods or not self.ev.task.target.listed
     self.how.value = 'off' if self.how.disabled else 'ig'
     self.how.observe(lambda c: self._draw_detail(), 'value')
     return self.how
@@ -142,7 +146,7 @@ def _draw(self:Inspector):
     n,size,total = len(self.sel),self.page_size,len(self.sel.rows)
     page,marks = self.sel.page(self.page, size),self.now_marks.refresh()
     table = self.look.value=='table'
-    self.rows_pane.html = _table_html(page, marks, self.at) if table else _gallery_html(page, marks, self.at, 'image' not in self.sel.rows)
+    self.rows_pane.html = (_table_html if table else _gallery_html)(page, marks, self.at, self.ev.task)
     first = self.page*size
     said = f'{first+1 if n else 0:,}–{min(n, first+size):,} of {n:,}{f" ({total:,} in all)" if n<total else ""}'
     self.count.value = f'<span class="sft-count" role="status">{said}</span>'
@@ -153,7 +157,7 @@ def _draw_detail(self:Inspector):
         self.detail.html = '<p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p>'
         return
     row = self.sel.row(self.at)
-    self.detail.html = detail_html(row, self._explained(row), self.sequence, self.now_marks.get(row['item']))
+    self.detail.html = detail_html(row, self.ev.task, self._explained(row), self.now_marks.get(row['item']))
 
 @patch
 def _say(self:Inspector, text): self.said.value = f'<span class="sft-said" role="status">{html.escape(text)}</span>'
@@ -187,7 +191,7 @@ def _view_tabs(self:Inspector):
     "Name -> (tab, what draws it)"
     sel,out = self.all['evaluated'],{}
     def drawn(pane, f): return pane,lambda: setattr(pane, 'html', f())
-    if self.ev.task.classes and not self.ev.multi_label: out['Confusion'] = drawn(_pane('Confusion', dict(cell=self._show_cell)), lambda: _confusion_html(sel.confusion()))
+    if self.ev.task.target.has_confusion(self.ev): out['Confusion'] = drawn(_pane('Confusion', dict(cell=self._show_cell)), lambda: _confusion_html(sel.confusion()))
     out['Confidence'] = drawn(_pane('Confidence', dict(bin=self._show_bin)), lambda: _bars_html(sel.histogram()))
     return {**out, 'Thresholds':self._threshold_tab()}
 
@@ -419,8 +423,8 @@ def relabel(
     "Give the open row another label"
     label = self.label.value if label is None else label
     if self.ev.multi_label: label = _listed(label, self.ev.vocab) if isinstance(label, str) else [str(o) for o in label]
-    elif not self.sequence: label = str(label)
-    unknown = [o for o in (label if isinstance(label, list) else [label]) if not self.sequence and o not in self.ev.vocab]
+    elif self.ev.task.target.listed: label = str(label)
+    unknown = [o for o in (label if isinstance(label, list) else [label]) if self.ev.task.target.listed and o not in self.ev.vocab]
     if unknown: return self._say(f"{unknown[0]!r} is no class.{near(unknown[0], self.ev.vocab)}")
     self.mark('relabel', label)
 

@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 from ..core.basics import write_atomic
 from ..evaluation.results import Evaluation
-from .report import document
+from .report import document, drawings
 from .cards import card_html, detail_html, row_text, STYLE, _said
 from .selection import ORDERS, Selection
-from .widgets import _bars_html, _confusion_html, _curves_html
+from .widgets import _bars_html, _confusion_html, _curves_html, _width
 
 # %% ../../nbs/inspection/06_page.ipynb #f831dcf9
 def _finite(v): return None if v is None or not np.isfinite(v) else round(float(v), 9)
 
-def _record(sel, i, rank, slices, sequence, told, sound):
-    "One row, as the script has it"
-    row = sel.row(i)
-    shown = row if sound or 'audio' not in row else {**row, 'audio':None}
+def _record(sel, i, rank, slices, told, whole):
+    "One row, as the script has it; `whole`: with inputs that are heard"
+    row,task = sel.row(i),sel.task
+    shown = row if whole else {**row, **{k.column:None for k in task.inputs if k.icon}}
     places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
-    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(row.get('probability')), c=bool(row.get('correct')), r=places, x=row_text(row), s=values,
-                card=card_html(row), full=detail_html(shown, told, sequence))
+    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(row.get('probability')), c=bool(row.get('correct')), r=places, x=row_text(row, task), s=values,
+                card=card_html(row, task), full=detail_html(shown, task, told))
 
 # %% ../../nbs/inspection/06_page.ipynb #4d20da4f
 def _ranks(sel):
@@ -144,9 +144,9 @@ def _select(id, name, options):
     body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o)[:60])}</option>' for v,o in options)
     return f'<label>{name} <select id="f-{id}">{body}</select></label>'
 
-def _filter_form(names, slices, sequence):
+def _filter_form(names, slices):
     every = [('', 'all')]
-    by_class = [] if sequence else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
+    by_class = [] if names is None else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
     by_slice = [_select('slice', 'slice', [*every, *((k,k) for k in slices)]), _select('value', 'is', every)] if slices else []
     bounds = [f'<label>{n} <input id="f-{k}" type="number" min="0" max="1" step="0.01" size="5"></label>' for k,n in (('low','probability from'),('high','to'))]
     parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *bounds, *by_slice,
@@ -168,21 +168,22 @@ def _head_part(ev, shown, sounds, title):
     "Title, metrics, and what is left out"
     tiles = ''.join(f'<div><b>{v:.4f}</b> {html.escape(k)}</div>' for k,v in ev.metrics.items())
     left = f' The gallery has the {shown:,} rows of the highest loss; the counts are of all.' if shown<len(ev) else ''
-    if 'audio' in ev.rows and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
+    if any(k.icon for k in ev.task.inputs) and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
     return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p><div class="metrics">{tiles}</div>'
             +(f'<p class="sft-note">Scores: {html.escape(ev.score_note)}</p>' if ev.score_note else ''))
 
-def _gallery_part(form, wide):
+def _gallery_part(form, task):
     "Filters, a page of cards, and the row that is open"
     pager = ('<button id="prev" type="button" aria-label="Previous page">◀</button><button id="next" type="button" aria-label="Next page">▶</button><span id="count" role="status"></span>')
-    return (f'<h2 id="gallery">Rows</h2>{form}<div class="both"><section aria-label="Gallery"><div class="pager">{pager}</div><div id="rows" class="sft-grid{" sft-wide" if wide else ""}"></div></section>'
+    return (f'<h2 id="gallery">Rows</h2>{form}<div class="both"><section aria-label="Gallery"><div class="pager">{pager}</div><div id="rows" class="sft-grid{_width(task)}"></div></section>'
             '<section id="full" aria-label="The open row" aria-live="polite"><p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p></section></div>')
 
 def _views_part(ev, sel):
     "Confusion, confidence, thresholds"
-    confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.classes and not ev.multi_label else ''
+    confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.target.has_confusion(ev) else ''
+    drawn = ''.join(f'<section><h2>{html.escape(k)}</h2>{v}</section>' for k,v in drawings(ev.task.target.pictures(ev)))
     slider = '<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label>'
-    return (f'<div class="views">{confusion}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>{slider}'
+    return (f'<div class="views">{confusion}{drawn}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>{slider}'
             f'<div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div><p id="threshold-said" role="status"></p></section></div>')
 
 # %% ../../nbs/inspection/06_page.ipynb #3e896f29
@@ -217,11 +218,11 @@ def evaluation_page(
     sounds:int=50, # Rows with their sound
 )->Path: # `path`
     "Write the Inspector as one page that needs no kernel; `ev.to_html` calls it"
-    sequence,sel = bool(ev.task.decode),Selection(ev.rows, ev.probabilities, ev.vocab)
+    sel,listed = Selection(ev.rows, ev.probabilities, ev.vocab, task=ev.task),ev.task.target.listed
     learn = learn if learn is not None else ev.made_by() if ev.made_by else None
     chosen,rank,slices = _chosen(sel, max_rows),_ranks(sel),sel.slices()
-    told = _told(None if sequence else learn, sel, chosen, explain)
-    rows = [_record(sel, i, rank, slices, sequence, told.get(i), n<sounds) for n,i in enumerate(chosen)]
-    names = [] if sequence else [str(o) for o in sel.confusion().index]
-    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, sequence), 'image' not in ev.rows), _views_part(ev, sel)])
-    return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names)))
+    told = _told(learn if listed else None, sel, chosen, explain)
+    rows = [_record(sel, i, rank, slices, told.get(i), n<sounds) for n,i in enumerate(chosen)]
+    names = [str(o) for o in sel.confusion().index] if listed else None
+    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices), ev.task), _views_part(ev, sel)])
+    return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names or [])))

@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import DataError, near
-from .cards import _OWN, _said
+from ..data.task import Task, task_of
+from .cards import _has, _not_facts, _said
 
 # %% ../../nbs/inspection/03_selection.ipynb #77dde5e9
 def _codes_of(cells):
@@ -42,9 +43,11 @@ class Selection:
         probabilities=None, # `(rows, classes)`, where they are kept
         vocab=(), # Names of the classes
         other=None, # Predictions of another model for the same rows; None: disagreement is that of target and prediction
+        task:Task|None=None, # Whose inputs the rows have; None: by the columns
     ):
         if other is not None and len(other)!=len(rows): raise DataError(f"The other evaluation has {len(other):,} rows, this one {len(rows):,}. Evaluate both on the same data.")
         self.rows,self.probabilities,self.vocab,self.other = rows.reset_index(drop=True),probabilities,list(vocab),other
+        self.task = task_of(rows.columns) if task is None else task
         self.filters,self.order,self.reverse,self._sorted,self._found = {},'loss',False,None,None
 
     def __len__(self): return len(self.found())
@@ -54,8 +57,10 @@ class Selection:
     def _prediction(self): return _codes_of(self.rows['prediction'])
     @cached_property
     def _texts(self):
-        parts = [map(_said, self.rows[c]) for c in ('item','text','source','target','prediction') if c in self.rows]
-        return ['\n'.join(o).casefold() for o in zip(*parts)]
+        there = [k for k in self.task.inputs if k.column in self.rows]
+        words = [[k.words(v) if _has(dict(v=v), 'v') else '' for v in self.rows[k.column]] for k in there]
+        first,last = (([map(_said, self.rows[c]) for c in cs if c in self.rows]) for cs in (('item',), ('target','prediction')))
+        return ['\n'.join(o).casefold() for o in zip(*first, *words, *last)]
     def numbers(self, k): return self.rows[k].to_numpy(dtype=float) if k in self.rows else np.full(len(self.rows), np.nan)
 
 # %% ../../nbs/inspection/03_selection.ipynb #eab235eb
@@ -99,7 +104,7 @@ def slices(
 )->dict: # Column -> (number of the name of each row, names)
     "By which columns the rows can be cut"
     if not hasattr(self, '_slices'):
-        more = [c for c in self.rows if c=='group' or c not in (*_OWN, 'split', 'row')]
+        more = [c for c in self.rows if c=='group' or c not in _not_facts(self.task)]
         cut = {c:_slice(self.rows[c], most) for c in more if not isinstance(self.rows[c].iloc[0] if len(self.rows) else None, (bytes,np.ndarray,dict))}
         self._slices = {c:o for c,o in cut.items() if o is not None}
     return self._slices

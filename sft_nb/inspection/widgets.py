@@ -64,15 +64,17 @@ def _pane(label, does, keys=()):
     return pane
 
 # %% ../../nbs/inspection/04_widgets.ipynb #82fcd7e9
-def _gallery_html(page, marks, at, wide):
-    cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}"{" aria-current=true" if i==at else ""}>{card_html(r, marks.get(r["item"]))}</button>' for i,r in page)
-    return f'<div class="sft-grid{" sft-wide" if wide else ""}">{cards}</div>' if page else '<p class="sft-empty">No row passes the filters.</p>'
+def _gallery_html(page, marks, at, task):
+    cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}"{" aria-current=true" if i==at else ""}>{card_html(r, task, marks.get(r["item"]))}</button>' for i,r in page)
+    return f'<div class="sft-grid{_width(task)}">{cards}</div>' if page else '<p class="sft-empty">No row passes the filters.</p>'
 
-def _table_html(page, marks, at):
+def _width(task): return '' if any(k.pictured for k in task.inputs) else ' sft-wide'
+
+def _table_html(page, marks, at, task):
     if not page: return '<p class="sft-empty">No row passes the filters.</p>'
     head = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
     def line(i, r):
-        cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, marks.get(r['item'])))
+        cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, task, marks.get(r['item'])))
         return f'<tr data-do="open" data-value="{i}" tabindex="0"{" aria-current=true" if i==at else ""}>{cells}</tr>'
     return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(line(i, r) for i,r in page)}</tbody></table>'
 

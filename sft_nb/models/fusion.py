@@ -257,7 +257,7 @@ def depths(self:FusionModel)->list: # One number a group, lowest group first
     return [at.get(g, 0) for g in self.groups]
 
 # %% ../../nbs/models/08_fusion.ipynb #812896db
-def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, rows=(), pretrained=spec.pretrained)
+def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, has_rows=False, pretrained=spec.pretrained)
 
 def pair_net(
     spec, # `checkpoint` and `preprocess` are read
@@ -317,7 +317,7 @@ def fuse(
     picture,text = _examples(spec, net.eval())
     towers = _towers(net, picture, text, spec.preprocess['pooling'])
     with torch.no_grad(): widths = {s:f(picture if s=='image' else text).shape[1] for s,f in _vectors(net, spec.preprocess['pooling']).items()}
-    top = make_head(sum(widths.values()), len(spec.vocab), head, dropout)
+    top = make_head(sum(widths.values()), spec.task.target.outputs(spec), head, dropout)
     top = FusionHead(widths, top, dropout if parse_head(head)[0]=='linear' else 0., drop_side)
     has = torch.ones(2, 2, dtype=torch.bool)
     return FusionModel(net, towers, top, (picture, {**text, 'has':has}), spec.preprocess['pooling'], _is_dual(net))

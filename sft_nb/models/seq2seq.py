@@ -198,7 +198,7 @@ def generate(self:SequenceModel,
 
 # %% ../../nbs/models/09_seq2seq.ipynb #ab54a017
 def sequence_loss(
-    spec=None, # Taken for the sake of `Task.make_loss`
+    spec=None, # Taken for the sake of `Task.loss`
     loss=None, # None, or a loss of your own on `(batch, token, vocabulary)` and `(batch, token)`
     label_smoothing:float=0., # Share of the target spread over the vocabulary
 ):

@@ -315,7 +315,7 @@ def _assemble(spec, net, head, dropout):
     groups = {g:[f'net.{n}' for n in ns] for g,ns in text_groups(net, example).items()}
     if head=='hf': return TextModel(net, groups, None, (example,))
     with torch.no_grad(): width = net.eval()(**example).last_hidden_state.shape[-1]
-    top = make_head(width, len(spec.vocab), head, dropout)
+    top = make_head(width, spec.task.target.outputs(spec), head, dropout)
     groups = {**groups, 'head':groups['head']+[f'head.{n}' for n,_ in top.named_parameters()]}
     return TextModel(net, groups, top, (example,), spec.preprocess['pooling'], dropout if parse_head(head)[0]=='linear' else 0.)
 

@@ -215,7 +215,7 @@ def image_model(
     dropout:float=0., # In front of the classifier
 )->PictureModel: # `(batch, 3, size, size)` normalised pictures -> `(batch, classes)` scores
     "A timm network with a new output layer"
-    kind,n_out = parse_head(head)[0],len(spec.vocab)
+    kind,n_out = parse_head(head)[0],spec.task.target.outputs(spec)
     example = torch.zeros(1, 3, spec.preprocess['size'], spec.preprocess['size'])
     if kind!='flatten':
         net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, n_out))

@@ -239,7 +239,7 @@ def _check_base(learn):
     "The base is still what the checkpoint holds"
     spec = learn.spec
     if spec is None or not spec.pretrained: return
-    fresh = spec.task.make_model(spec, None).net.state_dict()
+    fresh = spec.task.model(spec, None).net.state_dict()
     head,layers = set(learn.model.groups['head']),learn.model.adapter.layers
     def plain(n): return n.replace('.base_layer.', '.') if any(f'net.{n}'.startswith(a+'.base_layer.') for a in layers) else n
     now = {plain(n):t for n,t in learn.model.net.state_dict().items() if f'net.{n}' not in head}

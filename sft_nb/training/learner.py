@@ -10,7 +10,7 @@ Docs: https://sft-nb.github.io/sft_nb/training/learner.html.md"""
 
 # %% auto #0
 __all__ = ['seeded', 'FitState', 'group_params', 'SFTLearner', 'EpochRows', 'random_transforms', 'inner_loader',
-           'discriminative_lrs', 'trainable_line', 'freeze_to', 'layer_table', 'class_counts', 'sft_learner']
+           'discriminative_lrs', 'trainable_line', 'freeze_to', 'layer_table', 'sft_learner']
 
 # %% ../../nbs/training/03_learner.ipynb #a2dce999
 import copy, inspect, random, tempfile, time
@@ -30,13 +30,12 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from ..core.basics import CheckpointError, FitError, GroupError, process_rank
 from ..core.processes import join_processes
-from ..core.losses import make_loss
 from ..data.task import get_task
 from ..data.images import set_augment
 from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
 from .guards import memory_message, out_of_memory, StopAtNaN
-from .metrics import class_metrics, MeanLoss, SmoothMeanLoss, _weighed_metric
+from .metrics import MeanLoss, SmoothMeanLoss, _weighed_metric
 from .distributed import shared_fit
 
 # %% ../../nbs/training/03_learner.ipynb #1da2ada9
@@ -400,22 +399,9 @@ def _apply_freeze(learn, freeze):
         return learn.freeze_to(freeze.get('group'), layers=freeze.get('layers'), rule=freeze.get('rule'))
     learn.freeze_to(freeze)
 
-# %% ../../nbs/training/03_learner.ipynb #46c49b50
-def class_counts(
-    spec, # What `load_data` keeps: rows and vocabulary
-)->list: # Training rows of each class, in the order of the vocabulary
-    "How many training rows each class has"
-    target = spec.rows.loc[spec.rows.split=='train', spec.task.target]
-    return [int(n) for n in target.explode().value_counts().reindex(spec.vocab, fill_value=0)]
-
 # %% ../../nbs/training/03_learner.ipynb #180fe7c9
 def _model_args(task):
-    return [k for k,p in inspect.signature(task.make_model).parameters.items() if k not in ('spec','head','dropout') and p.kind!=p.VAR_KEYWORD]
-
-def _loss_for(spec, loss, label_smoothing, class_weights):
-    "The loss of a task; the weights of classes come from the training rows"
-    if spec.task.make_loss: return spec.task.make_loss(spec, loss=loss, label_smoothing=label_smoothing)
-    return make_loss(loss, spec.multi_label, label_smoothing, class_weights, class_counts(spec) if len(spec.rows) else None)
+    return [k for k,p in inspect.signature(task.model).parameters.items() if k not in ('spec','head','dropout') and p.kind!=p.VAR_KEYWORD]
 
 # %% ../../nbs/training/03_learner.ipynb #b8027c44
 def sft_learner(
@@ -438,9 +424,9 @@ def sft_learner(
     spec = getattr(dls, 'sft', None)
     if spec is None or checkpoint is not None or pretrained is not None: spec = _spec_for(dls, spec, checkpoint, pretrained)
     task,ours = spec.task,{k:kwargs.pop(k) for k in list(kwargs) if k in _model_args(spec.task)}
-    with seeded(seed): model = task.make_model(spec, head, dropout=dropout, **ours)
-    loss_func = _loss_for(spec, loss, label_smoothing, class_weights)
-    if metrics is None: metrics = task.make_metrics(spec) if task.make_metrics else class_metrics(spec.multi_label)
+    with seeded(seed): model = task.model(spec, head, dropout=dropout, **ours)
+    loss_func = task.loss(spec, loss, label_smoothing, class_weights)
+    if metrics is None: metrics = task.metrics(spec)
     learn = SFTLearner(dls, model, spec, seed, head, loss_func=loss_func, metrics=metrics, lr=lr, **kwargs)
     _apply_freeze(learn, freeze)
     return learn

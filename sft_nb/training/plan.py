@@ -128,13 +128,14 @@ def _within(learn, plan, seconds, dtype='float32'):
 def _fitted(plan, epochs, share, seconds, why):
     return replace(plan, values={**plan.values, 'epochs':epochs, 'unfreeze_to':share}, reasons={**plan.reasons, 'epochs':f'{why}, measured'}, seconds=seconds)
 
-# %% ../../nbs/training/14_plan.ipynb #3f646bea
+# %% ../../nbs/training/14_plan.ipynb #6f50a80b
 @patch
 def plan(self:SFTLearner,
     budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the second phase, measured on four steps per depth that is tried; None: no limit
     dtype:str='float32', # How cached activations are stored
 )->FitPlan: # `.values`, `.table`; validation and test rows are not looked at
     "The numbers that `fine_tune` takes where it is given none, and why"
-    if not _plannable(self): raise FitError(f"No plan is known for {type(self.model).__name__} with this head: a plan needs rows, a linear head, and a body that can be cached. Pass fine_tune its numbers.")
+    if not _plannable(self):
+        raise FitError(f"No plan is known for {type(self.model).__name__} with this head: it needs rows, a linear head and a body that can be cached. Pass fine_tune its numbers.")
     plan = _rule(self)
     return plan if budget is None else _within(self, plan, budget_seconds(budget), dtype)

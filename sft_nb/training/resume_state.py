@@ -21,7 +21,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Metric
 from ..core.basics import process_count, process_rank
 from ..core.processes import from_first
-from ..core.hashing import content_hash, FILE_COLUMNS
+from ..core.hashing import content_hash
 from .learner import inner_loader, random_transforms
 from .resume_files import _hash, _latest_state, _pack
 
@@ -156,10 +156,10 @@ def _data_words(learn):
     spec,dls = learn.spec,learn.dls
     if spec is None or not len(spec.rows): return f'{len(dls.train_ds):,} and {len(dls.valid_ds):,} items'
     rows,h = spec.rows[spec.rows.split!='test'],hashlib.sha256()
-    for c in ('item', 'split', spec.task.target):
+    for c in ('item', 'split', spec.task.target.column):
         for v in rows[c]: h.update(f'{v!r}\n'.encode())
-    for c in spec.task.inputs:
-        for v in rows[c]: h.update(str(Path(v).stat().st_size).encode() if c in FILE_COLUMNS and isinstance(v, (str,Path)) else content_hash(v, False))
+    for c in spec.task.input_columns:
+        for v in rows[c]: h.update(str(Path(v).stat().st_size).encode() if c in spec.task.file_columns and isinstance(v, (str,Path)) else content_hash(v, False))
     return f"{(rows.split=='train').sum():,} and {(rows.split=='valid').sum():,} rows ({h.hexdigest()[:8]})"
 
 # %% ../../nbs/training/11_resume_state.ipynb #b6f78cbf

@@ -41,7 +41,7 @@ class _Phase:
 @patch
 @_one_call
 def fit_head(self:SFTLearner,
-    epochs:int|None=None, # Passes over the cached features; None: to the minimum, the penalty chosen on folds of the training rows; a head that is not linear: until the training loss settles
+    epochs:int|None=None, # Passes over the cached features; None: a linear head is solved for, its penalty chosen on folds of training rows; others train until their loss settles
     lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
     dtype:str='float32', # How features are stored; float32 is exact
     views:int=0, # Augmented passes to store; 0: no augmentation
