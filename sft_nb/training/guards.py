@@ -43,7 +43,8 @@ class StopAtNaN(Callback):
     def before_step(self):
         if hasattr(self.learn, 'lr_finder'): return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        top = torch.nn.utils.get_total_norm(grads, norm_type=float('inf')).item() if grads else 0.
+        if not grads or torch.stack([g.sum() for g in grads]).sum().isfinite().item(): return
+        top = torch.nn.utils.get_total_norm(grads, norm_type=float('inf')).item()
         if not top<float('inf'): self._stop('largest gradient', top)
     def _stop(self, what, value):
         self.learn.state.stopped = FitError(nan_message(self.learn, what, value))

@@ -1,0 +1,219 @@
+"""`learn.fine_tune()` as it comes against what others do by default, on eight data sets that no recipe was chosen on.
+
+    python benchmarks/defaults.py                          # all sets, seeds 1 to 3; about an hour and a half on one core
+    python benchmarks/defaults.py --sets bbc --seeds 1     # some; rows join those that are there
+    python benchmarks/defaults.py table                    # rewrite benchmarks/defaults.md
+
+The peers are built from plain timm, transformers, fastai and scikit-learn by their own recipes; nothing of ours is in them but the rows. Each runs in turn in this
+process, on as many threads, from the same files; pictures have the same side for all. Their time counts reading, training and the accuracy after each epoch.
+"""
+import argparse, contextlib, json, math, os, random, tempfile, time, warnings
+from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+import numpy as np, pandas as pd, torch
+from sft_nb.all import *
+from sft_nb.checkpoints.references import open_checkpoint
+from sft_nb.core.basics import write_atomic
+from sft_nb.training import cache
+import sets
+
+here = Path(__file__).parent
+FILE = here/'results'/'defaults.json'
+ROWS = dict(fashion=500, letters=520, clipart=600, solar=600, bbc=600, foldoc=600, wordnet=1000, licences=400)
+
+def seeded_all(seed):
+    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+@contextlib.contextmanager
+def cold_cache():
+    with tempfile.TemporaryDirectory() as d:
+        was,cache.cache_folder = cache.cache_folder,lambda: Path(d)
+        try: yield
+        finally: cache.cache_folder = was
+
+def load(rows):
+    return load_data('image' if 'image' in rows else 'text', rows, seed=0, **({} if 'image' in rows else dict(max_length=128)))
+
+def ours(rows, seed):
+    with cold_cache():
+        learn = sft_learner(load(rows), seed=seed)
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune()
+        return dict(accuracy=learn.history[-1]['accuracy'], head=learn.history[0]['accuracy'], plan={k:str(v) for k,v in learn.state.plan.values.items()})
+
+def halves(rows): return rows[rows.split=='train'],rows[rows.split=='valid']
+
+def timm_net(n):
+    "EfficientNet-Lite0 with the weights of the checkpoint, as timm makes it"
+    import timm
+    net = timm.create_model('efficientnet_lite0', num_classes=n)
+    state = torch.load(next(fetch('efficientnet-lite0').rglob('*.pth')), weights_only=True)
+    net.load_state_dict({k:v for k,v in state.items() if not k.startswith('classifier')}, strict=False)
+    return net
+
+def image_dls(rows, side, bs=64):
+    from fastai.vision.all import ColReader, CropPad, ImageDataLoaders, Normalize, Resize
+    p = open_checkpoint('pip:efficientnet-lite0', task='image').preprocess
+    frame = rows.assign(is_valid=rows.split=='valid')
+    return ImageDataLoaders.from_df(frame, path='/', fn_col='image', label_col='label', valid_col='is_valid', item_tfms=Resize(side), bs=bs, num_workers=0,
+                                    batch_tfms=Normalize.from_stats(p['mean'], p['std'], cuda=False))
+
+def fastai_pictures(rows, seed, side):
+    "`fine_tune(3)` of fastai with its defaults"
+    from fastai.vision.all import accuracy, CrossEntropyLossFlat, Learner
+    seeded_all(seed)
+    dls = image_dls(rows, side)
+    net = timm_net(len(dls.vocab))
+    head = list(net.get_classifier().parameters())
+    body = [p for p in net.parameters() if all(p is not o for o in head)]
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), splitter=lambda m: [body, head], metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(3)
+    return dict(accuracy=float(learn.recorder.values[-1][-1]))
+
+def hf_parts(rows):
+    "Tokens and labels of both sides, the tokenizer, and the folder of the checkpoint"
+    from transformers import AutoTokenizer
+    folder = fetch('all-minilm-l6-v2')
+    tok,classes = AutoTokenizer.from_pretrained(folder),sorted(rows.label.unique())
+    def part(r):
+        enc = tok(list(r.text), truncation=True, max_length=128)
+        return [dict(input_ids=i, attention_mask=m, labels=classes.index(y)) for i,m,y in zip(enc['input_ids'], enc['attention_mask'], r.label)]
+    return [part(o) for o in halves(rows)],tok,folder,len(classes)
+
+def trainer(rows, seed):
+    "Trainer of transformers, 3 epochs, its defaults: AdamW 5e-5, batch 8, linear"
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed, Trainer, TrainingArguments
+    set_seed(seed)
+    (train,valid),tok,folder,n = hf_parts(rows)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n)
+    with tempfile.TemporaryDirectory() as out:
+        args = TrainingArguments(out, num_train_epochs=3, eval_strategy='epoch', save_strategy='no', logging_strategy='no', report_to=[], disable_tqdm=True, seed=seed, use_cpu=True)
+        t = Trainer(model=model, args=args, train_dataset=train, eval_dataset=valid, data_collator=DataCollatorWithPadding(tok),
+                    compute_metrics=lambda p: dict(accuracy=float((p.predictions.argmax(-1)==p.label_ids).mean())))
+        t.train()
+        return dict(accuracy=t.state.log_history[-2]['eval_accuracy'])
+
+def fastai_texts(rows, seed):
+    "`fine_tune(3)` of fastai with its defaults over transformers' classifier"
+    from fastai.data.all import DataLoader as Loader, DataLoaders
+    from fastai.learner import Learner
+    from fastai.metrics import accuracy
+    from torch import nn
+    from transformers import AutoModelForSequenceClassification
+    seeded_all(seed)
+    (train,valid),tok,folder,n = hf_parts(rows)
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.m = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n)
+        def forward(self, x): return self.m(input_ids=x['input_ids'], attention_mask=x['attention_mask']).logits
+    def batch(o):
+        x = tok.pad([dict(input_ids=r['input_ids'], attention_mask=r['attention_mask']) for r in o], return_tensors='pt')
+        return dict(x),torch.tensor([r['labels'] for r in o])
+    dls = DataLoaders(*(Loader(p, bs=64, shuffle=i==0, create_batch=batch, num_workers=0) for i,p in enumerate((train, valid))), device='cpu')
+    learn = Learner(dls, Net(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, splitter=lambda m: [list(m.m.bert.parameters()), list(m.m.classifier.parameters())])
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(3)
+    return dict(accuracy=float(learn.recorder.values[-1][-1]))
+
+def features(rows, side=None):
+    "Frozen features of plain networks"
+    if 'image' in rows:
+        dls,out = image_dls(rows, side),[]
+        net = timm_net(2).eval()
+        net.reset_classifier(0)
+        with torch.inference_mode():
+            for dl in (dls.train.new(shuffle=False, drop_last=False), dls.valid):
+                got = [(net(x),y) for x,y in dl]
+                out.append((torch.cat([torch.as_tensor(a) for a,_ in got]).numpy(), torch.cat([torch.as_tensor(b) for _,b in got]).numpy()))
+        return out
+    from transformers import AutoModel
+    parts,tok,folder,_ = hf_parts(rows)
+    net,out = AutoModel.from_pretrained(folder).eval(),[]
+    with torch.inference_mode():
+        for part in parts:
+            got = []
+            for i in range(0, len(part), 32):
+                x = tok.pad([dict(input_ids=r['input_ids'], attention_mask=r['attention_mask']) for r in part[i:i+32]], return_tensors='pt')
+                m = x['attention_mask'][...,None]
+                got.append((net(**x).last_hidden_state*m).sum(1)/m.sum(1))
+            out.append((torch.cat(got).numpy(), np.array([r['labels'] for r in part])))
+    return out
+
+def logistic(rows, seed, side=None):
+    "Logistic regression on frozen features, its strength by cross-validation"
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    (x,y),(vx,vy) = features(rows, side)
+    fit = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-5, 1, 7), cv=3, max_iter=200)).fit(x, y)
+    return dict(accuracy=float((fit.predict(vx)==vy).mean()))
+
+def timed(f, *args):
+    begun = time.perf_counter()
+    out = f(*args)
+    return {**out, 'seconds':time.perf_counter()-begun}
+
+def measure(name, seed):
+    rows = sets.table(name, ROWS[name], seed, valid=500)
+    row = dict(data=name, seed=seed, n_train=int((rows.split=='train').sum()), n_valid=int((rows.split=='valid').sum()))
+    if 'image' in rows:
+        side = load(rows).sft.preprocess['size']
+        ways = dict(ours=(ours,), fastai=(fastai_pictures, side), logistic=(logistic, side))
+        row['side'] = side
+    else: ways = dict(ours=(ours,), trainer=(trainer,), fastai=(fastai_texts,), logistic=(logistic,))
+    for way,(f,*more) in ways.items(): row[way] = timed(f, rows, seed, *more)
+    return row
+
+def run(names, seeds):
+    kept = json.loads(FILE.read_text())['rows'] if FILE.exists() else []
+    for seed in seeds:
+        for name in names:
+            row = measure(name, seed)
+            kept = [r for r in kept if (r['data'],r['seed'])!=(name,seed)]+[row]
+            FILE.parent.mkdir(exist_ok=True)
+            write_atomic(FILE, json.dumps(dict(rows=kept, threads=torch.get_num_threads(), torch=torch.__version__), indent=1)+'\n')
+            print(name, seed, {k:(round(v['accuracy'], 3), round(v['seconds'], 1)) for k,v in row.items() if isinstance(v, dict)}, flush=True)
+
+def interval(values):
+    from scipy.stats import t
+    v = np.asarray(values, float)
+    return v.mean(), t.ppf(.975, len(v)-1)*v.std(ddof=1)/math.sqrt(len(v)) if len(v)>1 else float('nan')
+
+def table():
+    rows = json.loads(FILE.read_text())['rows']
+    frame = pd.DataFrame([dict(data=r['data'], seed=r['seed'], way=w, accuracy=r[w]['accuracy'], seconds=r[w]['seconds'], n=r['n_train']) for r in rows for w in r if isinstance(r[w], dict)])
+    lines = []
+    for kind,peers in (('pictures', ('fastai','logistic')), ('texts', ('trainer','fastai','logistic'))):
+        names = [n for n in sets.PROOF[kind] if n in set(frame.data)]
+        lines += [f'| {kind} | rows | ours | seconds | '+' | '.join(f'{p} | ours − {p} | times the time of ours' for p in peers)+' |', '|'+'---|'*(4+3*len(peers))]
+        pooled = {p:[] for p in peers}
+        for name in names:
+            part = frame[frame.data==name]
+            own = part[part.way=='ours'].set_index('seed')
+            cells = [name, f'{own.n.iloc[0]:,}', f'{own.accuracy.mean():.3f}', f'{own.seconds.mean():.0f}']
+            for p in peers:
+                other = part[part.way==p].set_index('seed')
+                d = 100*(own.accuracy-other.accuracy)
+                pooled[p] += list(d)
+                m,h = interval(d)
+                cells += [f'{other.accuracy.mean():.3f}', f'{m:+.1f} ± {h:.1f}', f'{(other.seconds/own.seconds).mean():.2f}']
+            lines.append('| '+' | '.join(cells)+' |')
+        cells = ['all', '', '', '']
+        for p in peers:
+            m,h = interval(pooled[p])
+            ratio = frame[(frame.way==p) & frame.data.isin(names)].set_index(['data','seed']).seconds/frame[(frame.way=='ours') & frame.data.isin(names)].set_index(['data','seed']).seconds
+            cells += ['', f'{m:+.1f} ± {h:.1f}', f'{ratio.mean():.2f}']
+        lines += ['| '+' | '.join(cells)+' |', '']
+    text = (here/'defaults.md').read_text()
+    head,rest = text.split('<!-- table -->')
+    write_atomic(here/'defaults.md', head+'<!-- table -->\n'+'\n'.join(lines)+'<!-- /table -->'+rest.split('<!-- /table -->')[1])
+    print('\n'.join(lines))
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', nargs='?', choices=['table'], help='only rewrite the table')
+    p.add_argument('--sets', nargs='*', choices=list(ROWS), default=list(ROWS))
+    p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
+    a = p.parse_args()
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    if a.what!='table': run(a.sets, a.seeds)
+    table()
