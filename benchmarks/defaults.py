@@ -14,6 +14,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, pandas as pd, torch
 from sft_nb.all import *
+from sft_nb.checkpoints.assets import fetch
 from sft_nb.checkpoints.references import open_checkpoint
 from sft_nb.core.basics import write_atomic
 from sft_nb.training import cache

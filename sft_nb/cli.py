@@ -192,8 +192,16 @@ def _rates(learn):
     return discriminative_lrs(learn.model, half, numbers['decay']) if numbers.get('decay') else slice(half/numbers.get('lr_mult', 100), half)
 
 # %% ../nbs/00_cli.ipynb #80a82a1c
+def _say_plan(learn, fit):
+    "What was chosen and why, before training begins"
+    if 'freeze_epochs' in fit: return
+    with contextlib.suppress(FitError):
+        for o in learn.plan().table.itertuples():
+            if o.setting not in fit: say(f'{o.setting} {o.value}: {o.reason}')
+
 def _timed(learn, fit, what):
     "Train with progress on standard error; returns the seconds of both phases"
+    _say_plan(learn, fit)
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(learn, fit, what)
     head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))

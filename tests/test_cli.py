@@ -201,7 +201,7 @@ def test_resume_goes_on(toy, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(Optimizer, 'step', killed)
     code,out,err = run(*words)
     assert (code, out, (tmp_path/'model').exists())==(143, '', False) and 'the same call goes on from there' in err
-    assert "begun otherwise: fine_tune(epochs=) was 1, is 2" in fails(*words, '--epochs', 2)
+    assert 'fine_tune(epochs=) was 1, is 2' in fails(*words, '--epochs', 2)
     code,out,err = run(*words)
     assert code==0 and 'Resume: going on at' in err and not (tmp_path/'kept').exists()
     assert (tmp_path/'model'/'model.safetensors').read_bytes()==(saved[0]/'model.safetensors').read_bytes()

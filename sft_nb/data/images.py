@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/data/images.html.md"""
 
 # %% auto #0
 __all__ = ['PictureError', 'read_picture', 'small_picture', 'colour_histogram', 'check_pictures', 'PictureTransform',
-           'picture_transform', 'picture_loaders', 'picture_item_loader', 'set_augment', 'spec_from_dls']
+           'suited_side', 'picture_transform', 'picture_loaders', 'picture_item_loader', 'set_augment', 'spec_from_dls']
 
 # %% ../../nbs/data/12_images.ipynb #35f50316
 import io, math, os, random
@@ -349,24 +349,29 @@ def _longer_side(cell):
         with Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell) as im: return max(im.size)
     except (OSError, ValueError, TypeError, AttributeError, Image.DecompressionBombError): return None
 
-def _fitting_side(spec, own, most=200):
-    "Side that suits the training pictures: 128 where they are small, never more than that of the checkpoint, which networks of one size keep"
-    if spec.checkpoint is None or spec.checkpoint.preprocess.get('fixed_size', True) or own<=128: return own
-    train = spec.split('train')
-    cells = column_cells(train['image'])
-    some = np.random.default_rng(spec.seed).permutation(len(train))[:most]
-    sides = [s for s in (_longer_side(cells[i]) for i in some) if s]
-    if not sides: return own
+def _own_side(spec):
+    "Side that the checkpoint was trained with"
+    size = spec.checkpoint.preprocess.get('size', 224) if spec.checkpoint is not None else 224
+    return max(size) if isinstance(size, (list,tuple)) else size
+
+def suited_side(
+    spec, # Rows with their split, checkpoint
+    most:int=200, # Training pictures whose headers are read
+)->tuple: # (side of the square that the network sees, why), both in pixels
+    "A side that suits the training pictures: 128 where they are small, at most that of the checkpoint, which networks of one size keep"
+    own = _own_side(spec)
+    if spec.checkpoint is None or spec.checkpoint.preprocess.get('fixed_size', True) or own<=128: return own,"the checkpoint's"
+    cells,order = column_cells(spec.split('train')['image']),np.random.default_rng(spec.seed).permutation(len(spec.split('train')))
+    sides = [s for s in (_longer_side(cells[i]) for i in order[:most]) if s]
+    if not sides: return own,"the checkpoint's"
     side = int(np.median(sides))
-    size = 128 if side<=96 else min(own, math.ceil(side/32)*32)
-    if size!=own: say(f"Pictures of {side} pixels (median of {len(sides)}) are shown to the network as {size} by {size}; its checkpoint was trained on {own}. size= sets another.")
-    return size
+    return 128 if side<=96 else min(own, math.ceil(side/32)*32),f"pictures of {side} pixels (median of {len(sides)}); the checkpoint was trained on {own}"
 
 # %% ../../nbs/data/12_images.ipynb #f3999d08
 def _square(spec, size=None, resize=None):
     "(the transform for a checkpoint, what there is to know of it as JSON)"
     p = dict(spec.checkpoint.preprocess) if spec.checkpoint is not None else {}
-    if size is None: size = _fitting_side(spec, max(p['size']) if isinstance(p.get('size'), (list,tuple)) else p.get('size', 224))
+    if size is None: size = suited_side(spec)[0]
     own = {k:p[k] for k in ('mean','std','interpolation','crop_pct') if k in p}
     tfm = PictureTransform(**own, size=size, resize=resize or 'crop', bits=getattr(spec, 'seen', {}).get('bits', 16))
     return tfm,{**p, **asdict(tfm), 'mean':list(tfm.mean), 'std':list(tfm.std)}

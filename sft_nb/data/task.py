@@ -151,6 +151,15 @@ def cached_targets(
     "Targets for training from cached activations"
     return self.target.encode(rows[self.target.column], spec)
 
+# %% ../../nbs/data/00_task.ipynb #6f6e36da
+@patch
+def choices(
+    self:Task,
+    spec, # What is known, after loading
+)->dict: # Option -> (value, reason)
+    "What `loaders` has chosen from the data where no option says otherwise"
+    return {}
+
 # %% ../../nbs/data/00_task.ipynb #164f51dc
 @patch
 def model(

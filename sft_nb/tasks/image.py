@@ -19,13 +19,20 @@ class ImageTask(Task):
     "A picture → its class"
     name,summary = 'image','A picture → its class, or several'
     inputs,target,checkpoint = (ImageInput(),),ClassTarget(),'pip:efficientnet-lite0'
-    options = dict(size="side of the square that the network sees, in pixels; default the checkpoint's", resize="'crop' (as timm evaluates), 'pad' or 'squish'")
+    options = dict(size="side of the square that the network sees, in pixels; default: what suits the pictures, at most the checkpoint's",
+                   resize="'crop' (as timm evaluates), 'pad' or 'squish'")
     def loaders(self, spec, batch_size=None, num_workers=None, augment=True, **options):
         from sft_nb.data.images import picture_loaders
         return picture_loaders(spec, batch_size, num_workers, augment, **options)
     def item_loader(self, spec, rows, batch_size=64, problems=None):
         from sft_nb.data.images import picture_item_loader
         return picture_item_loader(spec, rows, batch_size, problems)
+
+# %% ../../nbs/tasks/03_image.ipynb #2c02c861
+@patch
+def choices(self:ImageTask, spec):
+    from sft_nb.data.images import suited_side
+    return {} if spec.options.get('size') else {'size':suited_side(spec)}
 
 # %% ../../nbs/tasks/03_image.ipynb #ba2e9c04
 @patch

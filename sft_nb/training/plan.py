@@ -11,9 +11,9 @@ Docs: https://sft-nb.github.io/sft_nb/training/plan.html.md"""
 # %% auto #0
 __all__ = ['FitPlan', 'budget_seconds']
 
-# %% ../../nbs/training/07_plan.ipynb #d466b267
+# %% ../../nbs/training/07_plan.ipynb #ffd9076f
 import re, time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,18 +22,20 @@ from .learner import SFTLearner, _unchanged
 from .cache import _border_dls, _in_place
 from .linear_head import _linear_layer
 
-# %% ../../nbs/training/07_plan.ipynb #146d649f
+# %% ../../nbs/training/07_plan.ipynb #34b67432
 @dataclass(frozen=True)
 class FitPlan:
     "Numbers for `fine_tune`, each with its reason"
     values:dict # Arguments of `fine_tune`
     reasons:dict # Argument -> why
+    loaded:dict = field(default_factory=dict) # Option of `load_data` -> (value that loading has chosen, why)
     seconds:float|None = None # That training is expected to take; None: it was not measured
 
     @property
     def table(self)->pd.DataFrame: # setting, value, reason
         "One row per setting"
-        return pd.DataFrame([dict(setting=k, value='to the minimum' if k=='freeze_epochs' and v is None else v, reason=self.reasons.get(k, '')) for k,v in self.values.items()])
+        rows = [*((k, *o) for k,o in self.loaded.items()), *((k, v, self.reasons.get(k, '')) for k,v in self.values.items())]
+        return pd.DataFrame([dict(setting=k, value='to the minimum' if k=='freeze_epochs' and v is None else v, reason=o) for k,v,o in rows])
     def _lines(self): return [f'{o.setting} {o.value}: {o.reason}' for o in self.table.itertuples()]
     def __repr__(self): return '\n'.join([*self._lines(), *([f'about {self.seconds:.0f} s'] if self.seconds is not None else [])])
     def _repr_html_(self): return self.table.to_html(index=False)
@@ -62,16 +64,16 @@ def _plannable(learn):
     spec = learn.spec
     return spec is not None and len(spec.rows)>0 and learn.model.above_body=='head' and _linear_layer(learn.model) is not None and bool(learn.model.borders())
 
-# %% ../../nbs/training/07_plan.ipynb #1564fc53
+# %% ../../nbs/training/07_plan.ipynb #b1793a2a
 def _rule(learn):
     "The plan without a budget; what the task recommends goes before the rule"
     n,batch_norm = len(learn.spec.split('train')),any(isinstance(m, _BatchNorm) for m in learn.model.modules())
     values,reasons = _by_network(learn.model)
     epochs,why = _epochs(n, batch_norm)
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
-    values = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own})
+    values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
     reasons = dict(freeze_epochs='a linear head on cached features is solved for, its penalty chosen on folds of the training rows', epochs=why, **reasons)
-    return FitPlan(values, {**reasons, **dict.fromkeys(own, f'what task {learn.spec.task.name!r} recommends')})
+    return FitPlan(values, {**reasons, **dict.fromkeys(own, f'what task {learn.spec.task.name!r} recommends')}, loaded)
 
 # %% ../../nbs/training/07_plan.ipynb #f2d8046b
 def budget_seconds(

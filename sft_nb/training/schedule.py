@@ -13,6 +13,7 @@ __all__ = []
 # %% ../../nbs/training/08_schedule.ipynb #4acdd5f4
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from numbers import Integral
 import numpy as np, torch
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
@@ -143,10 +144,11 @@ def _chosen(learn, given, budget):
     planned = 'freeze_epochs' not in given and _plannable(learn)
     if budget is not None and (not planned or 'epochs' in given):
         raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs and freeze_epochs out, and take a head of one linear layer.")
+    if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a run that is kept could not go on. Pass epochs.")
     own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
-    return planned,FitPlan({**values, **given}, {**plan.reasons, **dict.fromkeys(given, 'given')})
+    return planned,replace(plan, values={**values, **given}, reasons={**plan.reasons, **dict.fromkeys(given, 'given')})
 
 # %% ../../nbs/training/08_schedule.ipynb #a8866677
 def _lower_border(learn, numbers):
