@@ -115,13 +115,26 @@ def _epoch_line(row):
     numbers = [f'{k} {v:.4g}' for k,v in row.items() if k not in ('phase', 'epoch', 'seconds') and isinstance(v, (int, float))]
     return '  '.join([f"{row['phase']} {row['epoch']}", *numbers, f"{row['seconds']:.1f} s"])
 
+def _say_epochs(learn, said):
+    "The rows of the history that were not said yet; returns how many there are"
+    for row in learn.history[said:]: say(_epoch_line(row))
+    return len(learn.history)
+
+def _say_plan(plan):
+    "What was chosen and why, before what is chosen by the user"
+    for o in plan.table.itertuples() if plan is not None else ():
+        if o.reason!='given': say(f'{o.setting} {o.value}: {o.reason}')
+
 def _progress_callback():
     "A fastai callback that shows bars and epoch lines on standard error"
     from fastai.callback.core import Callback
     from tqdm import tqdm
     class Lines(Callback):
-        order = 90
-        def before_fit(self): self.bar = None
+        order,said,chosen = 90,0,None
+        def before_fit(self):
+            self.bar = None
+            if self.chosen is not self.learn.state.plan: _say_plan(self.learn.state.plan)
+            self.chosen,self.said = self.learn.state.plan,_say_epochs(self.learn, self.said)
         def _start(self, what): self.bar = tqdm(total=len(self.dl), desc=f'{self.learn.phase} {self.epoch+1}/{self.n_epoch} {what}', leave=False, disable=None)
         def before_train(self): self._start('train')
         def before_validate(self): self._start('check')
@@ -129,8 +142,7 @@ def _progress_callback():
         def _close(self):
             if self.bar is not None: self.bar.close()
         after_train = after_validate = after_cancel_fit = _close
-        def after_epoch(self):
-            if self.learn.history: say(_epoch_line(self.learn.history[-1]))
+        def after_epoch(self): self.said = _say_epochs(self.learn, self.said)
     return Lines()
 
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
@@ -192,18 +204,11 @@ def _rates(learn):
     return discriminative_lrs(learn.model, half, numbers['decay']) if numbers.get('decay') else slice(half/numbers.get('lr_mult', 100), half)
 
 # %% ../nbs/00_cli.ipynb #80a82a1c
-def _say_plan(learn, fit):
-    "What was chosen and why, before training begins"
-    if 'freeze_epochs' in fit: return
-    with contextlib.suppress(FitError):
-        for o in learn.plan().table.itertuples():
-            if o.setting not in fit: say(f'{o.setting} {o.value}: {o.reason}')
-
 def _timed(learn, fit, what):
     "Train with progress on standard error; returns the seconds of both phases"
-    _say_plan(learn, fit)
-    start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(_progress_callback()): _train(learn, fit, what)
+    start,lines = time.perf_counter(),_progress_callback()
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(lines): _train(learn, fit, what)
+    _say_epochs(learn, lines.said)
     head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))
     return dict(seconds_head=round(head, 2), seconds_finetune=round(spent-head, 2))
 

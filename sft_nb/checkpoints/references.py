@@ -28,7 +28,7 @@ def _timm_preprocess(cfg):
     c = resolve_data_config(pretrained_cfg=cfg or dict(input_size=(3,224,224)))
     h,w = c['input_size'][1:]
     return dict(size=h if h==w else [h,w], mean=list(c['mean']), std=list(c['std']), interpolation=c['interpolation'], crop_pct=c['crop_pct'],
-                fixed_size=bool(cfg.get('fixed_input_size', False)))
+                fixed_size=bool(cfg.get('fixed_input_size', False)) or str(cfg.get('architecture', '')).startswith('vgg'))
 
 # %% ../../nbs/checkpoints/03_references.ipynb #dfbef9ef
 def _count(build, modules=50_000):

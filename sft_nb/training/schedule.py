@@ -148,6 +148,7 @@ def _chosen(learn, given, budget):
     own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
+    if planned and 'epochs' in given: values['unfreeze_to'] = 0
     return planned,replace(plan, values={**values, **given}, reasons={**plan.reasons, **dict.fromkeys(given, 'given')})
 
 # %% ../../nbs/training/08_schedule.ipynb #a8866677
@@ -191,7 +192,7 @@ def fine_tune(self:SFTLearner,
     pct_start:float=.3, # Share of the second phase in which the rate rises
     div:float=5., # The second phase starts from 1/div of its highest rate
     decay:float|None=None, # Each group gets `decay` times the rate of the one above; None: the plan's, or fastai's `lr_mult` of 100
-    unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: the plan's
+    unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: all, without `epochs` the plan's
     head_lr:float|None=None, # Rate of the head phase where it is trained by epochs; None: `base_lr`
     dtype:str='float32', # How cached activations are stored
     budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the whole call: the epochs and the depth that fit. None: no limit
@@ -204,6 +205,7 @@ def fine_tune(self:SFTLearner,
     _second_lrs(self.model, plan.values['base_lr'], plan.values.get('lr_mult'), plan.values.get('decay'))
     self.freeze_body()
     self.model.above(_share(self.model, plan.values['unfreeze_to']))
+    self.state.plan = plan
     _head_phase(self, plan.values, dtype, pct_start, kwargs)
     if budget is not None: plan = _within(self, plan, budget_seconds(budget)-(time.perf_counter()-begun), dtype)
     self.state.plan = plan
