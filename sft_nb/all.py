@@ -66,6 +66,7 @@ from .training.distributed import part_loader, shared_fit, SharedSteps
 from .training.learner import discriminative_lrs, EpochRows, FitState, freeze_to, group_params, inner_loader, layer_table, random_transforms
 from .training.learner import seeded, sft_learner, SFTLearner, trainable_line
 from .training.cache_store import Activations, cache_folder, cache_info, clear_cache
+from .training.plan import FitPlan
 from .training.cache import activations, BorderLoader, cache_border, cache_key, first_trainable, frozen_cache, FrozenCache, why_not
 from .training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, KeepBest, L2SP, wise_ft
 from .training.curves import find_overfitting, plot_curves

@@ -141,19 +141,17 @@ def _facts(dls):
     return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, device=_device(), cores=os.cpu_count() or 1)
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #8dd517ab
-def _freezing(f):
-    "Suggestion, reason, source"
-    few = f['rows']<50*f['classes'] or f['rows']<500
-    if f['skill']>.9: return "freeze='body', learn.fit_head(None)",f"a linear head on the features already has skill {f['skill']:.2f} of 1: there is little left to gain", \
-        "these rows, cross-validated; that fine-tuning still tends to beat such a head a little: Kornblith et al. 2019, arXiv:1805.08974"
-    if few: return "freeze='body', learn.fit_head(None), then learn.fine_tune with unfreeze_to= the upper third", \
-        f"{f['rows']:,} rows for {f['classes']} classes: many weights overfit few rows; low layers are general and can stay as they are", \
-        "Yosinski et al. 2014, arXiv:1411.1792 §1"
-    if f['skill']<.3: return "learn.fine_tune, all layers, and compare_scratch",\
+def _planned(dls):
+    "(topic, suggestion, reason, source): what `fine_tune` would do by itself; nothing where no plan is known"
+    learn = sft_learner(dls)
+    try: plan = learn.plan()
+    except FitError: return
+    for o in plan.table.itertuples(): yield o.setting,f'{o.setting}={o.value}',o.reason,'learn.plan()'
+
+def _from_afar(f):
+    if f['skill']<.3: yield 'scratch',"compare_scratch(dls)",\
         f"features explain little here (skill {f['skill']:.2f}); on pictures unlike those of pretraining, medical ones, it gained little over training from scratch", \
         "Raghu et al. 2019, arXiv:1902.07208"
-    return "learn.fine_tune: the head first, then all layers","under a fresh head the features are distorted while it is learnt; fitted first, it does best on shifted data", \
-        "Kumar et al. 2022, arXiv:2202.10054"
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #e435f228
 def _regularising(f):
@@ -161,8 +159,8 @@ def _regularising(f):
     if f['rows']<2000: yield 'regularise',"sft_learner(dropout=.1), augmentation on, KeepBest; L2SP holds weights near the checkpoint", \
         f"{f['rows']:,} rows against {f['params']:,} parameters", \
         "Li et al. 2018, arXiv:1802.01483"
-    if f['rows']<1000: yield 'epochs',"more epochs with a small rate, several seeds (cross_validate)",\
-        "on few rows results differ by seed; what helps is a small rate and many steps, for runs fail in optimisation and not for want of rows", \
+    if f['rows']<1000: yield 'seeds',"several seeds (cross_validate)",\
+        "on few rows results differ by seed, and runs fail in optimisation more than for want of rows", \
         "Mosbach et al. 2021, arXiv:2006.04884"
     if f['ratio']>=5: yield 'imbalance',"class_weights='balanced', judge by balanced accuracy",\
         f"the largest class has {f['ratio']:.0f} times the rows of the smallest, and rare events are underestimated", \
@@ -181,12 +179,9 @@ def _computing(f):
 def suggest(
     dls, # DataLoaders of `load_data`
 )->pd.DataFrame: # topic, suggestion, reason, source
-    "Where to begin: how much to freeze, rates, regularisation, cost"
+    "Where to begin: the plan of `fine_tune`, regularisation, cost"
     f = _facts(dls)
-    rates = ('rates', "learn.fine_tune(decay=.8 to .9): each layer group a smaller rate than the one above it",
-             "layers hold different kinds of information; the paper divides by 2.6 a layer, here each step is smaller", "Howard and Ruder 2018, arXiv:1801.06146 §3.2")
-    rows = [('freeze', *_freezing(f)), rates, *_regularising(f), *_computing(f)]
-    return pd.DataFrame(rows, columns=['topic','suggestion','reason','source'])
+    return pd.DataFrame([*_planned(dls), *_from_afar(f), *_regularising(f), *_computing(f)], columns=['topic','suggestion','reason','source'])
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #107b6b86
 def _trained(spec, fit, kwargs):

@@ -77,6 +77,7 @@ class FitState:
     cached_groups:dict|None = None # Group -> what `layer_table` says of its cache; None: the last fit had none
     head_decay:float|None = None # Weight decay that `fit_head` was given or has chosen
     head_penalty:float|None = None # Penalty of a linear head that was solved for, as strong as so many rows
+    head_left:float|None = None # Share of the loss that such a head leaves on held-out folds of the training rows
     plan:object = None # `FitPlan` of the last `fine_tune`
     call:tuple|None = None # Name and arguments of the call of the user that runs
     runs:dict = field(default_factory=dict) # Folder -> `RunState` of the run that is kept there

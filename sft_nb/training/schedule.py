@@ -25,7 +25,7 @@ from ..core.basics import FitError
 from .learner import discriminative_lrs, SFTLearner, _one_call
 from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _caches, _in_place
 from .linear_head import _solved_head
-from .plan import budget_seconds, FitPlan, _plannable, _within
+from .plan import _budget_seconds, FitPlan, _after_head, _plannable, _within
 
 # %% ../../nbs/training/08_schedule.ipynb #7eb57d58
 class _Phase:
@@ -148,8 +148,9 @@ def _chosen(learn, given, budget):
     own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
-    if planned and 'epochs' in given: values['unfreeze_to'] = 0
-    return planned,replace(plan, values={**values, **given}, reasons={**plan.reasons, **dict.fromkeys(given, 'given')})
+    reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
+    if planned and 'epochs' in given and 'unfreeze_to' not in given: values['unfreeze_to'],reasons['unfreeze_to'] = 0,'all groups train, as a number of epochs is given'
+    return planned,replace(plan, values={**values, **given}, reasons=reasons)
 
 # %% ../../nbs/training/08_schedule.ipynb #a8866677
 def _lower_border(learn, numbers):
@@ -161,6 +162,7 @@ def _lower_border(learn, numbers):
 def _head_phase(learn, numbers, dtype, pct_start, kwargs):
     "Solve for the head, or train it for some epochs"
     epochs,lr,start = numbers['freeze_epochs'],numbers.get('head_lr', numbers['base_lr']),_share(learn.model, numbers['unfreeze_to'])
+    learn.state.head_left = None
     if epochs==0: return
     with _Phase(learn, 'head'), learn.no_augment():
         if epochs is None and not set(kwargs)-{'cbs'} and _solved_head(learn, dtype, _lower_border(learn, numbers)): return
@@ -207,7 +209,8 @@ def fine_tune(self:SFTLearner,
     self.model.above(_share(self.model, plan.values['unfreeze_to']))
     self.state.plan = plan
     _head_phase(self, plan.values, dtype, pct_start, kwargs)
-    if budget is not None: plan = _within(self, plan, budget_seconds(budget)-(time.perf_counter()-begun), dtype)
+    if planned: plan = _after_head(self, plan, given)
+    if budget is not None: plan = _within(self, plan, _budget_seconds(budget)-(time.perf_counter()-begun), dtype)
     self.state.plan = plan
     _second_phase(self, plan.values, planned, dtype, dict(pct_start=pct_start, div=div, **kwargs))
     return self
