@@ -20,7 +20,7 @@ class TextTask(Task):
     name,summary = 'text','A text, or a pair of texts → its class, or several'
     inputs,target,checkpoint = (TextInput(pair=True),),ClassTarget(),'pip:all-minilm-l6-v2'
     adds,modules = ('tokens',),('transformers',)
-    recipe = dict(epochs=3, base_lr=6e-4, decay=.8, unfreeze_to=.4)
+    recipe = dict(epochs=2, base_lr=6e-4, decay=.8, unfreeze_to=.4)
     options = dict(max_length="tokens after which a text is cut; default as the checkpoint was trained",
                    pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")
     def loaders(self, spec, batch_size=None, num_workers=None, augment=True, **options):
