@@ -552,12 +552,19 @@ def _quiet_others():
             for o in (contextlib.redirect_stdout, contextlib.redirect_stderr): quiet.enter_context(o(away))
         yield
 
+# %% ../nbs/00_cli.ipynb #d65175b9
+def _wait_passively():
+    "Where other programs keep the machine busy, let threads that wait give way; what the user has set stays, and so does torch that is loaded"
+    if 'torch' in sys.modules or any(k in os.environ for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME')) or not hasattr(os, 'getloadavg'): return
+    if os.getloadavg()[0]>.5: os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+
 # %% ../nbs/00_cli.ipynb #0fc6ba4d
 def main(
     argv:list|None=None, # The words after `sft_nb`; None: those of the process
 )->int: # 0, 1 where `check` found rows that cannot be used, 2 after a mistake of the user, 130 after Ctrl-C
     "The command line"
     args = _parser().parse_args(argv)
+    if argv is None: _wait_passively()
     warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
