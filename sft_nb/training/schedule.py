@@ -141,9 +141,9 @@ _FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
 
 def _chosen(learn, given, budget):
     "The plan with what is given; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those that the task recommends"
-    planned = 'freeze_epochs' not in given and _plannable(learn)
+    planned = not {'freeze_epochs','head_lr'} & set(given) and _plannable(learn)
     if budget is not None and (not planned or 'epochs' in given):
-        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs and freeze_epochs out, and take a head of one linear layer.")
+        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs, freeze_epochs and head_lr out, and take a head of one linear layer.")
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a run that is kept could not go on. Pass epochs.")
     own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
@@ -195,7 +195,7 @@ def fine_tune(self:SFTLearner,
     div:float=5., # The second phase starts from 1/div of its highest rate
     decay:float|None=None, # Each group gets `decay` times the rate of the one above; None: the plan's, or fastai's `lr_mult` of 100
     unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: all, without `epochs` the plan's
-    head_lr:float|None=None, # Rate of the head phase where it is trained by epochs; None: `base_lr`
+    head_lr:float|None=None, # Rate of the head phase, which is then trained by epochs; None: `base_lr`, where it is
     dtype:str='float32', # How cached activations are stored
     budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the whole call: the epochs and the depth that fit. None: no limit
     **kwargs, # To `fit_one_cycle`: wd, cbs, reset_opt …
