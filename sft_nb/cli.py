@@ -132,8 +132,9 @@ def _progress_callback():
     class Lines(Callback):
         order,said,chosen = 90,0,None
         def before_fit(self): self.bar = None
-        def before_epoch(self):
-            if self.chosen is not self.learn.state.plan: _say_plan(self.learn.state.plan)
+        def before_batch(self):
+            if not self.training or self.chosen is self.learn.state.plan: return
+            _say_plan(self.learn.state.plan)
             self.chosen,self.said = self.learn.state.plan,_say_epochs(self.learn, self.said)
         def _start(self, what): self.bar = tqdm(total=len(self.dl), desc=f'{self.learn.phase} {self.epoch+1}/{self.n_epoch} {what}', leave=False, disable=None)
         def before_train(self): self._start('train')

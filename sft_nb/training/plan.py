@@ -51,12 +51,11 @@ def _by_network(model):
     return dict(base_lr=rate, decay=.8, unfreeze_to=.4), dict(base_lr=f'a transformer of {n/1e6:,.0f} million parameters; half of it is the highest rate of the second phase',
         decay='each group below trains at .8 of the rate above it', unfreeze_to='the upper three fifths of the groups train; what is below comes from the cache')
 
-# %% ../../nbs/training/07_plan.ipynb #d3417e4f
-def _epochs(n, batch_norm):
+# %% ../../nbs/training/07_plan.ipynb #b22522c7
+def _epochs(n):
     "(epochs, reason)"
-    most = 4 if batch_norm else 3
-    if n<5000: return most,f'{n:,} rows: few, so that several passes are cheap'
-    return (3,f'{n:,} rows') if n<20_000 else (2,f'{n:,} rows: many, so that two passes are many steps')
+    if n<5000: return 3,f'{n:,} rows: few, so that several passes are cheap'
+    return (2,f'{n:,} rows: many, so that two passes are many steps')
 
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
@@ -64,12 +63,12 @@ def _plannable(learn):
     spec = learn.spec
     return spec is not None and len(spec.rows)>0 and learn.model.above_body=='head' and _linear_layer(learn.model) is not None and bool(learn.model.borders())
 
-# %% ../../nbs/training/07_plan.ipynb #b1793a2a
+# %% ../../nbs/training/07_plan.ipynb #6c92a0e7
 def _rule(learn):
     "The plan without a budget; what the task recommends goes before the rule"
-    n,batch_norm = len(learn.spec.split('train')),any(isinstance(m, _BatchNorm) for m in learn.model.modules())
+    n = len(learn.spec.split('train'))
     values,reasons = _by_network(learn.model)
-    epochs,why = _epochs(n, batch_norm)
+    epochs,why = _epochs(n)
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
     values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
     reasons = dict(freeze_epochs='a linear head on cached features is solved for, its penalty chosen on folds of the training rows', epochs=why, **reasons)
