@@ -12,9 +12,11 @@ Docs: https://sft-nb.github.io/sft_nb/training/linear_head.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/training/06_linear_head.ipynb #3d5d01eb
+# %% ../../nbs/training/06_linear_head.ipynb #68a06c8c
 import time
 import numpy as np, torch
+from fastai.callback.core import TrainEvalCallback
+from fastai.learner import CastToTensor, Recorder
 from torch import nn
 from ..core.metrics import group_codes
 from .cache import cache_border, why_not, _border_dls, _in_place
@@ -92,7 +94,7 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
         layer.bias.copy_(found[1]-found[0]@mean/scale)
     return penalty,losses
 
-# %% ../../nbs/training/06_linear_head.ipynb #b87835b6
+# %% ../../nbs/training/06_linear_head.ipynb #6a65ad31
 def _solved_head(learn, dtype='float32', also=()):
     "Solve for the head on cached features and write its row into `learn.history`; False where it is not linear, or cannot be cached"
     layer,begun = _linear_layer(learn.model),time.perf_counter()
@@ -104,7 +106,8 @@ def _solved_head(learn, dtype='float32', also=()):
     penalty,losses = _set_layer(layer, *found, learn.loss_func, rows, learn.seed)
     learn.state.head_penalty,learn.state.head_left = penalty,losses[penalty]/max(losses[_PENALTIES[0]], 1e-12)
     with torch.no_grad(): train_loss = float(learn.loss_func(layer(found[0]), found[1]))
-    with _in_place(learn, dls), learn.no_bar(), learn.no_logging(): values = learn.validate()
+    others = [c for c in learn.cbs if not isinstance(c, (TrainEvalCallback, Recorder, CastToTensor))]
+    with _in_place(learn, dls), learn.removed_cbs(others): values = learn.validate()
     names = ['valid_loss', *(m.name for m in learn.metrics)]
     row = {n:float(v) for n,v in zip(names, values) if isinstance(v, (int,float))}
     learn.history.append(dict(phase=learn.state.phase, epoch=1, train_loss=train_loss, **row, seconds=time.perf_counter()-begun))
