@@ -165,7 +165,7 @@ def test_library_switches():
 def test_mixup_turns_the_cache_off(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('SFT_NB_HOME', str(tmp_path/'home'))
     learn = pictures(tmp_path/'toy', freeze='body')
-    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, cbs=MixUp(.4))
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, freeze_epochs=1, cbs=MixUp(.4))
     assert 'No cache: MixUp mixes inputs' in capsys.readouterr().err
     learn.freeze()
     assert why_not(learn) is None

@@ -51,7 +51,7 @@ def learner(shapes, **load):
 def tuned(shapes, folder=None, todo=None, epochs=2, every=1, cbs=(), learn=None, **load):
     Act.todo = todo or {}
     learn = learn or learner(shapes, **load)
-    learn.fine_tune(epochs, 1e-2, cbs=[Act(), *cbs, *([Resume(folder, every=every)] if folder else [])])
+    learn.fine_tune(epochs, 1e-2, freeze_epochs=1, cbs=[Act(), *cbs, *([Resume(folder, every=every)] if folder else [])])
     return learn
 
 def same(a, b): return all(torch.equal(v, b.model.state_dict()[k]) for k,v in a.model.state_dict().items())
@@ -217,7 +217,7 @@ class Slow(Callback):
     def before_batch(self): print('step', flush=True); time.sleep(PAUSE)
 def run(folder=None):
     learn = sft_learner(load_data('image', SHAPES, size=64, valid=.25, batch_size=4, checkpoint='timm:test_resnet', pretrained=False))
-    with learn.no_bar(): learn.fine_tune(3, 1e-2, cbs=[Slow(), *([Resume(folder, every=1)] if folder else [])])
+    with learn.no_bar(): learn.fine_tune(3, 1e-2, freeze_epochs=1, cbs=[Slow(), *([Resume(folder, every=1)] if folder else [])])
     print('weights', hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest())
 """
 
