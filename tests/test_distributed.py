@@ -67,7 +67,7 @@ def test_the_cache_is_filled_once(run):
     assert sum(o['fills'] for o in first['left'])==alone['left'][0]['fills']==2 and not any(o['fills'] for o in again['left'])
     assert same(first['weights'][0], again['weights'][0])
 
-@pytest.mark.parametrize('task,way', [('image', 'tune'), pytest.param('text', 'gradual', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('task,way', [('image', 'steps'), pytest.param('text', 'gradual', marks=pytest.mark.slow)])
 def test_both_killed_and_resumed(run, tmp_path, task, way):
     how = dict(way=way, dropout=True)
     whole = well(run(task, 'whole', 2, **how))
@@ -80,32 +80,32 @@ def test_both_killed_and_resumed(run, tmp_path, task, way):
 
 @pytest.mark.parametrize('dies', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_killed_stops_the_other(run, tmp_path, dies):
-    whole = well(run('text', 'whole', 2, way='tune'))
-    broken = run('text', 'broken', 2, way='tune', resume=str(tmp_path/'run'), act={dies:('kill', 6)})
+    whole = well(run('text', 'whole', 2, way='steps'))
+    broken = run('text', 'broken', 2, way='steps', resume=str(tmp_path/'run'), act={dies:('kill', 6)})
     assert broken['codes'][dies]==-9 and broken['codes'][1-dies]==1 and broken['seconds']<20
     said = broken['said'][1-dies][1]
     assert 'FitError: Another of the 2 processes of this run has ended or does not answer' in said and 'The run is kept in' in said and 'the same call goes on from there' in said
-    assert same(whole['weights'][0], well(run('text', 'again', 2, way='tune', resume=str(tmp_path/'run')))['weights'][0])
+    assert same(whole['weights'][0], well(run('text', 'again', 2, way='steps', resume=str(tmp_path/'run')))['weights'][0])
 
 def test_one_that_stands_still_is_given_up(run, tmp_path):
-    broken = run('text', 'broken', 2, way='tune', resume=str(tmp_path/'run'), act={1:('stop', 6)}, timeout=3)
+    broken = run('text', 'broken', 2, way='steps', resume=str(tmp_path/'run'), act={1:('stop', 6)}, timeout=3)
     assert broken['codes']==[1, -9] and 2<broken['seconds']<20 and 'waited up to 3 s' in broken['said'][0][1]
 
 def test_one_that_fails_says_so(run, tmp_path):
-    broken = run('text', 'broken', 2, way='tune', act={1:('fail', 3)})
+    broken = run('text', 'broken', 2, way='steps', act={1:('fail', 3)})
     assert broken['codes']==[1, 1] and 'this process has a fault' in broken['said'][1][1] and 'See what the other one said' in broken['said'][0][1]
 
 def test_a_signal_to_one_stops_both_at_the_same_step(run, tmp_path):
-    whole = well(run('text', 'whole', 2, way='tune'))
-    stopped = run('text', 'stopped', 2, way='tune', resume=str(tmp_path/'run'), every='1h', act={1:('term', 6)})
+    whole = well(run('text', 'whole', 2, way='steps'))
+    stopped = run('text', 'stopped', 2, way='steps', resume=str(tmp_path/'run'), every='1h', act={1:('term', 6)})
     assert stopped['codes']==[143, 143] and 'the same call goes on from there' in stopped['said'][0][1]
-    assert same(whole['weights'][0], well(run('text', 'again', 2, way='tune', resume=str(tmp_path/'run'), every='1h'))['weights'][0])
+    assert same(whole['weights'][0], well(run('text', 'again', 2, way='steps', resume=str(tmp_path/'run'), every='1h'))['weights'][0])
 
 def test_what_cannot_be_shared_is_refused(run, tmp_path):
-    small = run('text', 'small', 2, way='tune', batch_size=1)
+    small = run('text', 'small', 2, way='steps', batch_size=1)
     assert small['codes']==[1, 1] and 'Batches of 1 cannot be shared among 2 processes. Take batch_size=2 or more' in small['said'][0][1]
-    run('text', 'killed', 2, way='tune', resume=str(tmp_path/'run'), act={r:('kill', 3) for r in (0, 1)})
-    alone = run('text', 'alone', 1, way='tune', resume=str(tmp_path/'run'))
+    run('text', 'killed', 2, way='steps', resume=str(tmp_path/'run'), act={r:('kill', 3) for r in (0, 1)})
+    alone = run('text', 'alone', 1, way='steps', resume=str(tmp_path/'run'))
     assert alone['codes']==[1] and 'processes was 2, is 1' in alone['said'][0][1]
 
 def launch(words, *args, **env):
