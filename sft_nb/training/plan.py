@@ -57,13 +57,20 @@ def _epochs(n):
     if n<5000: return 3,f'{n:,} rows: few, so that several passes are cheap'
     return (2,f'{n:,} rows: many, so that two passes are many steps')
 
+# %% ../../nbs/training/07_plan.ipynb #039c6b8a
+def _per_class(learn, values, reasons):
+    "Numbers and reasons, gentler where a transformer has few rows per class"
+    n = len(learn.spec.split('train'))/max(1, len(learn.spec.vocab))
+    if n>=100 or any(isinstance(m, _BatchNorm) for m in learn.model.modules()): return values,reasons
+    return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class: gentler'}
+
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
     "Whether a rule is known: the head is one linear layer on a body that can be cached, under labelled rows"
     spec = learn.spec
     return spec is not None and len(spec.rows)>0 and learn.model.above_body=='head' and _linear_layer(learn.model) is not None and bool(learn.model.borders())
 
-# %% ../../nbs/training/07_plan.ipynb #6c92a0e7
+# %% ../../nbs/training/07_plan.ipynb #9f9b3bef
 def _rule(learn):
     "The plan without a budget; what the task recommends goes before the rule"
     n = len(learn.spec.split('train'))
@@ -72,7 +79,7 @@ def _rule(learn):
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
     values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
     reasons = dict(freeze_epochs='a linear head on cached features is solved for, its penalty chosen on folds of the training rows', epochs=why, **reasons)
-    return FitPlan(values, {**reasons, **dict.fromkeys(own, f'what task {learn.spec.task.name!r} recommends')}, loaded)
+    return FitPlan(*_per_class(learn, values, {**reasons, **dict.fromkeys(own, f'what task {learn.spec.task.name!r} recommends')}), loaded)
 
 # %% ../../nbs/training/07_plan.ipynb #501aeb65
 def _after_head(learn, plan, given):
