@@ -54,8 +54,10 @@ def file(tmp_path):
         return tmp_path/'a.gguf'
     return write
 
-VALUES = {'small':(U8, 200), 'below':(I8, -100), 'short':(U16, 60000), 'i16':(I16, -30000), 'u32':(U32, 2**32-1), 'i32':(I32, -2**31), 'half':(F32, .5), 'yes':(BOOL, True), 'no':(BOOL, False),
-          'word':(TEXT, 'Größe\n中'), 'none':(TEXT, ''), 'u64':(U64, 2**64-1), 'i64':(I64, -2**63), 'third':(F64, 1/3), 'words':(LIST, (TEXT, ['a','','中'])), 'nums':(LIST, (I32, [1,-2,3])),
+VALUES = {'small':(U8, 200), 'below':(I8, -100), 'short':(U16, 60000), 'i16':(I16, -30000), 'u32':(U32, 2**32-1), 'i32':(I32, -2**31), 'half':(F32, .5),
+          'yes':(BOOL, True), 'no':(BOOL, False), 'word':(TEXT, 'Größe\n中'), 'none':(TEXT, ''), 'u64':(U64, 2**64-1),
+          'i64':(I64, -2**63), 'third':(F64, 1/3),
+          'words':(LIST, (TEXT, ['a','','中'])), 'nums':(LIST, (I32, [1,-2,3])),
           'reals':(LIST, (F32, [.5,-2.])), 'flags':(LIST, (BOOL, [True,False])), 'empty':(LIST, (TEXT, [])), 'zero':(LIST, (U64, []))}
 
 @pytest.mark.parametrize('version', [2, 3])
@@ -92,21 +94,22 @@ def at_tensor(fmt, at, v):
 
 DAMAGE = [
     (b'', 'ends after 0 bytes'), (b'GGUF', 'ends after 4 bytes'), (b'GGML'+bytes(40), "begins with b'GGML'"), (b'PK\3\4'+bytes(40), 'begins with'),
-    (packed(version=1), 'version 1 of GGUF, 2 and 3'), (packed(version=3<<24), 'little-endian'),
-    (packed(VALUES)[:300], 'in the middle of an entry'), (packed(n_values=2**64-1), 'ends after'), (packed(n_tensors=2**64-1), 'ends after'), (packed(n_tensors=2**40), 'ends after'),
+    (packed(version=1), 'version 1 of GGUF, 2 and 3'), (packed(version=3<<24), 'little-endian'), (packed(VALUES)[:300], 'in the middle of an entry'),
+    (packed(n_values=2**64-1), 'ends after'), (packed(n_tensors=2**64-1), 'ends after'), (packed(n_tensors=2**40), 'ends after'),
     (packed(dict(a=(TEXT, 'abc'))).replace(struct.pack('<Q', 3)+b'abc', struct.pack('<Q', 2**64-1)+b'abc'), 'ends after'),
     (packed(dict(a=(TEXT, 'abc'))).replace(b'abc', b'\xff\xfe\xfd'), 'is not UTF-8'), (packed({'n'*257:(U8, 1)}), 'a name of 257 bytes'),
     (packed(dict(a=(LIST, (I32, [1,2])))).replace(struct.pack('<IQ', I32, 2), struct.pack('<IQ', I32, 2**62)), 'ends after'),
     (packed(dict(a=(LIST, (I32, [1,2])))).replace(struct.pack('<IQ', I32, 2), struct.pack('<IQ', LIST, 2)), 'a value of type 9'),
     (packed(dict(a=(LIST, (I32, [1,2])))).replace(struct.pack('<IQ', I32, 2), struct.pack('<IQ', 99, 2)), 'a value of type 99'),
     (packed(dict(ab=(U8, 1), cd=(U8, 2))).replace(b'cd', b'ab'), "'ab' twice"), (packed(tensors=dict(v=ONE['w'], w=ONE['w'])).replace(b'v', b'w'), "'w' twice"),
-    (packed({'general.alignment':(U32, 0)}), 'general.alignment is 0'), (packed({'general.alignment':(TEXT, 'x'*999)}), 'multiple of 8'), (packed({'general.alignment':(U32, 12)}), 'alignment is 12'),
-    (packed({'general.alignment':(U64, 2**63)}), 'below 2^20'), (packed({'general.alignment':(BOOL, True)}), 'alignment is True'),
-    (at_tensor('<I', 0, 0), '0 dimensions'), (at_tensor('<I', 0, 2**32-1), 'valid are 1 to 4'), (at_tensor('<Q', 4, 0), 'the shape (2, 0)'), (at_tensor('<Q', 12, 2**63), 'the file has'),
-    (at_tensor('<Q', 4, 2**64-1), 'the file has'), (at_tensor('<I', 20, 12), 'type 12. Read are 0 (F32), 1 (F16), 3 (Q4_1), 8 (Q8_0)'), (at_tensor('<I', 20, 8), 'multiple of 32'),
-    (at_tensor('<Q', 24, 32), 'offset 32, expected 0'), (at_tensor('<Q', 24, 2**64-32), 'expected 0'), (packed(tensors=ONE)[:-20], 'needs 24 bytes'), (packed(tensors=ONE)+b'x', '1 bytes behind its end'),
-    (packed(tensors=dict(v=ONE['w'], w=ONE['w']), gap=32), 'the offset 64, expected 32'), (packed(tensors=dict(w=(0, np.array([1,np.nan], 'f4')))), 'NaN, infinite'),
-    (packed(tensors=dict(w=(0, np.array([np.inf], 'f4')))), 'NaN, infinite')]
+    (packed({'general.alignment':(U32, 0)}), 'general.alignment is 0'), (packed({'general.alignment':(TEXT, 'x'*999)}), 'multiple of 8'),
+    (packed({'general.alignment':(U32, 12)}), 'alignment is 12'), (packed({'general.alignment':(U64, 2**63)}), 'below 2^20'),
+    (packed({'general.alignment':(BOOL, True)}), 'alignment is True'), (at_tensor('<I', 0, 0), '0 dimensions'), (at_tensor('<I', 0, 2**32-1), 'valid are 1 to 4'),
+    (at_tensor('<Q', 4, 0), 'the shape (2, 0)'), (at_tensor('<Q', 12, 2**63), 'the file has'), (at_tensor('<Q', 4, 2**64-1), 'the file has'),
+    (at_tensor('<I', 20, 12), 'type 12. Read are 0 (F32), 1 (F16), 3 (Q4_1), 8 (Q8_0)'), (at_tensor('<I', 20, 8), 'multiple of 32'),
+    (at_tensor('<Q', 24, 32), 'offset 32, expected 0'), (at_tensor('<Q', 24, 2**64-32), 'expected 0'), (packed(tensors=ONE)[:-20], 'needs 24 bytes'),
+    (packed(tensors=ONE)+b'x', '1 bytes behind its end'), (packed(tensors=dict(v=ONE['w'], w=ONE['w']), gap=32), 'the offset 64, expected 32'),
+    (packed(tensors=dict(w=(0, np.array([1,np.nan], 'f4')))), 'NaN, infinite'), (packed(tensors=dict(w=(0, np.array([np.inf], 'f4')))), 'NaN, infinite')]
 
 @pytest.mark.parametrize('data,words', DAMAGE, ids=[o for _,o in DAMAGE])
 def test_damage_is_named(file, data, words):
@@ -180,13 +183,18 @@ def test_rotary_rows_are_put_in_order(file):
     c,d = (np.concatenate(turned(o[:,:4], o[:,4:]), 1) for o in (q,k))
     assert np.allclose(a@b.T, c@d.T) and not np.allclose(q@k.T, a@b.T)
 
-REFUSED = [({'general.architecture':(TEXT, 'gemma')}, "'gemma' as its general.architecture"), ({'llama.rope.scaling.factor':(F32, 8.)}, "'llama.rope.scaling.factor', which is not converted"),
-    ({'llama.block_count':(U32, 2**32-1)}, 'llama.block_count is 4294967295'), ({'llama.block_count':(U32, 2**31-1)}, "no tensor 'blk.2.attn_norm.weight'"), ({'llama.vocab_size':(BOOL, True)}, 'is True'),
-    ({'llama.embedding_length':(U32, 64)}, 'do not fit the width 64'), ({'llama.attention.layer_norm_rms_epsilon':(F32, float('nan'))}, 'is nan'), ({'llama.rope.freq_base':(F32, float('inf'))}, 'is inf'),
-    ({'tokenizer.ggml.tokens':(U8, 1)}, 'expected a list of tokens'), ({'tokenizer.ggml.tokens':(LIST, (I32, [1]))}, 'expected a list of tokens'), ({'tokenizer.ggml.tokens':(LIST, (TEXT, ['a','a']))}, 'expected different'),
-    ({'tokenizer.ggml.token_type':(LIST, (I32, [1]))}, 'for each token'), ({'tokenizer.ggml.token_type':(LIST, (TEXT, ['1']))}, 'a number for each token'), ({'tokenizer.ggml.merges':(LIST, (TEXT, ['h']))}, "holds 'h'"),
-    ({'tokenizer.ggml.merges':(LIST, (TEXT, ['h zz']))}, "holds 'h zz'"), ({'tokenizer.ggml.merges':(LIST, (TEXT, []))}, 'expected a list of merges'), ({'tokenizer.ggml.pre':(TEXT, 'llama-bpe')}, "Only 'smollm'"),
-    ({'tokenizer.ggml.model':(LIST, (I32, [1,2]))}, "Only 'gpt2'"), ({'tokenizer.ggml.eos_token_id':(I32, -1)}, 'as the number of its eos token'), ({'tokenizer.ggml.bos_token_id':(U32, 10**6)}, 'its bos token'),
+REFUSED = [
+    ({'general.architecture':(TEXT, 'gemma')}, "'gemma' as its general.architecture"),
+    ({'llama.rope.scaling.factor':(F32, 8.)}, "'llama.rope.scaling.factor', which is not converted"),
+    ({'llama.block_count':(U32, 2**32-1)}, 'llama.block_count is 4294967295'), ({'llama.block_count':(U32, 2**31-1)}, "no tensor 'blk.2.attn_norm.weight'"),
+    ({'llama.vocab_size':(BOOL, True)}, 'is True'), ({'llama.embedding_length':(U32, 64)}, 'do not fit the width 64'),
+    ({'llama.attention.layer_norm_rms_epsilon':(F32, float('nan'))}, 'is nan'), ({'llama.rope.freq_base':(F32, float('inf'))}, 'is inf'),
+    ({'tokenizer.ggml.tokens':(U8, 1)}, 'expected a list of tokens'), ({'tokenizer.ggml.tokens':(LIST, (I32, [1]))}, 'expected a list of tokens'),
+    ({'tokenizer.ggml.tokens':(LIST, (TEXT, ['a','a']))}, 'expected different'), ({'tokenizer.ggml.token_type':(LIST, (I32, [1]))}, 'for each token'),
+    ({'tokenizer.ggml.token_type':(LIST, (TEXT, ['1']))}, 'a number for each token'), ({'tokenizer.ggml.merges':(LIST, (TEXT, ['h']))}, "holds 'h'"),
+    ({'tokenizer.ggml.merges':(LIST, (TEXT, ['h zz']))}, "holds 'h zz'"), ({'tokenizer.ggml.merges':(LIST, (TEXT, []))}, 'expected a list of merges'),
+    ({'tokenizer.ggml.pre':(TEXT, 'llama-bpe')}, "Only 'smollm'"), ({'tokenizer.ggml.model':(LIST, (I32, [1,2]))}, "Only 'gpt2'"),
+    ({'tokenizer.ggml.eos_token_id':(I32, -1)}, 'eos_token_id is -1'), ({'tokenizer.ggml.bos_token_id':(U32, 10**6)}, 'bos_token_id is 1000000'),
     ({'tokenizer.chat_template':(TEXT, '')}, 'expected a text'), ({'tokenizer.ggml.add_bos_token':(BOOL, True)}, 'Only False is converted'),
     ({'llama.vocab_size':(U32, 9)}, "'token_embd.weight' has the shape (264, 32), by the settings of the file it is (9, 32)")]
 
@@ -209,7 +217,7 @@ def test_random_harm_raises_nothing_else(file, tmp_path):
     values,tensors = llama()
     whole = packed(values, tensors)
     rng,refused = random.Random(0),0
-    for i in range(300):
+    for _ in range(300):
         try:
             read,dense = read_gguf(file(harmed(whole, rng)), 'float16')
             llama_tensors(read, dense)
@@ -218,7 +226,7 @@ def test_random_harm_raises_nothing_else(file, tmp_path):
     for i in range(40):
         try: llama_folder(file(harmed(whole, rng)), tmp_path/f'out{i}')
         except CheckpointError: pass
-    for i in range(200):
+    for _ in range(200):
         with pytest.raises(CheckpointError): read_gguf(file(b'GGUF\3\0\0\0'+rng.randbytes(rng.randrange(200))))
 
 FRESH = '''

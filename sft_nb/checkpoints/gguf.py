@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/checkpoints/gguf.html.md"""
 __all__ = ['read_gguf', 'llama_tensors', 'llama_folder']
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #f521da6c
-import math, struct
+import math
 from pathlib import Path
 import numpy as np
 from ..core.basics import CheckpointError, near, write_atomic
@@ -52,7 +52,9 @@ def _entry(r, name):
     if not 1<=(n := r.number('I'))<=4: raise r.fail(f"tensor {name!r} has {n} dimensions, valid are 1 to 4")
     shape = tuple(r.number('Q') for _ in range(n))[::-1]
     kind,offset = r.number('I'),r.number('Q')
-    if kind not in _KINDS: raise CheckpointError(f"{r.path}: tensor {name!r} has numbers of type {kind}. Read are {', '.join(f'{k} ({v[0]})' for k,v in _KINDS.items())}. Take a file with these.")
+    if kind not in _KINDS:
+        known = ', '.join(f'{k} ({v[0]})' for k,v in _KINDS.items())
+        raise CheckpointError(f"{r.path}: tensor {name!r} has numbers of type {kind}. Read are {known}. Take a file with these.")
     what,per,size = _KINDS[kind]
     if 0 in shape or shape[-1]%per: raise r.fail(f"tensor {name!r} has the shape {shape}, a row of {what} holds a positive multiple of {per} numbers")
     return shape,kind,offset,math.prod(shape)//per*size
@@ -94,7 +96,8 @@ def _opened(path):
     try: r = _File(path)
     except OSError as e: raise CheckpointError(f"{path} was not read ({e.strerror}). Pass a GGUF file.") from e
     if (magic := bytes(r.take(4)))!=b'GGUF': raise r.fail(f"it begins with {magic!r}, not with b'GGUF'")
-    if (version := r.number('I')) not in (2,3): raise CheckpointError(f"{path} has the version {version} of GGUF, 2 and 3 (little-endian) are read. Convert the model again with a newer ggml.")
+    if (version := r.number('I')) not in (2,3):
+        raise CheckpointError(f"{path} has the version {version} of GGUF, 2 and 3 (little-endian) are read. Convert the model again with a newer ggml.")
     return r
 
 def _decoded(r, name, at, entry, dtype):
@@ -120,8 +123,8 @@ def read_gguf(
     return values,{name:_decoded(r, name, at, entries[name], dtype) for name,at in places.items()}
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #20dd6c64
-_WHOLE = {'block_count':'num_hidden_layers', 'context_length':'max_position_embeddings', 'embedding_length':'hidden_size', 'feed_forward_length':'intermediate_size', 'vocab_size':'vocab_size',
-          'attention.head_count':'num_attention_heads', 'attention.head_count_kv':'num_key_value_heads', 'rope.dimension_count':'head_dim'}
+_WHOLE = {'block_count':'num_hidden_layers', 'context_length':'max_position_embeddings', 'embedding_length':'hidden_size', 'feed_forward_length':'intermediate_size',
+          'vocab_size':'vocab_size', 'attention.head_count':'num_attention_heads', 'attention.head_count_kv':'num_key_value_heads', 'rope.dimension_count':'head_dim'}
 _REAL = {'attention.layer_norm_rms_epsilon':'rms_norm_eps', 'rope.freq_base':'rope_theta'}
 
 def _given(values):
@@ -146,7 +149,8 @@ def _llama_settings(values):
         out[name] = float(str(np.float32(given[k])))
     width,heads,side,kv = (out[k] for k in ('hidden_size','num_attention_heads','head_dim','num_key_value_heads'))
     if heads*side!=width or side%2 or heads%kv:
-        raise CheckpointError(f"{heads} heads of size {side}, {kv} of them for keys, do not fit the width {width}: expected heads of one even size that fill it, and a divisor of their number for keys.")
+        raise CheckpointError(f"{heads} heads of size {side}, {kv} of them for keys, do not fit the width {width}: expected an even size that fills the width, "
+                              "and a divisor of the number of heads for keys.")
     return out
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #1e525f0e
@@ -184,30 +188,34 @@ def llama_tensors(
     return out
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #8733340d
+def _odd(key, what, expected): return CheckpointError(f"tokenizer.{key} {what}: expected {expected}. Copy or fetch the file again.")
+
 def _expected(values, key, kind, what):
     "A value of the tokenizer"
-    if not isinstance(v := values.get(f'tokenizer.{key}'), kind) or not len(v): raise CheckpointError(f"tokenizer.{key} is {str(v)[:40]}: expected {what}. Copy or fetch the file again.")
+    if not isinstance(v := values.get(f'tokenizer.{key}'), kind) or not len(v): raise _odd(key, f'is {str(v)[:40]}', what)
     return v
 
 def _words(values):
     "Token -> number, and the numbers of control tokens"
     names,kinds = _expected(values, 'ggml.tokens', list, 'a list of tokens'),_expected(values, 'ggml.token_type', np.ndarray, 'a number for each token')
     words = {o:i for i,o in enumerate(names)}
-    if len(words)!=len(names) or not all(isinstance(o, str) and o for o in names): raise CheckpointError("tokenizer.ggml.tokens: expected different tokens that are not empty. Copy or fetch the file again.")
-    if len(kinds)!=len(names) or not np.isin(kinds, (1,3)).all(): raise CheckpointError("tokenizer.ggml.token_type: expected 1 (word) or 3 (control) for each token. Copy or fetch the file again.")
+    if len(words)!=len(names) or '' in words: raise _odd('ggml.tokens', 'holds a token twice, or an empty one', 'different tokens that are not empty')
+    if len(kinds)!=len(names) or not np.isin(kinds, (1,3)).all(): raise _odd('ggml.token_type', f'is {str(kinds)[:40]}', '1 (word) or 3 (control) for each token')
     return words,[o for o,k in zip(names, kinds) if k==3]
 
 def _merges(values, words):
     pairs = [tuple(str(o).split(' ')) for o in _expected(values, 'ggml.merges', list, 'a list of merges')]
     odd = next((o for o in pairs if len(o)!=2 or not {*o, ''.join(o)}<=words.keys()), None)
-    if odd: raise CheckpointError(f"tokenizer.ggml.merges holds {' '.join(odd)[:60]!r}: expected two tokens that make a third. Copy or fetch the file again.")
+    if odd: raise _odd('ggml.merges', f"holds {' '.join(odd)[:60]!r}", 'two tokens that make a third')
     return pairs
 
 def _special(values, size):
     "Numbers of the tokens with a role"
-    out = {k:values.get(f'tokenizer.ggml.{name}_token_id') for k,name in dict(bos='bos', eos='eos', pad='padding', unk='unknown').items()}
-    for k,v in out.items():
-        if type(v) is not int or not 0<=v<size: raise CheckpointError(f"The file has {str(v)[:40]} as the number of its {k} token: expected one below {size:,}. Copy or fetch the file again.")
+    out = {}
+    for k,name in dict(bos='bos', eos='eos', pad='padding', unk='unknown').items():
+        key = f'ggml.{name}_token_id'
+        out[k] = v = values.get(f'tokenizer.{key}')
+        if type(v) is not int or not 0<=v<size: raise _odd(key, f'is {str(v)[:40]}', f'the number of a token, below {size:,}')
     return out
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #dfdd546e
@@ -223,7 +231,8 @@ def _tokenizer(values):
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(o, special=True, normalized=False) for o in control])
     names,roles = list(words),_special(values, len(words))
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, **{f'{k}_token':names[v] for k,v in roles.items()}, model_max_length=values['llama.context_length'], clean_up_tokenization_spaces=False)
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, **{f'{k}_token':names[v] for k,v in roles.items()},
+                                  model_max_length=values['llama.context_length'], clean_up_tokenization_spaces=False)
     tok.chat_template = _expected(values, 'chat_template', str, 'a text')
     return tok
 
