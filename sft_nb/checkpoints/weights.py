@@ -57,11 +57,12 @@ class _Packaged:
     tasks:tuple
     params:int
     arch:str|None=None # timm architecture onto which the tensors map by order; None: a Hugging Face folder
-    convert:bool=False # In CTranslate2 layout, from which a Hugging Face folder is made
+    layout:str='' # 'ctranslate' or 'gguf': a Hugging Face folder is made from it; '': it is one, or `arch` is given
 
 _PIP = {'efficientnet-lite0': _Packaged(('image',), 4_652_008, 'tf_efficientnet_lite0'),
         'all-minilm-l6-v2': _Packaged(('text',), 22_713_216),
-        'whisper-tiny.en': _Packaged(('speech',), 37_760_256, convert=True)}
+        'whisper-tiny.en': _Packaged(('speech',), 37_760_256, layout='ctranslate'),
+        'smollm2-135m-instruct': _Packaged(('chat','text'), 134_515_008, layout='gguf')}
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #0651b162
 def _weight_files(folder, pickled=False):
