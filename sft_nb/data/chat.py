@@ -10,11 +10,12 @@ Docs: https://sft-nb.github.io/sft_nb/data/chat.html.md"""
 
 # %% auto #0
 __all__ = ['PLAIN', 'PINNED', 'set_template', 'control_tokens', 'end_of_turn', 'ChatTokens', 'ChatCoder', 'learned_labels',
-           'chat_coder', 'check_conversations', 'ChatDL', 'WholeDL', 'ChatTargets', 'chat_loaders', 'chat_item_loader',
-           'chat_cache_loader', 'chat_targets']
+           'show_masks', 'chat_coder', 'check_conversations', 'ChatDL', 'WholeDL', 'ChatTargets', 'chat_loaders',
+           'chat_item_loader', 'chat_cache_loader', 'chat_targets']
 
-# %% ../../nbs/data/21_chat.ipynb #40dbeb6f
-import hashlib, re
+# %% ../../nbs/data/21_chat.ipynb #3f9ab8a3
+import hashlib, re, sys
+from html import escape
 import pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
@@ -260,7 +261,38 @@ def remarks(self:ChatCoder, ref='the model'):
     n = self.tally.unfinished
     return [f"{n:,} of {self.tally.texts:,} answers stop at the limit of {self.max_new_tokens:,} tokens before their end (max_new_tokens of load_data sets it)"]*(n>0)
 
-# %% ../../nbs/data/21_chat.ipynb #5d916b25
+# %% ../../nbs/data/21_chat.ipynb #059927eb
+@patch
+def mask(
+    self:ChatCoder,
+    ids:list, # Tokens of a row of a batch
+    on:list, # 1 for tokens, 0 for padding
+    places:list, # Places whose next token is learned
+    labels:list, # Those tokens, -100 behind the last
+)->tuple: # (runs of text, each with whether it is learned; tokens; learned tokens; whether the end was cut off)
+    "A row of a batch as it is learned"
+    ids,at,runs = ids[:sum(on)],{p+1 for p,y in zip(places, labels) if y!=-100},[]
+    for i,t in enumerate(ids):
+        if not runs or runs[-1][1]!=(i in at): runs.append(([], i in at))
+        runs[-1][0].append(t)
+    return [(self.tokenizer.decode(o, clean_up_tokenization_spaces=False), learned) for o,learned in runs],len(ids),len(at),ids[-1]!=self.end_id
+
+def _counts(n, learned, cut): return f"{n:,} tokens, {learned:,} learned"+', cut before the end of the answer'*cut
+
+def _mask_html(runs, *counts):
+    text = ''.join(f'<mark style="background:rgba(46,160,67,.35);color:inherit">{escape(t)}</mark>' if on else escape(t) for t,on in runs)
+    return f'<pre style="white-space:pre-wrap;margin:0 0 .2em">{text}</pre><small>{_counts(*counts)}</small>'
+
+def show_masks(
+    rows:list, # As `ChatCoder.mask` gives them
+):
+    "Rows as they are rendered, what is learned in color: HTML in a notebook; in a terminal inverted, and in a file between ⟦ and ⟧"
+    from IPython.display import display, HTML
+    if 'ipykernel' in sys.modules: return display(HTML('<hr>'.join(_mask_html(*o) for o in rows)))
+    a,b = ('\033[7m','\033[0m') if sys.stdout.isatty() else '⟦⟧'
+    for runs,*counts in rows: print(''.join(f'{a}{t}{b}' if on else t for t,on in runs), _counts(*counts), sep='\n', end='\n\n')
+
+# %% ../../nbs/data/21_chat.ipynb #0045475b
 def _settled(spec):
     "What `load_data` was asked for, or has settled before"
     if spec.preprocess: return spec.preprocess
@@ -283,7 +315,7 @@ def _coder(spec, p):
     spec._coder = spec.checkpoint,dict(p),coder
     return coder
 
-# %% ../../nbs/data/21_chat.ipynb #5e53639d
+# %% ../../nbs/data/21_chat.ipynb #41dc82d7
 def _template_hash(tokenizer): return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
 
 def chat_coder(
@@ -296,7 +328,7 @@ def chat_coder(
         raise CheckpointError(f"{ref} has another chat template than the checkpoint that the data were loaded for. Load them for it: load_data(…, checkpoint={ref!r}).")
     return coder
 
-# %% ../../nbs/data/21_chat.ipynb #5f738781
+# %% ../../nbs/data/21_chat.ipynb #622286d7
 @patch
 def problem(
     self:ChatCoder,
@@ -323,13 +355,19 @@ def check_conversations(
     answers = rows['completion'] if 'completion' in rows else [None]*len(rows)
     return [(i,p) for i,o,c in zip(rows.index, rows['prompt'], answers) if (p := coder.problem(o, c))]
 
-# %% ../../nbs/data/21_chat.ipynb #6f258e37
+# %% ../../nbs/data/21_chat.ipynb #e0b3b4ab
 class ChatDL(SequenceDL):
     "Padded batches of conversations, longest first, or in the order of the rows"
     def create_batch(self, samples):
         x,*ys = zip(*samples)
         if not ys: return (self.coder.batch(x),)
         return {**self.coder.whole(x), **self.coder.learned(x)},learned_labels(x)
+
+    def show_batch(self, b=None, max_n=4, show=True, unique=False, **kwargs):
+        "Rows as the template renders them, what is learned in color, with counts"
+        if b is None: b = self.one_batch()
+        if len(b)<2 or not show: return super().show_batch(b, max_n, show, unique, **kwargs)
+        show_masks([self.coder.mask(*o) for o in zip(*(b[0][k][:max_n].tolist() for k in ('input_ids','attention_mask','places')), b[1][:max_n].tolist())])
 
 class WholeDL(ChatDL):
     "What a frozen part reads in training: prompts with their answers, without what is learned"
@@ -350,7 +388,7 @@ class ChatTargets:
         items = [self.items[i] for i in idxs]
         return self.coder.learned(items),learned_labels(items)
 
-# %% ../../nbs/data/21_chat.ipynb #b07b48dc
+# %% ../../nbs/data/21_chat.ipynb #976a8d31
 def _report(coder, items, ref):
     "Say what is cut, what is not learned, and what the template adds"
     cut,lost = [o for o in items if o.n>coder.max_length],sum(max(0, o.n-coder.max_length) for o in items)
@@ -385,7 +423,7 @@ def chat_loaders(
     coder.max_new_tokens = new
     return prepared(sequence_loaders(spec, ChatDL, coder, _ReadTokens(items, coder), labels, list(map(len, items)), batch_size, 16), spec, preprocess)
 
-# %% ../../nbs/data/21_chat.ipynb #520fa5e2
+# %% ../../nbs/data/21_chat.ipynb #713a19e4
 def chat_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `prompt`

@@ -29,6 +29,7 @@ class Task:
     recipe = {} # Arguments of `fine_tune` that suit this task, where the command line names none
     options = {} # Options of `load_data` that this task takes, name -> what it means
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
+    equal_together = False # Whether rows with equal inputs stay on one side of a split that is made
     forms = () # Columns of other usual forms of its data, which `reshaped` reads
     both_in_one = False # Whether input and target may be the two fields of one column of objects, as `translation` of `datasets` is
     modules = () # Modules that must be importable
