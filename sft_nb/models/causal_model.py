@@ -22,7 +22,7 @@ from torch import nn
 from ..core.basics import eval_mode
 from ..checkpoints.weights import opened
 from ..data.chat import chat_coder, chat_item_loader
-from ..data.texts import network_config, _limit
+from ..data.texts import network_config
 from .model import SFTModel
 from .seq2seq import Generated, _dropouts, _keeps_head, _upto
 from .text_model import text_groups, _check_size, _givers, _handing, _prefix, _until
@@ -143,7 +143,8 @@ def generate(self:CausalModel,
 )->Generated: # Tokens and their probability
     "Write an answer to each prompt"
     ids,size,sure = h['prompt'],h['prompt'].shape[1],_Sure()
-    most = min(self.generation.get('max_new_tokens') or self.net.generation_config.max_new_tokens or 256, max(1, (_limit(self.net.config) or 10**9)-size))
+    limit = getattr(self.net.config.get_text_config(), 'max_position_embeddings', None) or 10**9
+    most = min(self.generation.get('max_new_tokens') or self.net.generation_config.max_new_tokens or 256, max(1, limit-size))
     out = self.net.generate(input_ids=ids, attention_mask=h['prompt_mask'], logits_processor=[sure], **{**self.generation, 'max_new_tokens':most})
     tokens = _upto(out[:,size-1:], self.net.generation_config.eos_token_id)
     kept = tokens!=-100
