@@ -17,7 +17,9 @@ Modules:
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
+- `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
 - `sft_nb.data.class_targets`: From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
+- `sft_nb.data.conversations`: Prompts and answers, messages, ShareGPT and Alpaca rows become one thing: a prompt, which may be a conversation, and its completion
 - `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
 - `sft_nb.data.folders`: A folder with a folder per class becomes a frame of files
 - `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
@@ -61,6 +63,7 @@ Modules:
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
+- `sft_nb.models.causal_model`: A causal language model with named groups: cut exactly at any layer, its output layer run only where a token is learned, writing answers by itself
 - `sft_nb.models.freeze`: Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
 - `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
 - `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
@@ -72,10 +75,11 @@ Modules:
 - `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
+- `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
 - `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
 - `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
 - `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
-- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2 and a Marian in miniature, with random weights, made on the spot
+- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot
 - `sft_nb.tasks.speech`: The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
 - `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
 - `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them

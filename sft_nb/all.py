@@ -13,10 +13,10 @@ from .core.basics import process_count, process_rank, SftError, TaskError
 from .core.processes import first_then_all, from_first, from_processes, join_processes, over_processes, own_rows
 from .core.hashing import item_hashes
 from .core.losses import class_weights, loss_weight, make_loss
-from .core.metrics import bleu_sums, CLASS_SCORES, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
+from .core.metrics import answer_parts, bleu_sums, CLASS_SCORES, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
 from .core.metrics import speech_note, speech_parts, speech_scores, spoken_language, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
-from .core.fit_metrics import class_metrics, written_metrics
+from .core.fit_metrics import class_metrics, token_metrics, TokenAccuracy, written_metrics
 
 # %% ../nbs/01_all.ipynb #8bf3d669
 from .checkpoints.assets import Asset, asset_info, ASSETS, NoClient, NoNetwork, WrongHash
@@ -27,7 +27,7 @@ from .checkpoints.references import list_checkpoints, open_checkpoint
 
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
-from .data.kinds import AudioInput, ClassTarget, ImageInput, InputKind, TargetKind, TextInput, TextTarget
+from .data.kinds import AudioInput, ClassTarget, ConversationInput, ImageInput, InputKind, TargetKind, TextInput, TextTarget
 from .data.class_targets import class_counts, class_losses, linear_probe
 from .data.problems import BadRows
 from .data.labels import class_order, label_names, label_text, match_labels
@@ -46,6 +46,10 @@ from .data.token_targets import pad_labels, sequence_item_loader, sequence_loade
 from .data.translation import check_pairs, odd_pairs, pair_coder, pair_item_loader, pair_lengths, pair_targets, PairCoder, translation_loaders
 from .data.speech import best_tokens, check_speech, frame_count, frames_needed, speech_coder, speech_item_loader, speech_lengths, speech_loaders
 from .data.speech import speech_targets, speech_train_loader, SpeechCoder, SpeechDL
+from .data.conversations import answer_of, cell_of, conversation_frame, conversation_lines, conversation_text, FORMS, message_problem, messages_of, prompt_problem
+from .data.conversations import ROLES, storable_cell
+from .data.chat import chat_cache_loader, chat_coder, chat_item_loader, chat_loaders, chat_targets, ChatCoder, ChatDL, ChatTargets, ChatTokens
+from .data.chat import check_conversations, control_tokens, end_of_turn, learned_labels, PINNED, PLAIN, set_template, show_masks, WholeDL
 
 # %% ../nbs/01_all.ipynb #ad3a00d1
 from .models.grouping import is_norm, matched_groups, sequential_groups
@@ -58,6 +62,7 @@ from .models.text_model import FAMILIES, pool_tokens, text_groups, TextModel
 from .models.towers import dual_towers, picture_tower, text_tower, Tower
 from .models.fusion import FusionHead, FusionModel, pair_net, PairNet, SIDES
 from .models.seq2seq import fixed_as_buffers, Generated, sequence_groups, sequence_loss, sequence_losses, SequenceModel, token_losses
+from .models.causal_model import answer_losses, causal_groups, CAUSAL_FAMILIES, CausalModel
 from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, cut_window, WhisperModel
 
 # %% ../nbs/01_all.ipynb #dc75f9dd

@@ -12,7 +12,8 @@ Docs: https://sft-nb.github.io/sft_nb/core/metrics.html.md"""
 __all__ = ['CLASS_SCORES', 'group_codes', 'draw_weights', 'interval', 'class_scores', 'class_codes', 'class_names',
            'weighted_auc', 'ClassScores', 'drawn', 'value_table', 'SumScores', 'joined', 'bleu_sums', 'error_sums',
            'language_code', 'normalised', 'speech_parts', 'speech_scores', 'spoken_language', 'speech_note',
-           'placeholders', 'same_placeholders', 'translation_parts', 'translation_scores', 'translation_signature']
+           'placeholders', 'same_placeholders', 'translation_parts', 'translation_scores', 'translation_signature',
+           'answer_parts']
 
 # %% ../../nbs/core/05_metrics.ipynb #75a15445
 import re, unicodedata
@@ -457,3 +458,19 @@ def translation_signature(
     metrics = sacrebleu.BLEU(),sacrebleu.CHRF()
     for m in metrics: m.corpus_score(['a'], [['a']])
     return ' '.join(f'{n} {m.get_signature()}' for n,m in zip(('BLEU','chrF'), metrics))
+
+# %% ../../nbs/core/05_metrics.ipynb #4fabfeac
+def _token_rates(sums):
+    loss,n,right,stopped,rows = sums
+    return dict(perplexity=float(np.exp(min(700., loss/max(1, n)))), token_accuracy=right/max(1, n), stopped=stopped/max(1, rows))
+
+def answer_parts(
+    rows:pd.DataFrame, # With `target` and `prediction`; of what a model answered also `loss`, `learned`, `right` and `stopped`
+)->SumScores: # exact, bleu, chrf, length_ratio; perplexity and token_accuracy over tokens, and the share that stopped, where they are known
+    "How near answers are to what was wanted, as it follows from sums over rows"
+    targets,said = list(rows.target),list(rows.prediction)
+    near = SumScores([(1, t.strip()==s.strip(), len(s), len(t)) for t,s in zip(targets, said)], lambda o: dict(exact=o[1]/max(1, o[0]), length_ratio=o[2]/max(1, o[3])))
+    if not {'learned','right','stopped'}<=set(rows) or rows.loss.isna().any(): return joined(near, bleu_sums(targets, said))
+    tokens = SumScores(np.column_stack([rows.loss*rows.learned, rows.learned, rows.right, rows.stopped, np.ones(len(rows))]), _token_rates)
+    return joined(tokens, near, bleu_sums(targets, said))
+

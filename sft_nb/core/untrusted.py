@@ -221,6 +221,7 @@ def _simple(o): return _short(o) or isinstance(o, list) and len(o)<=10**4 and al
 
 _KNOWN = dict(size=(_side, 'a side from 1 to 4,096 pixels'), mean=(_triple(-1e3, 1e3), 'a list of numbers'), std=(_triple(1e-6, 1e3), 'a list of numbers above 0'),
     crop_pct=(_within(.01, 10), 'a share above 0'), max_length=(_whole(1, 10**6), 'a number of tokens'), max_target_length=(_whole(1, 10**5), 'a number of tokens'),
+    max_new_tokens=(_whole(1, 10**6), 'a number of tokens'), system=(lambda o: o is None or isinstance(o, str) and len(o)<=10**5, 'a text or null'),
     num_beams=(_whole(1, 64), 'a whole number from 1 to 64'), sampling_rate=(_whole(100, 10**6), 'a rate in Hz'))
 
 def check_preprocess(

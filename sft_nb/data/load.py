@@ -212,6 +212,19 @@ def _sample_first(rows, spec, limit):
     rest = rows.drop(index=whole.index)
     return pd.concat([_subsample(whole, spec, limit), rest]).sort_index()
 
+# %% ../../nbs/data/11_load.ipynb #478087ff
+def _equal_together(rows, spec):
+    "Rows with equal inputs as groups, where the task asks for it and nothing else has grouped or split them"
+    if not spec.task.equal_together or spec.has_group or 'split' in rows and (rows.split=='valid').any(): return rows
+    keys = pd.Series(['\0'.join(str(k.storable(o)) for k,o in zip(spec.task.inputs, cells)) for cells in zip(*(rows[c] for c in spec.task.input_columns))], index=rows.index, dtype=object)
+    again = keys.duplicated(keep=False)
+    if not again.any() or keys.nunique()<2: return rows
+    names = ' and '.join(spec.task.input_columns)
+    say(f"{again.sum():,} of {len(rows):,} rows have the {names} of another row; equal {names}s stay on one side of the split")
+    spec.has_group = True
+    return rows.assign(group=pd.Series(pd.factorize(keys)[0].astype(str), index=rows.index, dtype=object))
+
+
 # %% ../../nbs/data/11_load.ipynb #02b842de
 def prepare_rows(
     spec:DataSpec, # With rows as they were read; `rows`, `vocab` and `skipped` are filled
@@ -223,7 +236,8 @@ def prepare_rows(
     limit,rows = spec.options.get('max_items'),spec.rows
     if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
     good,spec.skipped = _clean(rows, spec, bad, what)
-    with name_in_errors(what): spec.rows = _split(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec, valid)
+    good = _equal_together(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec)
+    with name_in_errors(what): spec.rows = _split(good, spec, valid)
     targets = spec.rows[spec.task.target.column]
     spec.vocab = spec.task.target.vocab(targets, spec.multi_label)
     spec.task.target.report(targets, spec.multi_label)

@@ -141,7 +141,7 @@ def _read_source(source, task, labelled=True, lazy=None, sheet=None):
     if is_dataset(source): return _read_hf(source),Path.cwd(),'the Dataset'
     if isinstance(source, (str,Path)) and (labelled or not _is_item(source, task)): return _read_path(Path(source).expanduser(), task, labelled, sheet)
     items = list(source) if isinstance(source, (list,tuple,pd.Series,np.ndarray)) and not _is_array(source) else [source]
-    if items and all(isinstance(o, dict) and (set(o)&set(task.columns) or any(isinstance(v, dict) for v in o.values())) for o in items):
+    if items and all(isinstance(o, dict) and (set(o)&{*task.columns, *task.forms} or any(isinstance(v, dict) for v in o.values())) for o in items):
         keys = dict.fromkeys(k for o in items for k in o)
         return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in keys})),Path.cwd(),'the list'
     if labelled:
@@ -425,6 +425,7 @@ def table_rows(
     "Rows of any source, those that cannot be read among them"
     frame,base,what = _read_source(source, task, labelled, lazy, sheet)
     with name_in_errors(what):
+        if input is None and target is None: frame = task.reshaped(frame, labelled)
         cols = _columns(frame, task, input, target, group, labelled, what)
         rows,multi = _normalise(frame, _files_at(base, task, folder, ending), cols, task, what, label_delim, prefix, taken, empty_label)
     return rows,multi,what

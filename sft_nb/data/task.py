@@ -29,6 +29,8 @@ class Task:
     recipe = {} # Arguments of `fine_tune` that suit this task, where the command line names none
     options = {} # Options of `load_data` that this task takes, name -> what it means
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
+    equal_together = False # Whether rows with equal inputs stay on one side of a split that is made
+    forms = () # Columns of other usual forms of its data, which `reshaped` reads
     both_in_one = False # Whether input and target may be the two fields of one column of objects, as `translation` of `datasets` is
     modules = () # Modules that must be importable
     extra = None # The extra that brings them; None: nothing beyond the base
@@ -61,6 +63,11 @@ def file_columns(self:Task)->tuple:
     return tuple(k.column for k in self.inputs if k.files)
 
 @patch(as_prop=True)
+def cached_columns(self:Task)->tuple:
+    "Names of the columns that the frozen part reads in training"
+    return self.input_columns
+
+@patch(as_prop=True)
 def classes(self:Task)->bool:
     "Whether the target is a class, or several"
     return self.target.classes
@@ -73,6 +80,15 @@ def missing(
     return [m for m in self.modules if importlib.util.find_spec(m) is None]
 
 # %% ../../nbs/data/00_task.ipynb #072c1bff
+@patch
+def reshaped(
+    self:Task,
+    frame, # DataFrame as it was read
+    labelled=True, # False: there may be no target
+):  # DataFrame
+    "A table that has another usual form, with the columns of the task"
+    return frame
+
 @patch
 def check_rows(
     self:Task,

@@ -56,9 +56,10 @@ _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.input_columns) if c in rows]
-    more = free_names([c for c in rows if c not in (*first, spec.task.target.column, 'split', 'row')], {*first, *_COLUMNS}, 'data_')
+    own = *_COLUMNS,*spec.task.target.beside
+    more = free_names([c for c in rows if c not in (*first, spec.task.target.column, 'split', 'row')], {*first, *own}, 'data_')
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
-    frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in _COLUMNS},
+    frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in own},
                           **{new:cells(c) for c,new in more.items()}})
     out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if spec.has_rows else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)

@@ -50,7 +50,7 @@ def cache_key(
     "The name of an entry: a hash over all that the activations depend on"
     model,spec = learn.model,learn.spec
     config = getattr(model.net, 'config', None)
-    if items is None: items = item_hashes(rows, spec.task.input_columns, spec.task.file_columns)
+    if items is None: items = item_hashes(rows, spec.task.cached_columns, spec.task.file_columns)
     parts = dict(weights=tensor_hash(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=attention_name(config), preprocess=spec.preprocess, items=items, dtype=dtype,
@@ -126,7 +126,7 @@ def _height(border): return border if isinstance(border, int) else -1
 def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), used=()):
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
     with learn.model.folding(max((border, *also), key=_height)):
-        items = item_hashes(rows, learn.spec.task.input_columns, learn.spec.task.file_columns)
+        items = item_hashes(rows, learn.spec.task.cached_columns, learn.spec.task.file_columns)
         outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
         out = outs[border]
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ class MeanLoss(AvgLoss):
 
 class MeanPerplexity(MeanLoss):
     "fastai's `Perplexity`, over `MeanLoss`"
+    own_rows = True
     @property
     def value(self): return torch.exp(self.total/self.count) if self.count!=0 else None
     @property
