@@ -139,13 +139,18 @@ def _kept_border(learn, dtype):
 # %% ../../nbs/training/08_schedule.ipynb #4f306fc4
 _FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
 
+def _recommended(recipe, given):
+    "What a task recommends, as far as what is given leaves it open: passes go together, and so do rates"
+    out = ('epochs','freeze_epochs') if 'epochs' in given else ()
+    return {k:v for k,v in recipe.items() if k not in (*out, *(('head_lr',) if 'base_lr' in given else ()))}
+
 def _chosen(learn, given, budget):
     "The plan with what is given; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those that the task recommends"
     planned = not {'freeze_epochs','head_lr'} & set(given) and _plannable(learn)
     if budget is not None and (not planned or 'epochs' in given):
         raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs, freeze_epochs and head_lr out, and take a head of one linear layer.")
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a run that is kept could not go on. Pass epochs.")
-    own = {} if 'epochs' in given or learn.spec is None else learn.spec.task.recipe
+    own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
     reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
