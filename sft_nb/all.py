@@ -108,12 +108,13 @@ from .deployment.predictor import load_predictor, Predictor, save_predictor
 from .deployment.onnx_file import export_onnx, ExportError
 
 # %% ../nbs/01_all.ipynb #f28d3133
-from .tasks.small_nets import sentence_pieces, small_ctc, small_marian, small_whisper, word_pieces
+from .tasks.small_nets import CHATML, sentence_pieces, small_ctc, small_llama, small_marian, small_whisper, word_pieces
 from .tasks.image import ImageTask
 from .tasks.text import TextTask
 from .tasks.image_text import ImageTextTask
 from .tasks.translation import TranslatedText, TranslationTask
 from .tasks.speech import SpeechTask, SpokenText
+from .tasks.chat import Answer, ChatTask
 
 # %% ../nbs/01_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]
