@@ -5,6 +5,8 @@ import pytest, torch, torchvision
 from torch import nn
 from sft_nb.core.basics import GroupError
 from sft_nb.checkpoints.references import open_checkpoint
+from sft_nb.data.spec import Recipe
+from sft_nb.data.task import get_task
 from sft_nb.models.grouping import matched_groups, sequential_groups
 from sft_nb.models.model import find_group, SFTModel
 from sft_nb.models.freeze import group_table, set_trainable, trainable_names
@@ -21,7 +23,7 @@ FIRST = dict(test_resnet='layer1', test_efficientnet='blocks.0', mobilenetv3_sma
 
 def spec_for(arch, size):
     ckpt = open_checkpoint(f'timm:{arch}', task='image', pretrained=False)
-    return SimpleNamespace(checkpoint=ckpt, pretrained=False, preprocess={'size':size}, vocab=list('abc'))
+    return Recipe(get_task('image'), vocab=list('abc'), checkpoint=ckpt, pretrained=False, preprocess={'size':size})
 
 def made(arch, **kw):
     size = {**INNER, **AT_HEAD, **TWO_HEADS, 'vgg11':64, 'vgg11_bn':64}[arch]
