@@ -248,14 +248,25 @@ _ARGUMENTS = ('valid seed checkpoint pretrained input target group bad batch_siz
               'folder ending sheet').split()
 
 # %% ../../nbs/data/11_load.ipynb #4d5421d2
-def _check_arguments(task, valid, bad, max_items, options, seed=42):
+def _check_arguments(task, valid, bad, max_items, options, seed=42, empty_label='raise'):
     for k in options:
         if k not in task.options: raise DataError(f"load_data has no option {k!r} for task {task.name!r}.{near(k, [*task.options, *_ARGUMENTS])}")
     if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (list all problems) or 'skip' (go on without these rows).")
+    if empty_label not in ('raise','none'): raise DataError(f"empty_label={empty_label!r}. Valid: 'raise' (an empty label is a problem) or 'none' (an item of none of the classes).")
     if isinstance(valid, bool) or isinstance(valid, Real) and not 0<valid<1:
         raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
     if max_items is not None and not _is_whole(max_items, 2): raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
     if seed is not None and not (_is_whole(seed, 0) and seed<2**32): raise DataError(f"seed={seed!r}: expected a whole number from 0 to {2**32-1}.")
+
+# %% ../../nbs/data/11_load.ipynb #c0fd5f02
+def _settings(input, target, ending, empty_label):
+    "Arguments on how the source is read that a saved model keeps, where they were given"
+    given = dict(input=input, ending=ending, target=target if target is not None and '.' in target else None, empty_label=empty_label if empty_label!='raise' else None)
+    return {k:v for k,v in given.items() if v is not None}
+
+def _checkpoint(task, ref, pretrained):
+    from sft_nb.checkpoints.references import open_checkpoint
+    return open_checkpoint(ref or task.checkpoint, task=task.name, pretrained=pretrained)
 
 # %% ../../nbs/data/11_load.ipynb #6aab1fb9
 def load_data(
@@ -270,7 +281,7 @@ def load_data(
     target:str|None=None, # Column of the target; None: the task's own name
     group:str|None=None, # Column whose equal values stay on one side of the split
     bad:str='raise', # 'raise': list all bad rows at once; 'skip': go on without them, they are kept in `dls.sft.skipped`
-    batch_size:int|None=None, # Items a step; None: 64, or less where there are few items
+    batch_size:int|None=None, # Items a step; None: what suits the task, less where there are few items
     augment=None, # Whether to vary training items at random; what else it may be, the task says. None: yes, but not where `fine_tune` trains by a plan of its own
     max_items:int|None=None, # Take a random part of this size, every class in proportion; None: all
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
@@ -287,17 +298,10 @@ def load_data(
     "Read, check and split data, and make fastai `DataLoaders` of them"
     join_processes()
     task = get_task(task)
-    _check_arguments(task, valid, bad, max_items, options, seed)
-    if empty_label not in ('raise','none'): raise DataError(f"empty_label={empty_label!r}. Valid: 'raise' (an empty label is a problem) or 'none' (an item of none of the classes).")
-    if isinstance(valid, Real): valid = float(valid)
-    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
-    rows = _correct(rows, corrections, task, multi, label_delim)
+    _check_arguments(task, valid, bad, max_items, options, seed, empty_label)
+    rows,multi,what = _gather(task, source, float(valid) if isinstance(valid, Real) else valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
-    settings.update({k:v for k,v in (('input',input), ('ending',ending)) if v is not None})
-    if target is not None and '.' in target: settings['target'] = target
-    if empty_label!='raise': settings['empty_label'] = empty_label
-    from sft_nb.checkpoints.references import open_checkpoint
-    spec = DataSpec(task, rows, multi_label=multi, checkpoint=open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained),
-                    pretrained=pretrained, seed=seed, has_group=group is not None, options=settings)
-    prepare_rows(spec, valid, bad, what)
+    spec = DataSpec(task, _correct(rows, corrections, task, multi, label_delim), multi_label=multi, checkpoint=_checkpoint(task, checkpoint, pretrained),
+                    pretrained=pretrained, seed=seed, has_group=group is not None, options={**settings, **_settings(input, target, ending, empty_label)})
+    prepare_rows(spec, float(valid) if isinstance(valid, Real) else valid, bad, what)
     return make_loaders(spec)
