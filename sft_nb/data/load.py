@@ -299,9 +299,10 @@ def load_data(
     join_processes()
     task = get_task(task)
     _check_arguments(task, valid, bad, max_items, options, seed, empty_label)
-    rows,multi,what = _gather(task, source, float(valid) if isinstance(valid, Real) else valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
+    if isinstance(valid, Real): valid = float(valid)
+    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
     spec = DataSpec(task, _correct(rows, corrections, task, multi, label_delim), multi_label=multi, checkpoint=_checkpoint(task, checkpoint, pretrained),
                     pretrained=pretrained, seed=seed, has_group=group is not None, options={**settings, **_settings(input, target, ending, empty_label)})
-    prepare_rows(spec, float(valid) if isinstance(valid, Real) else valid, bad, what)
+    prepare_rows(spec, valid, bad, what)
     return make_loaders(spec)

@@ -41,10 +41,12 @@ class FitPlan:
     def _repr_html_(self): return self.table.to_html(index=False)
 
 # %% ../../nbs/training/07_plan.ipynb #ad37cad9
+def _counts_norms(model): return any(isinstance(m, RUNNING_NORMS) for m in model.modules())
+
 def _by_network(model):
     "(argument -> value, argument -> reason) of the second phase"
     n = sum(p.numel() for p in model.parameters())
-    if any(isinstance(m, RUNNING_NORMS) for m in model.modules()):
+    if _counts_norms(model):
         return dict(base_lr=4e-3, decay=.7, unfreeze_to=.6), dict(base_lr='a network with batch norm; half of it is the highest rate of the second phase',
             decay='each group below trains at .7 of the rate above it', unfreeze_to='the upper two fifths of the groups train; what is below comes from the cache')
     rate = 6e-4 if n<6e7 else 2e-4 if n<2e8 else 1e-4
@@ -61,7 +63,7 @@ def _epochs(n):
 def _per_class(learn, values, reasons):
     "Numbers and reasons, gentler where a transformer has few rows per class"
     n = len(learn.spec.split('train'))/max(1, len(learn.spec.vocab))
-    if n>=100 or any(isinstance(m, RUNNING_NORMS) for m in learn.model.modules()): return values,reasons
+    if n>=100 or _counts_norms(learn.model): return values,reasons
     return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class: gentler'}
 
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
@@ -85,7 +87,7 @@ def _rule(learn):
 def _after_head(learn, plan, given):
     "The plan, gentler where a solved head leaves little of the loss"
     left = learn.state.head_left
-    if left is None or left>=.5 or any(isinstance(m, RUNNING_NORMS) for m in learn.model.modules()): return plan
+    if left is None or left>=.5 or _counts_norms(learn.model): return plan
     share,why = max(.25, left/.5),f'the head alone leaves {100*left:.0f} % of the loss'
     gentler = dict(base_lr=plan.values['base_lr']*share, **({'epochs':min(plan.values['epochs'], 2)} if left<.25 else {}))
     new = {k:v for k,v in gentler.items() if k not in given}
