@@ -139,7 +139,7 @@ def answer(
     "The part of a rendered conversation that is behind its prompt, up to and with the token that ends the turn"
     if not whole.startswith(prompt): raise DataError('the chat template writes the prompt otherwise once an answer follows: it cannot be learned what is asked in prediction')
     text = whole[len(prompt):]
-    at = text.find(self.end, max(0, text.rfind(content.strip())+len(content.strip())))
+    at = text.find(self.end, max(0, text.rfind(content.strip(), 0, text.rfind(self.end))+len(content.strip())))
     if at<0: raise DataError(f'the chat template does not end this answer with {self.end!r}')
     return text[:at+len(self.end)]
 
