@@ -172,7 +172,7 @@ def losses_html(
     return f'<p class="sft-text sft-shades">{"".join(map(_shade_html, a.texts, a.losses))}</p>{_SHADES}'
 
 @patch
-def _repr_html_(self:TokenLosses): return losses_html(self)
+def _repr_html_(self:TokenLosses): return losses_html(self) # noqa: F811
 
 # %% ../../nbs/inspection/02_cards.ipynb #93dac957
 def placeholders_html(

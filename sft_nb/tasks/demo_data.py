@@ -249,7 +249,7 @@ def options_demo(
     from sft_nb.checkpoints.assets import fetch
     out,source = Path(folder)/'options.csv',fetch('fish-completions')
     if not out.exists(): write_atomic(out, options_table(source).to_csv(index=False))
-    return dict(source=out, load=dict(valid=.2, group='command'), fine_tune=dict(freeze_epochs=3, epochs=0, head_lr=5e-4), untuned=True, keep_best=False)
+    return dict(source=out, load=dict(valid=.2, group='command'), fine_tune=dict(freeze_epochs=4, epochs=0, head_lr=5e-4), untuned=True, keep_best=False)
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #c0506dd8
 DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, chat=options_demo)
