@@ -20,8 +20,8 @@ from .widgets import _button
 # %% ../../nbs/inspection/07_chat_box.ipynb #e23051a4
 _STYLE = '''<style>.sft-talk { display:flex; flex-direction:column-reverse; max-height:480px; overflow:auto; border:1px solid rgba(128,128,128,.4); border-radius:6px; padding:8px; }
 .sft-talk p { margin:4px 0; padding:5px 10px; border-radius:8px; white-space:pre-wrap; overflow-wrap:anywhere; width:fit-content; max-width:85%; line-height:1.4; }
-.sft-talk .user { background:rgba(11,87,208,.14); margin-left:auto; } .sft-talk .assistant { background:rgba(46,160,67,.18); }
-.sft-talk .system,.sft-talk .note { color:#707070; font-size:.9em; padding:2px 0; max-width:100%; } .sft-talk .error { color:#b3261e; }</style>'''
+.sft-talk .user { background:rgba(66,133,244,.24); margin-left:auto; } .sft-talk .assistant { background:rgba(46,160,67,.24); }
+.sft-talk .system,.sft-talk .note { opacity:.72; font-size:.9em; padding:2px 0; max-width:100%; } .sft-talk .error { border-left:4px solid #d93025; border-radius:0; }</style>'''
 
 def _bubble(role, text): return f'<p class="{role}">{html.escape(text) or "&nbsp;"}</p>'
 
