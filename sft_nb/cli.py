@@ -418,7 +418,7 @@ def _typed():
 def _turn(talk, line, write):
     "One message and its answer"
     try: talk.answer(line, write)
-    except DataError as e: return say(_one_line(e))
+    except DataError as e: return say(str(e))
     write('\n')
     if not talk.stopped: say(f'(stopped after {talk.max_new_tokens:,} tokens; --max-new-tokens sets it)')
 
