@@ -26,7 +26,7 @@ def trainer(toy, rows, folder, template=CHATML, **kw):
     "An `SFTTrainer` over rows, which it has made into tokens and labels"
     tok = AutoTokenizer.from_pretrained(toy['checkpoint'])
     tok.chat_template = template
-    args = trl.SFTConfig(str(folder), max_length=kw.pop('max_length', 256), report_to=[], use_cpu=True, per_device_train_batch_size=8, disable_tqdm=True, gradient_checkpointing=False, bf16=False, **kw)
+    args = trl.SFTConfig(str(folder), **{**dict(max_length=256, report_to=[], use_cpu=True, disable_tqdm=True, gradient_checkpointing=False, bf16=False), **kw})
     return trl.SFTTrainer(AutoModelForCausalLM.from_pretrained(toy['checkpoint'], dtype=torch.float32), args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tok)
 
 def unbroken(rows, end):
