@@ -1,17 +1,25 @@
 "Training of the task `chat`: packed is separate, batches and processes change nothing, killed runs go on, adapters merge into what they were"
-import json, subprocess, sys
+import json, os, subprocess, sys
+from contextlib import nullcontext
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft_nb.core.basics import CheckpointError, DataError
 from sft_nb.data import chat
 from sft_nb.data.chat import ChatCoder, chat_coder, first_fit, learned_labels, packed_rows
 from sft_nb.data.load import load_data
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.models import causal_model
 from sft_nb.models.causal_model import CausalModel
 from sft_nb.tasks.toys import toy_answers
-from sft_nb.training.callbacks import checkpoint_activations
+from sft_nb.training.adapters import add_adapter, merge_adapter, save_adapter
+from sft_nb.training.cache import frozen_cache
+from sft_nb.training.callbacks import Accumulate, checkpoint_activations
 from sft_nb.training.learner import sft_learner
+from sft_nb.training.resume import Resume
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
@@ -151,3 +159,115 @@ def test_what_cannot_be_packed_is_refused(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(causal_model, '_reading', causal_alone)
     with pytest.raises(CheckpointError, match='does not read conversations that share a row'): learner(toy, load=dict(pack=True))
     learner(toy)
+
+# From the cache, in two processes, killed
+
+def test_fits_from_the_cache_are_live_fits(toy):
+    "The upper part on packed and on plain batches, with accumulated steps"
+    def run(cached, **load):
+        learn = learner(toy, load=load)
+        with frozen_cache(learn) if cached else nullcontext(): learn.fit(2, 3e-3, cbs=Accumulate(6))
+        return weights(learn),learn.history[-1]
+    for load in ({}, dict(pack=True), dict(batch_size=3)):
+        (live,h),(cached,hc) = run(False, **load),run(True, **load)
+        assert (live-cached).abs().max()<1e-5 and hc['valid_loss']==pytest.approx(h['valid_loss'], abs=1e-5)
+        assert [hc[k] for k in ('perplexity','token_accuracy')]==pytest.approx([h[k] for k in ('perplexity','token_accuracy')], rel=1e-5)
+
+def test_numbers_do_not_depend_on_batches_or_accumulation(toy):
+    "Nothing is learned: the loss of the training rows and of the others is one number, whichever come together"
+    def run(batch_size, **load):
+        learn = learner(toy, load=dict(batch_size=batch_size, **load), freeze=None)
+        learn.fit(1, 0., wd=0., cbs=Accumulate(8))
+        return [learn.history[-1][k] for k in ('valid_loss','perplexity','token_accuracy')]
+    seen = [run(1), run(3), run(32), run(32, pack=True)]
+    assert all(o==pytest.approx(seen[0], rel=1e-5) for o in seen)
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    "Runs of several processes, as `test_distributed` has them"
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import shared
+    for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')
+    def run(name, n, **how):
+        found = shared.run('chat', tmp_path, name, n, **how)
+        assert not any(found['codes']), '\n'.join(e for _,e in found['said'])
+        return found
+    return run
+
+def numbers(found, rank=0): return {k:v for k,v in found['left'][rank]['history'][-1].items() if isinstance(v, float)}
+
+@pytest.mark.parametrize('how', [dict(way='live', batch_size=3, accumulate=True), dict(way='live', batch_size=6, load=dict(pack=True)), dict(way='head', batch_size=4)], ids=str)
+def test_two_processes_train_as_one(shared, how):
+    one,two = shared('one', 1, **how),shared('two', 2, **how)
+    assert numbers(two)==pytest.approx(numbers(one), abs=1e-4) and numbers(two, 1)==numbers(two) and {'perplexity','token_accuracy','exact'}<=set(numbers(one))
+    assert all(torch.equal(two['weights'][1][k], v) for k,v in two['weights'][0].items())
+    assert max((one['weights'][0][k]-v).abs().max().item() for k,v in two['weights'][0].items())<1e-4
+
+def test_two_processes_count_every_token_once(shared):
+    found = [numbers(shared(f'{n}-{size}', n, way='still', batch_size=size)) for n,size in ((1, 1), (2, 2), (2, 3), (2, 32))]
+    for k in ('valid_loss','perplexity','token_accuracy'): assert [o[k] for o in found]==pytest.approx([found[0][k]]*4, rel=1e-5)
+
+def test_killed_runs_end_with_the_same_weights(tmp_path):
+    "SIGKILL between stages, in the writing of a state, after steps and at random moments"
+    script = Path(__file__).with_name('killed.py')
+    r = subprocess.run([sys.executable, script, 'chat', tmp_path, '6', '0'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+    assert not r.returncode, r.stderr
+    out = json.loads(r.stdout.splitlines()[-1])
+    assert out['kills']==6 and out['middle']>=2 and out['equal']==out['runs']>0
+
+def test_a_packed_run_goes_on_where_it_was(toy, tmp_path):
+    class Stop(Callback):
+        left = None
+        def before_batch(self):
+            if self.training and Stop.left is not None:
+                Stop.left -= 1
+                if Stop.left==0: raise KeyboardInterrupt
+    def run(folder=None):
+        learn = learner(toy, load=dict(pack=True))
+        learn.fine_tune(2, 3e-3, freeze_epochs=1, cbs=[Stop(), *([Resume(folder, every=1)] if folder else [])])
+        return weights(learn)
+    whole,Stop.left = run(),8
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'run')
+    Stop.left = None
+    assert torch.equal(whole, run(tmp_path/'run'))
+
+# Adapters
+
+@pytest.mark.parametrize('kind', ['lora', 'dora', 'ia3'])
+def test_merged_is_unmerged_and_opens_elsewhere(toy, tmp_path, kind):
+    peft = pytest.importorskip('peft')
+    learn = add_adapter(learner(toy), kind)
+    assert not any('embed' in n or 'lm_head' in n for n in learn.model.adapter.layers)
+    learn.fit(3, 2e-2)
+    x,_ = learn.dls.valid.one_batch()
+    net = learn.model.eval().net
+    def logits(net, x=x):
+        with torch.no_grad(): return net(input_ids=x['input_ids'], attention_mask=x['attention_mask'], use_cache=False).logits[x['attention_mask'].bool()]
+    before = logits(AutoModelForCausalLM.from_pretrained(toy['checkpoint']).eval())
+    tuned = logits(net)
+    assert (tuned-before).abs().max()>1e-2
+    answers = evaluate(learn).rows.prediction.tolist()
+    save_adapter(learn, tmp_path/'adapter')
+    base = AutoModelForCausalLM.from_pretrained(toy['checkpoint'])
+    opened = peft.PeftModel.from_pretrained(base, tmp_path/'adapter').eval()
+    assert (logits(opened)-tuned).abs().max()<=1e-5 and base.get_input_embeddings().weight is base.get_output_embeddings().weight
+    folder = save_predictor(learn, tmp_path/'merged')
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert (logits(plain)-tuned).abs().max()<=1e-5 and plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
+    with safe_open(folder/'model.safetensors', 'pt') as f: assert 'lm_head.weight' not in f.keys() and not any('lora' in k or 'ia3' in k for k in f.keys())
+    assert plain.config.vocab_size==base.config.vocab_size and plain.config.tie_word_embeddings
+    assert load_predictor(folder).predict(list(evaluate(learn).rows.prompt)).prediction.tolist()==answers
+    merge_adapter(learn)
+    assert (logits(learn.model.eval().net)-tuned).abs().max()<=1e-5 and learn.model.net.lm_head.weight is learn.model.net.model.embed_tokens.weight
+
+def test_tied_weights_take_no_adapter(toy):
+    from sft_nb.training.adapters import AdapterError
+    for name in ('lm_head', 'embed_tokens'):
+        with pytest.raises(AdapterError, match='takes no adapter'): add_adapter(learner(toy), targets=[name])
+
+def test_adapters_train_on_packed_batches(toy):
+    def run(pack):
+        learn = add_adapter(learner(toy, load=dict(pack=pack, batch_size=8)))
+        learn.fit(2, 1e-2)
+        return weights(learn)
+    assert (run(True)-run(False)).abs().max()<1e-4

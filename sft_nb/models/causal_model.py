@@ -134,9 +134,9 @@ class CausalModel(SFTModel):
 # %% ../../nbs/models/11_causal_model.ipynb #79ee4809
 @patch
 def forward(self:CausalModel, x):
-    "Scores `(batch, k, vocabulary)` of the tokens behind some places; without places `Generated` answers"
+    "Scores `(batch, k, vocabulary)` of the tokens behind some places, or behind all; `Generated` answers where prompts are all there is"
     if 'border' in x: return self.suffix(x['border'], x['h'])
-    if 'places' not in x: return self.generate(x)
+    if 'input_ids' not in x: return self.generate(x)
     if self.cut and self.checkpointing: return self.suffix(0, x)
     return _scores(self, self.body(input_ids=x['input_ids'], **_reading(self, x, x['attention_mask'])).last_hidden_state, x)
 
