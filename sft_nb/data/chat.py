@@ -275,17 +275,13 @@ def first_fit(
         left[at] -= lengths[i]
     return rows
 
-_LONG = 4096
-
 def packed_rows(
     lengths, # Tokens of each conversation
     most:int, # Tokens that a row may have; no conversation has more
 )->list: # For each row the numbers of its conversations
-    "Rows that cost least: few tokens, padding included, and not much longer than the longest conversation, since attention is computed over whole rows"
+    "The rows with the fewest tokens, padding included; of those the fewest rows"
     longest = max(lengths)
-    def cost(rows):
-        width = max(sum(lengths[i] for i in r) for r in rows)
-        return len(rows)*width*(_LONG+width)
+    def cost(rows): return len(rows)*max(sum(lengths[i] for i in r) for r in rows),len(rows)
     return min((first_fit(lengths, n) for n in (*range(longest, most, max(1, (most-longest)//32)), most)), key=cost)
 
 # %% ../../nbs/data/21_chat.ipynb #b04ec841
