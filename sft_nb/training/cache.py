@@ -69,12 +69,16 @@ def _shares(spec, rows, order):
     lengths = np.maximum(np.asarray(spec.task.lengths(spec, rows)), 1)[order]
     return lengths.cumsum()/lengths.sum()
 
-def _room_for(writers, n, shares=None, used=()):
-    "Make room for what is being written, or refuse it where `n` rows would be more than the budget"
+def _room_for(writers, n, shares=None, used=(), secured=0):
+    "Bytes that are free for what is being written, at least `secured`; refused where `n` rows would be more than the budget"
     w = next(iter(writers.values()))
     done = shares[w.n-1] if w.lengths and shares is not None else w.n/n
     size,beside = sum(w.nbytes for w in writers.values())/done,sum(map(_folder_bytes, used))
-    if size+beside<=_budget(): return _make_room(used, size)
+    if size<=secured: return secured
+    if size+beside<=_budget():
+        secured = min(1.05*size, _budget()-beside)
+        _make_room(used, secured)
+        return secured
     also = f' beside {beside/1e9:.1f} GB that this fit reads' if beside else ''
     raise _NoCache(f"{n:,} rows would take {size/1e9:.1f} GB{also}, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
 
@@ -87,11 +91,11 @@ def _fill(learn, outs, rows, loader, dtype, order, shares, used):
     "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad(), eval_mode(model):
-        writers = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()}
+        writers,secured = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},0
         for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
             x = b if isinstance(b, tuple) else (b,)
             for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
-            _room_for(writers, len(rows), shares, used)
+            secured = _room_for(writers, len(rows), shares, used, secured)
         for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
 # %% ../../nbs/training/05_cache.ipynb #b98db711
