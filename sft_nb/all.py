@@ -49,7 +49,7 @@ from .data.speech import speech_targets, speech_train_loader, SpeechCoder, Speec
 from .data.conversations import answer_of, cell_of, conversation_frame, conversation_lines, conversation_text, FORMS, gathered_messages, message_problem, messages_of, prompt_problem
 from .data.conversations import ROLES, storable_cell
 from .data.chat import chat_cache_loader, chat_coder, chat_item_loader, chat_loaders, chat_targets, ChatCoder, ChatDL, ChatTargets, ChatTokens
-from .data.chat import check_conversations, control_tokens, end_of_turn, learned_labels, PINNED, PLAIN, set_template, show_masks, turn_rows, WholeDL
+from .data.chat import check_conversations, control_tokens, end_of_turn, first_fit, learned_labels, packed_rows, PINNED, PLAIN, set_template, show_masks, turn_rows, WholeDL
 
 # %% ../nbs/01_all.ipynb #ad3a00d1
 from .models.grouping import is_norm, matched_groups, sequential_groups
