@@ -1,8 +1,8 @@
 """Whether the interval around a predicted number holds the share of rows that it promises
 
 A class comes with a probability, a number with an interval. `ev.calibration()` says of several levels how wide the interval has to be and, on rows that had no part in it,
-how many it holds; `calibrate` keeps the margin of the 90 % interval with the model, so that `evaluate` and `predict` give it. A saved folder gets it from the held-out rows where nothing else was
-asked for.
+how many it holds; `calibrate` keeps the margin of the 90 % interval with the model, so that `evaluate` and `predict` give it. A saved folder gets it from the held-out rows where nothing
+else was asked for.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/intervals.html.md"""
 
