@@ -291,6 +291,7 @@ def _example(spec):
     return coder.batch(coder.encode(texts))
 
 def _labels(spec):
+    if not spec.vocab: return dict(num_labels=spec.task.target.outputs(spec), problem_type='regression')
     kind = 'multi_label_classification' if spec.multi_label else 'single_label_classification'
     return dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)}, problem_type=kind)
 
