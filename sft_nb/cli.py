@@ -259,10 +259,12 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None)
 def _interval_text(ev, name): return '{value:.3f} ({low:.3f} to {high:.3f})'.format(**ev.report().set_index('metric').loc[name])
 
 def _against(ev, untuned):
-    "All metrics against those before training, and a line on the metric of the task"
-    table,name = ev.compare({'untuned':untuned}),ev.task.metric
-    d = table.set_index('metric').loc[name]
-    return table,f"{name} untuned {_interval_text(untuned, name)}, trained {_interval_text(ev, name)}, difference {d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f}): {d.verdict}"
+    "All metrics against those before training, and a line on those that say most"
+    table = ev.compare({'untuned':untuned})
+    def line(name):
+        d = table.set_index('metric').loc[name]
+        return f"{name} untuned {_interval_text(untuned, name)}, trained {_interval_text(ev, name)}, difference {d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f}): {d.verdict}"
+    return table,'\n'.join(map(line, [*ev.task.target.telling, ev.task.metric]))
 
 # %% ../nbs/00_cli.ipynb #1bf1ba42
 def _note(spec):
@@ -405,10 +407,12 @@ def _export(a):
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
     "What the user types, line by line"
-    here = sys.stdin.isatty()
-    if here: say('/reset begins a new conversation, /quit ends it')
+    if not sys.stdin.isatty():
+        yield from (o.rstrip('\n') for o in sys.stdin)
+        return
+    say('/reset begins a new conversation, /quit ends it')
     while True:
-        try: yield input('> ' if here else '')
+        try: yield input('> ')
         except EOFError: return
 
 def _turn(talk, line, write):

@@ -300,6 +300,7 @@ class TargetKind:
     least = 0 # Rows that each stratum keeps on either side of a split
     contradicts = False # Whether two values for equal inputs contradict each other
     keep_best = False # Whether the command line puts the best epoch back where nothing else is asked for
+    telling = () # Names of scores that say most beside the metric of the task
     probed = False # Whether untuned features get a simple model; False: the network as it comes predicts
     listed = False # Whether its values are few, and are picked from a list
     aligned = False # Whether a card shows target and prediction word by word

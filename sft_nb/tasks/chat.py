@@ -20,6 +20,7 @@ from ..data.task import register, Task
 class Answer(TextTarget):
     "What an assistant answers"
     column,lower,neutral,beside = 'completion',('loss','error','perplexity'),('length_ratio',),('learned','right','stopped')
+    telling = 'exact','stopped'
     def read(self, cells, delim=None, where=None, empty='raise'):
         from sft_nb.data.conversations import answer_of
         return [answer_of(v) for v in cells],False
