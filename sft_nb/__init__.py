@@ -9,7 +9,7 @@ Modules:
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
-- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
+- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
 - `sft_nb.core.fit_metrics`: What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
 - `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
@@ -53,14 +53,16 @@ Modules:
 - `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
 - `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
+- `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
 - `sft_nb.evaluation.intervals`: Whether the interval around a predicted number holds the share of rows that it promises
 - `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
 - `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
 - `sft_nb.evaluation.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
-- `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on
+- `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on; `reference_losses`: which tokens of an answer the model did not expect
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
+- `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
 - `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
 - `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
@@ -79,7 +81,7 @@ Modules:
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
 - `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
-- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
+- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
 - `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
 - `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
 - `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot

@@ -1,4 +1,4 @@
-"""The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
+"""The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
 
 The whole flow from a shell. Each command calls the public functions in their order and prints its result to standard output; how far it is, and what
 went wrong, goes to standard error. A mistake of the user exits with 2 and says in one line what to do. Nothing heavy is imported before the
@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/cli.html.md"""
 __all__ = ['text_table', 'main']
 
 # %% ../nbs/00_cli.ipynb #1f5d2356
-import argparse, contextlib, csv, io, json, os, signal, sys, time, warnings
+import argparse, contextlib, csv, io, json, os, re, signal, sys, time, warnings
 from pathlib import Path
 from . import __version__
 from .core.basics import cache_home, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
@@ -402,6 +402,41 @@ def _export(a):
     export_onnx(model, out, int8=a.int8)
     return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
 
+# %% ../nbs/00_cli.ipynb #35dcd05f
+def _typed():
+    "What the user types, line by line"
+    here = sys.stdin.isatty()
+    if here: say('/reset begins a new conversation, /quit ends it')
+    while True:
+        try: yield input('> ' if here else '')
+        except EOFError: return
+
+def _turn(talk, line, write):
+    "One message and its answer"
+    try: talk.answer(line, write)
+    except DataError as e: return say(_one_line(e))
+    write('\n')
+    if not talk.stopped: say(f'(stopped after {talk.max_new_tokens:,} tokens; --max-new-tokens sets it)')
+
+def _talked(talk, write):
+    "A conversation, until its end"
+    for line in filter(str.strip, _typed()):
+        command = line.strip()
+        if command=='/quit': return
+        if command=='/reset': talk.reset()
+        elif re.fullmatch(r'/\w+', command): say(f'There is no command {command}. Valid: /reset, /quit')
+        else: _turn(talk, line, write)
+
+# %% ../nbs/00_cli.ipynb #a795d9dc
+def _chat(a):
+    from sft_nb.deployment.folder import read_info
+    task = get_task(read_info(a.dir)['task'])
+    if not task.converses: raise DataError(f"{a.dir} holds a model of task {task.name!r}, which answers no conversations. Type: sft_nb predict {a.dir} ITEMS")
+    model = _opened(a.dir, a.device)
+    from sft_nb.evaluation.conversation import Conversation
+    talk = Conversation(model, a.system, a.max_new_tokens)
+    return lambda write: _talked(talk, write)
+
 # %% ../nbs/00_cli.ipynb #58143d74
 def _tasks(a):
     rows = [dict(task=t.name, what=t.summary, columns=', '.join(t.columns), checkpoint=t.checkpoint, metric=t.metric,
@@ -426,7 +461,7 @@ def _listed_cache():
 
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
-    return text_table(list_checkpoints().to_dict('records'))
+    return text_table(list_checkpoints(a.task).to_dict('records'))
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Parser(argparse.ArgumentParser):
@@ -495,6 +530,11 @@ def _use_commands(add):
     r.add_argument('--as-items', action='store_true', help='ITEMS are texts or paths themselves, even where one is the name of a table, a text file or a folder')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
+    t = add('chat', _chat, 'talk with a saved chat model')
+    t.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
+    t.add_argument('--system', metavar='TEXT', help='system message; default: that of training')
+    t.add_argument('--max-new-tokens', type=_positive, metavar='N', help='tokens after which an answer stops; default: as the model was trained')
+    t.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
 def _judge_commands(add):
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
@@ -528,7 +568,8 @@ def _parser():
     _use_commands(add)
     _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
-    add('checkpoints', _checkpoints, 'pretrained models that are known by name')
+    c = add('checkpoints', _checkpoints, 'pretrained models that are known by name')
+    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task; default: all')
     k = add('cache', _cache, 'list what the frozen parts computed, or remove it')
     k.add_argument('--clear', metavar='KEY|all', help='remove the entries whose key begins so, or all of them')
     return p
@@ -541,7 +582,10 @@ def _one_line(e):
 def _say(text):
     "Print to standard output; a reader that has gone away is no error"
     with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='replace')
-    try: print(text, flush=True)
+    _write(f'{text}\n')
+
+def _write(text):
+    try: print(text, end='', flush=True)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 @contextlib.contextmanager
@@ -570,6 +614,7 @@ def main(
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with contextlib.redirect_stdout(sys.stderr), _quiet_others(): text = args.run(args)
+        if callable(text): text = text(_write)
     except SftError as e:
         if process_rank(): time.sleep(5)
         print(f'sft_nb: {_one_line(e)}', file=sys.stderr)

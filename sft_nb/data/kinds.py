@@ -59,6 +59,14 @@ def length(
     "By what rows are batched with others of like length"
 
 @patch
+def gathered(
+    self:InputKind,
+    items:list, # As they were given to `predict`, not as a table
+)->list: # One per row
+    "Items that are parts of one become one"
+    return items
+
+@patch
 def opened(
     self:InputKind,
     path, # Of a file in a folder
@@ -243,6 +251,9 @@ class ConversationInput(InputKind):
     def features(self, train, cells):
         from sft_nb.data.conversations import conversation_text
         return TextInput.features(self, train.map(conversation_text), cells.map(conversation_text))
+    def gathered(self, items):
+        from sft_nb.data.conversations import gathered_messages
+        return gathered_messages(items)
     def picture(self, cell, side): return self.words(cell)
     def words(self, cell):
         from sft_nb.data.conversations import conversation_lines

@@ -19,6 +19,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 from ..core.basics import DataError, near, SftError
 from ..data.corrections import Marks
+from .attributions import told_rows
 from .cards import detail_html, _said
 from .selection import ORDERS, Selection
 from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
@@ -135,10 +136,11 @@ def _mark_bar(self:Inspector):
 @patch
 def _how_to_explain(self:Inspector):
     "Off, or one of the methods; off where there is no model, or no class"
-    methods = list(dict.fromkeys(o for k in self.ev.task.inputs for o in k.explained))
+    task = self.ev.task
+    methods = list(dict.fromkeys(o for k in task.inputs for o in k.explained)) if task.target.listed else ['loss']*task.converses
     self.how = _dropdown('explain', ['off',*methods], '150px')
-    self.how.disabled = self.learn is None or not methods or not self.ev.task.target.listed
-    self.how.value = 'off' if self.how.disabled else 'ig'
+    self.how.disabled = self.learn is None or not methods
+    self.how.value = 'off' if self.how.disabled else methods[0]
     self.how.observe(lambda c: self._draw_detail(), 'value')
     return self.how
 
@@ -354,11 +356,10 @@ def _switch(self:Inspector):
 @patch
 def _explained(self:Inspector, row):
     "Attributions of a row, the last hundred kept"
-    if self.learn is None or self.how.value=='off': return None
-    from sft_nb.inspection.attributions import explain
+    if self.learn is None or self.how.value=='off' or self.ev.task.converses and 'target' not in row: return None
     key,how = (self.sel is self.all['evaluated'], self.at, self.how.value),self.how.value
     if key not in self._told:
-        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
+        try: self._told[key] = told_rows(self.learn, pd.DataFrame([row]), how)[0]
         except SftError as e:
             self._say(str(e))
             return None

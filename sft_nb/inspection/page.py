@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from ..core.basics import write_atomic
 from ..evaluation.results import Evaluation
+from .attributions import told_rows
 from .report import document, drawings
 from .cards import card_html, detail_html, row_text, STYLE, _said
 from .selection import ORDERS, Selection
@@ -206,8 +207,7 @@ def _chosen(sel, max_rows):
 def _told(learn, sel, chosen, n):
     "Attributions of the first of the chosen rows"
     if learn is None or not n: return {}
-    from sft_nb.inspection.attributions import explain
-    return dict(zip(chosen, explain(learn, sel.rows.iloc[chosen[:n]])))
+    return dict(zip(chosen, told_rows(learn, sel.rows.iloc[chosen[:n]])))
 
 # %% ../../nbs/inspection/06_page.ipynb #94e67593
 def _page_data(sel, rows, names):
@@ -228,7 +228,7 @@ def evaluation_page(
     sel,listed = Selection(ev.rows, ev.probabilities, ev.vocab, task=ev.task),ev.task.target.listed
     learn = learn if learn is not None else ev.made_by() if ev.made_by else None
     chosen,rank,slices = _chosen(sel, max_rows),_ranks(sel),sel.slices()
-    told = _told(learn if listed else None, sel, chosen, explain)
+    told = _told(learn if listed or ev.task.converses else None, sel, chosen, explain)
     rows = [_record(sel, i, rank, slices, told.get(i), n<sounds) for n,i in enumerate(chosen)]
     names = [str(o) for o in sel.confusion().index] if listed else None
     body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, ev.task.target.interval), ev.task), _views_part(ev, sel)])

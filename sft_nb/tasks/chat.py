@@ -52,12 +52,13 @@ class ChatTask(Task):
     name,summary = 'chat','A prompt or a conversation → the answer of an assistant'
     inputs,target = (ConversationInput(),),Answer()
     checkpoint,metric,maximise,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
-    equal_together,forms = True,('messages','conversations','conversation','instruction')
+    adds,converses,equal_together,forms = ('turn',),True,True,('messages','conversations','conversation','instruction')
     recipe = dict(epochs=3, base_lr=1e-4, decay=.9, head_lr=2e-4)
     options = dict(system='said in front of every conversation that has no system message', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",
                    max_length='tokens after which a conversation is cut; default 1024, or what the checkpoint can read',
                    max_new_tokens='tokens after which writing stops; default by the longest answer that is trained on',
-                   template="'tokenizer': the chat template of the checkpoint; 'plain': prompt, line break, answer")
+                   template="'tokenizer': the chat template of the checkpoint; 'plain': prompt, line break, answer",
+                   pack='True: several conversations share a row of at most max_length tokens in training, each read by itself')
     def reshaped(self, frame, labelled=True):
         from sft_nb.data.conversations import conversation_frame
         return conversation_frame(frame, labelled)

