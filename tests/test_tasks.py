@@ -157,7 +157,7 @@ def test_equal_in_a_new_process(toy, tmp_path):
     there,here = pd.read_json(tmp_path/'out.json', dtype=False),load_predictor(tmp_path/'model').predict(rows[toy.columns])
     for got in (there,here):
         assert same(got.prediction, rows.prediction)
-        assert np.allclose(got.probability, rows.probability, atol=1e-5, equal_nan=True)
+        assert np.allclose(got.probability.astype(float), rows.probability, atol=1e-5, equal_nan=True)
 
 def test_bad_row_is_named(toy):
     words = toy.kw['bad']()

@@ -44,7 +44,7 @@ def toy_pictures(
             _toy_shape(rng, name=='round').save(folder/name/f'{i}.png')
     def bad():
         (folder/'round'/'0.png').write_bytes(b'no picture')
-        return '0.png'
+        return 'shapes.csv line 2' if numbers else '0.png'
     names = [f'{name}/{i}.png' for i in range(n) for name in ('round','square')]
     if numbers: pd.DataFrame(dict(image=names, label=_graded([o.split('/')[0] for o in names]))).to_csv(folder/'shapes.csv', index=False)
     return dict(source=folder/'shapes.csv' if numbers else folder, load=dict(size=64, valid=.25, augment=False), checkpoint='timm:test_resnet', pretrained=False, bad=bad)
