@@ -46,7 +46,7 @@ check-slow:
 
 test-lowest: $(VENV)/bin/python
 	$(PYTHON) -m venv $(VENV)-lowest
-	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev]'
+	@tools/stage install-lowest $(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e '.[dev-lowest]'
 	@tools/chromium
 	@OMP_NUM_THREADS=1 tools/stage pytest-lowest $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 

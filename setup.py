@@ -10,8 +10,9 @@ cfg = cfg['DEFAULT']
 def requirements(key): return cfg[key].split()
 
 extras = {k.removesuffix('_requirements'): requirements(k) for k in cfg if k.endswith('_requirements')}
-extras['all'] = sorted({r for name,rs in extras.items() if name != 'dev' for r in rs})
-extras['dev'] = sorted({*extras['all'], *extras['dev']})
+extras['all'] = sorted({r for name,rs in extras.items() if name not in ('dev', 'oracle') for r in rs})
+extras['dev-lowest'] = sorted({*extras['all'], *extras['dev']})
+extras['dev'] = sorted({*extras['dev-lowest'], *extras['oracle']})
 
 setup(
     description=cfg['description'],

@@ -17,7 +17,7 @@ from sft_nb.all import *
 from sft_nb.checkpoints.assets import fetch
 from sft_nb.checkpoints.references import open_checkpoint
 from sft_nb.core.basics import write_atomic
-from sft_nb.training import cache
+from sft_nb.training import cache, cache_store
 import sets
 
 here = Path(__file__).parent
@@ -30,9 +30,10 @@ def seeded_all(seed):
 @contextlib.contextmanager
 def cold_cache():
     with tempfile.TemporaryDirectory() as d:
-        was,cache.cache_folder = cache.cache_folder,lambda: Path(d)
+        was = cache.cache_folder
+        cache.cache_folder = cache_store.cache_folder = lambda: Path(d)
         try: yield
-        finally: cache.cache_folder = was
+        finally: cache.cache_folder = cache_store.cache_folder = was
 
 def load(rows):
     return load_data('image' if 'image' in rows else 'text', rows, seed=0, **({} if 'image' in rows else dict(max_length=128)))
@@ -163,7 +164,13 @@ def measure(name, seed):
     for way,(f,*more) in ways.items(): row[way] = timed(f, rows, seed, *more)
     return row
 
+def warm():
+    "Load every library before the clock starts"
+    import fastai.vision.all, sklearn.linear_model, sklearn.pipeline, timm, transformers
+    transformers.Trainer, transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer
+
 def run(names, seeds):
+    warm()
     kept = json.loads(FILE.read_text())['rows'] if FILE.exists() else []
     for seed in seeds:
         for name in names:

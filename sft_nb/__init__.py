@@ -15,6 +15,7 @@ Modules:
 - `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
 - `sft_nb.core.losses`: What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
+- `sft_nb.core.number_metrics`: How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
@@ -28,6 +29,7 @@ Modules:
 - `sft_nb.data.labels`: Empty cells, names of classes and their order: one rule for each
 - `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share, in the place of a class
 - `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
@@ -53,6 +55,7 @@ Modules:
 - `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
 - `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
+- `sft_nb.evaluation.intervals`: Whether the interval around a predicted number holds the share of rows that it promises
 - `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
 - `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance

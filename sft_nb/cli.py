@@ -242,7 +242,7 @@ def _report(learn, ev, metrics, settings, against=None):
     tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
-    shown = [*spec.task.input_columns, 'item', 'target', 'prediction', 'probability', 'loss']
+    shown = [*spec.task.input_columns, 'item', 'target', 'prediction', *(spec.task.target.beside if spec.task.target.interval else ('probability',)), 'loss']
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
@@ -250,7 +250,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None)
     "The saved folder with its report, all at once"
     from sft_nb.deployment.predictor import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
-        save_predictor(learn, tmp, overwrite=True, metrics=ev.metrics)
+        save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
@@ -304,14 +304,14 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, fit)
-    seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
+    seconds = _timed(learn, {**fit, **_keep_best(a, learn.spec.task)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
     _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table)
     if a.resume: learn.resume.clear()
-    return '\n'.join([line]*untuned+[_summary(task, metrics, time.perf_counter()-start, out)])
+    return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
 def _finetune(a):
     out = _free_folder(a.out)

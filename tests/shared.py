@@ -43,7 +43,7 @@ def learner(toy, task, how, cbs):
     return learn
 
 def train(task, home, out, how):
-    whole = task in ('translation','speech')  # these toys make a folder wholly or not at all: one for each process
+    whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
     toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))

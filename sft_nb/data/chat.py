@@ -10,8 +10,8 @@ Docs: https://sft-nb.github.io/sft_nb/data/chat.html.md"""
 
 # %% auto #0
 __all__ = ['PLAIN', 'PINNED', 'set_template', 'control_tokens', 'end_of_turn', 'ChatTokens', 'ChatCoder', 'learned_labels',
-           'show_masks', 'chat_coder', 'check_conversations', 'turn_rows', 'ChatDL', 'WholeDL', 'ChatTargets',
-           'chat_loaders', 'chat_item_loader', 'chat_cache_loader', 'chat_targets']
+           'first_fit', 'packed_rows', 'show_masks', 'chat_coder', 'check_conversations', 'turn_rows', 'ChatDL',
+           'WholeDL', 'ChatTargets', 'chat_loaders', 'chat_item_loader', 'chat_cache_loader', 'chat_targets']
 
 # %% ../../nbs/data/21_chat.ipynb #3f9ab8a3
 import copy, hashlib, re, sys
@@ -261,6 +261,49 @@ def remarks(self:ChatCoder, ref='the model'):
     n = self.tally.unfinished
     return [f"{n:,} of {self.tally.texts:,} answers stop at the limit of {self.max_new_tokens:,} tokens before their end (max_new_tokens of load_data sets it)"]*(n>0)
 
+# %% ../../nbs/data/21_chat.ipynb #5c240c81
+def first_fit(
+    lengths, # Tokens of each conversation
+    most:int, # Tokens that a row may have
+)->list: # For each row the numbers of its conversations
+    "The longest first, each into the first row that has room for it"
+    rows,left = [],[]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((k for k,room in enumerate(left) if room>=lengths[i]), len(rows))
+        if at==len(rows): rows.append([]); left.append(most)
+        rows[at].append(i)
+        left[at] -= lengths[i]
+    return rows
+
+def packed_rows(
+    lengths, # Tokens of each conversation
+    most:int, # Tokens that a row may have; no conversation has more
+)->list: # For each row the numbers of its conversations
+    "The rows with the fewest tokens, padding included; of those the fewest rows"
+    longest = max(lengths)
+    def cost(rows): return len(rows)*max(sum(lengths[i] for i in r) for r in rows),len(rows)
+    return min((first_fit(lengths, n) for n in (*range(longest, most, max(1, (most-longest)//32)), most)), key=cost)
+
+# %% ../../nbs/data/21_chat.ipynb #b04ec841
+@patch
+def packed(
+    self:ChatCoder,
+    items:list, # `ChatTokens`
+    rows:list|None=None, # For each row the numbers of its conversations; None: by `packed_rows`
+)->dict: # `input_ids`, `attention_mask`, `position_ids`, `conversation` (from 1; 0: padding) `(row, token)`; `places` `(batch, k)` count through all rows
+    "Conversations side by side, each of which is read by itself"
+    rows = packed_rows(list(map(len, items)), self.max_length) if rows is None else rows
+    x = dict(input_ids=_filled([[t for i in r for t in items[i]] for r in rows], self.pad_id), position_ids=_filled([[p for i in r for p in range(len(items[i]))] for r in rows], 0),
+             conversation=_filled([[i+1 for i in r for _ in items[i]] for r in rows], 0))
+    first = [int((x['conversation'].flatten()==i+1).nonzero()[0]) for i in range(len(items))]
+    return dict(**x, attention_mask=(x['conversation']>0).long(), places=_filled([[a+p-1 for p in o.learned] for a,o in zip(first, items)], 0))
+
+def _apart(x):
+    "Tokens, mask and places of each conversation of a batch, packed or not"
+    if 'conversation' not in x: return zip(*(x[k].tolist() for k in ('input_ids','attention_mask','places')))
+    at = [(x['conversation'].flatten()==i+1).nonzero().flatten() for i in range(len(x['places']))]
+    return [(x['input_ids'].flatten()[o].tolist(), [1]*len(o), (p-o[0]).tolist()) for o,p in zip(at, x['places'])]
+
 # %% ../../nbs/data/21_chat.ipynb #059927eb
 @patch
 def mask(
@@ -391,16 +434,21 @@ def turn_rows(
 # %% ../../nbs/data/21_chat.ipynb #e0b3b4ab
 class ChatDL(SequenceDL):
     "Padded batches of conversations, longest first, or in the order of the rows"
+    pack = False # Whether several conversations share a row
+    def new(self, dataset=None, **kwargs):
+        out = super().new(dataset, **kwargs)
+        out.pack = self.pack and out.shuffle
+        return out
     def create_batch(self, samples):
         x,*ys = zip(*samples)
         if not ys: return (self.coder.batch(x),)
-        return {**self.coder.whole(x), **self.coder.learned(x)},learned_labels(x)
+        return {**self.coder.learned(x), **(self.coder.packed if self.pack else self.coder.whole)(x)},learned_labels(x)
 
     def show_batch(self, b=None, max_n=4, show=True, unique=False, **kwargs):
         "Rows as the template renders them, what is learned in color, with counts"
         if b is None: b = self.one_batch()
         if len(b)<2 or not show: return super().show_batch(b, max_n, show, unique, **kwargs)
-        show_masks([self.coder.mask(*o) for o in zip(*(b[0][k][:max_n].tolist() for k in ('input_ids','attention_mask','places')), b[1][:max_n].tolist())])
+        show_masks([self.coder.mask(*o, y) for o,y in zip(_apart(b[0]), b[1][:max_n].tolist())])
 
 class WholeDL(ChatDL):
     "What a frozen part reads in training: prompts with their answers, without what is learned"
@@ -441,8 +489,10 @@ def chat_loaders(
     max_length:int|None=None, # Tokens of a conversation; None: 1024, or what the model can read
     max_new_tokens:int|None=None, # Tokens after which writing stops; None: by the longest answer that is trained on
     template:str='tokenizer', # 'tokenizer' or 'plain'
+    pack:bool=False, # Whether several conversations share a row of at most `max_length` tokens in training
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of conversations"
+    if pack not in (True, False): raise DataError(f"pack={pack!r}: valid is True (several conversations share a row in training) or False.")
     coder,first = _coder(spec, dict(max_length=max_length, max_new_tokens=None, system=system, train_on=train_on, template=template)),not spec.preprocess
     spec = copy.copy(spec)
     spec.rows = turn_rows(coder, spec.rows, spec.checkpoint.ref)
@@ -454,7 +504,9 @@ def chat_loaders(
                       tokenizer=tokenizer_fingerprint(coder.tokenizer), rendering=_template_hash(coder.tokenizer))
     labels = [[o[i] for i in o.learned] for o in items]
     coder.max_new_tokens = new
-    return prepared(sequence_loaders(spec, ChatDL, coder, _ReadTokens(items, coder), labels, list(map(len, items)), batch_size, 16), spec, preprocess)
+    dls = sequence_loaders(spec, ChatDL, coder, _ReadTokens(items, coder), labels, list(map(len, items)), batch_size, 16)
+    dls.train.pack = bool(pack)
+    return prepared(dls, spec, preprocess)
 
 # %% ../../nbs/data/21_chat.ipynb #713a19e4
 def chat_item_loader(

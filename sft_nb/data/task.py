@@ -23,6 +23,7 @@ class Task:
     inputs = () # An `InputKind` per input column
     needs = 'all' # 'all': every row has each input; 'any': one of them is enough
     target = None # A `TargetKind`
+    other_targets = () # Kinds that it may have in the place of `target`
     checkpoint = '' # Reference of the default checkpoint
     metric = 'accuracy' # Key of the metric that models are selected on
     maximise = True # Whether more of `metric` is better
@@ -46,6 +47,23 @@ class Task:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+# %% ../../nbs/data/00_task.ipynb #aa8449df
+@patch
+def with_target(
+    self:Task,
+    kind:str, # As `target_kind` of `load_data`: 'class', 'number'
+)->'Task': # A copy with that target; itself, where it has it already
+    "The same inputs with another kind of target"
+    if kind==self.target.kind: return self
+    for t in self.other_targets:
+        if t.kind!=kind: continue
+        summary = f"{self.summary.partition(' → ')[0]} → {t.summary}"
+        return self.copy(target=t, other_targets=(self.target,), metric=t.metric, maximise=t.metric not in t.lower, summary=summary)
+    kinds = [t.kind for t in (self.target, *self.other_targets) if t.kind]
+    valid = f"Valid: {', '.join(map(repr, kinds))}." if kinds else 'Leave target_kind out.'
+    raise TaskError(f"target_kind={kind!r}: task {self.name!r} has no such target. {valid}")
+
 
 # %% ../../nbs/data/00_task.ipynb #c6ca6504
 @patch(as_prop=True)

@@ -266,10 +266,12 @@ def _badge(mark):
     label = '' if mark.get('label') is None else f': {show_value(mark["label"], 40)}'
     return f'<span class="sft-mark">{show_value(mark["mark"])}{label}</span>'
 
+def _short(v): return f'{v:.5g}' if isinstance(v, float) and not _missing(v) else _said(v)
+
 def _line(row, n=60):
     "Target and prediction, short"
-    t,p = show_value(_said(row.get('target')), n),show_value(_said(row.get('prediction')), n)
-    if not _has(row, 'target') or row.get('correct'): return f'{_verdict(row)} <b>{p}</b>'
+    t,p = show_value(_short(row.get('target')), n),show_value(_short(row.get('prediction')), n)
+    if not _has(row, 'target') or row.get('correct') and not isinstance(row['prediction'], float): return f'{_verdict(row)} <b>{p}</b>'
     return f'{_verdict(row)} <b>{t}</b> → <b>{p}</b>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #c1dff9c7
@@ -296,6 +298,13 @@ def _small(row, task, n=140):
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #fdc29d13
+def _sure(row, task):
+    "Probability and loss; of a number its interval and how far it is off"
+    if not task.target.interval: return f'p {_number(row.get("probability"))} · loss {_number(row.get("loss"))}'
+    ends = f'{_short(row.get("low"))} to {_short(row.get("high"))}' if _has(row, 'low') else ''
+    off = f' · off by {row["prediction"]-row["target"]:+.3g}' if _has(row, 'target') else ''
+    return ends+off
+
 def card_html(
     row, # A row as a dict
     task:Task, # Whose inputs it has
@@ -303,7 +312,7 @@ def card_html(
 )->str: # HTML without a frame
     "A row in a gallery"
     return (f'<div class="sft-in">{_small(row, task)}</div><div class="sft-what">{_line(row)}</div>'
-            f'<div class="sft-nums">p {_number(row.get("probability"))} · loss {_number(row.get("loss"))}</div>{_badge(mark)}')
+            f'<div class="sft-nums">{_sure(row, task)}</div>{_badge(mark)}')
 
 def cells_html(
     row, # A row as a dict
@@ -311,7 +320,7 @@ def cells_html(
     mark=None, # From `Marks`; None: none
 )->list: # HTML of each cell: item, input, target, prediction, probability, loss, mark
     "A row in a table"
-    return [show_value(row['item'], 60), _small(row, task, 200), show_value(_said(row.get('target')), 120), f'{_verdict(row)} {show_value(_said(row.get("prediction")), 120)}',
+    return [show_value(row['item'], 60), _small(row, task, 200), show_value(_short(row.get('target')), 120), f'{_verdict(row)} {show_value(_short(row.get("prediction")), 120)}',
             _number(row.get('probability')), _number(row.get('loss')), _badge(mark)]
 
 # %% ../../nbs/inspection/02_cards.ipynb #d1cfb71c

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
-from ..core.basics import eval_mode
-from ..checkpoints.weights import opened
+from ..core.basics import CheckpointError, eval_mode
+from ..checkpoints.weights import attention_name, opened
 from ..data.chat import chat_coder, chat_item_loader
 from ..data.texts import network_config
 from .model import SFTModel
@@ -42,15 +42,28 @@ def causal_groups(
 CAUSAL_FAMILIES = ('llama','qwen2','qwen3','mistral','smollm3','gemma','gemma2','gpt2','gpt_neox','phi')
 _OWN = ('input_ids', 'attention_mask')
 
+def _reading(m, x, mask):
+    "What the body is given beside its tokens: the mask, or for packed rows blocks in which each conversation stands by itself, and positions that begin anew"
+    if 'conversation' not in x: return dict(attention_mask=mask, use_cache=False)
+    own = x['conversation'][:,None,:,None]==x['conversation'][:,None,None,:]
+    own = own & torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril()
+    if attention_name(m.net.config)=='eager':
+        kind = next(m.body.parameters()).dtype
+        own = torch.zeros(own.shape, dtype=kind, device=own.device).masked_fill(~own, torch.finfo(kind).min)
+    return dict(attention_mask=own, position_ids=x['position_ids'], use_cache=False)
+
 @contextmanager
 def _body_gives(m, hidden):
     "The library's forward pass with a body that gives what is known"
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
     with _handing(m.net, {_prefix(m.net)[:-1]:0}, BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)): yield
 
-def _scores(m, hidden, places=None):
-    "`(batch, k, vocabulary)`: the output layer at some places; None: at all"
-    at = hidden if places is None else hidden.gather(1, places[...,None].expand(-1, -1, hidden.shape[-1]))
+def _scores(m, hidden, x):
+    "`(batch, k, vocabulary)`: the output layer at the `places` of `x`; where there are none at all"
+    places = x.get('places')
+    if places is None: at = hidden
+    elif 'conversation' in x: at = hidden.flatten(0, 1)[places]
+    else: at = hidden.gather(1, places[...,None].expand(-1, -1, hidden.shape[-1]))
     with _body_gives(m, at): return m.net(input_ids=torch.zeros(at.shape[:2], dtype=torch.long, device=at.device), use_cache=False).logits
 
 @dataclass(frozen=True)
@@ -63,11 +76,11 @@ class _Part:
     def __call__(self, m, h):
         state = h if self.start else {**{k:v for k,v in h.items() if k not in _OWN}, 'mask':h['attention_mask']}
         ids = torch.zeros_like(state['mask'], dtype=torch.long) if self.start else h['input_ids']
-        def run(): return m.body(input_ids=ids, attention_mask=state['mask'], use_cache=False)
+        def run(): return m.body(input_ids=ids, **_reading(m, state, state['mask']))
         with _handing(m.body, self.silent[self.start], state.get('hidden')):
             if self.end<len(self.stops): return {**state, 'hidden':_until(run, m.body.get_submodule(self.stops[self.end]))}
             hidden = run().last_hidden_state
-        return _scores(m, hidden, state.get('places'))
+        return _scores(m, hidden, state)
 
 # %% ../../nbs/models/11_causal_model.ipynb #f0102524
 def _parts(m, example):
@@ -121,12 +134,11 @@ class CausalModel(SFTModel):
 # %% ../../nbs/models/11_causal_model.ipynb #79ee4809
 @patch
 def forward(self:CausalModel, x):
-    "Scores `(batch, k, vocabulary)` of the tokens behind some places; without places `Generated` answers"
+    "Scores `(batch, k, vocabulary)` of the tokens behind some places, or behind all; `Generated` answers where prompts are all there is"
     if 'border' in x: return self.suffix(x['border'], x['h'])
-    if 'places' not in x: return self.generate(x)
+    if 'input_ids' not in x: return self.generate(x)
     if self.cut and self.checkpointing: return self.suffix(0, x)
-    hidden = self.body(**{k:x[k] for k in _OWN}, use_cache=False).last_hidden_state
-    return _scores(self, hidden, x['places'])
+    return _scores(self, self.body(input_ids=x['input_ids'], **_reading(self, x, x['attention_mask'])).last_hidden_state, x)
 
 # %% ../../nbs/models/11_causal_model.ipynb #2b51cc0c
 class _Sure:
@@ -168,6 +180,23 @@ def _around(spec, net):
     _writes(net, coder)
     return CausalModel(net, coder.whole([coder.numbers('one two three four five'), coder.numbers('one two')]))
 
+def _reads_apart(m, coder):
+    "Whether two conversations in one row are read as each is by itself"
+    items = [coder.taught(f'{o} two three', 'four five') for o in ('one', 'six')]
+    with torch.no_grad(), eval_mode(m):
+        try: packed = m({**coder.learned(items), **coder.packed(items, [[0, 1]])})
+        except (TypeError, ValueError, RuntimeError, NotImplementedError): return False
+        return torch.allclose(packed, m({**coder.whole(items), **coder.learned(items)}), atol=1e-3)
+
+def _check_packing(m, spec):
+    "Refuse to pack what reads across conversations, or in windows that a row may be longer than"
+    coder,ref = chat_coder(spec),spec.checkpoint.ref
+    window = getattr(m.net.config.get_text_config(), 'sliding_window', None)
+    if window and window<coder.max_length:
+        raise CheckpointError(f"pack=True: {ref} reads in windows of {window:,} tokens, rows have up to {coder.max_length:,}. Pass max_length={window} or less, or pack=False.")
+    if not _reads_apart(m, coder):
+        raise CheckpointError(f"pack=True: {ref} ({m.net.config.model_type}) does not read conversations that share a row as it reads each by itself. Pass pack=False.")
+
 def chat_model(
     spec, # What `load_data` knows: checkpoint, preprocessing
     head=None, # None: the model keeps its own output layer
@@ -175,7 +204,9 @@ def chat_model(
 )->CausalModel: # A dict with `places` -> `(batch, k, vocabulary)` scores; without `Generated`
     "A causal language model of transformers in named groups"
     _keeps_head(head, 'a causal language model')
-    return _around(spec, spec.checkpoint.hf_model('AutoModelForCausalLM', pretrained=spec.pretrained, **_dropouts(network_config(spec.checkpoint), dropout)))
+    model = _around(spec, spec.checkpoint.hf_model('AutoModelForCausalLM', pretrained=spec.pretrained, **_dropouts(network_config(spec.checkpoint), dropout)))
+    if spec.options.get('pack'): _check_packing(model, spec)
+    return model
 
 # %% ../../nbs/models/11_causal_model.ipynb #47ff9ce1
 def save_chat_model(

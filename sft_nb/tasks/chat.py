@@ -58,7 +58,8 @@ class ChatTask(Task):
     options = dict(system='said in front of every conversation that has no system message', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",
                    max_length='tokens after which a conversation is cut; default 1024, or what the checkpoint can read',
                    max_new_tokens='tokens after which writing stops; default by the longest answer that is trained on',
-                   template="'tokenizer': the chat template of the checkpoint; 'plain': prompt, line break, answer")
+                   template="'tokenizer': the chat template of the checkpoint; 'plain': prompt, line break, answer",
+                   pack='True: several conversations share a row of at most max_length tokens in training, each read by itself')
     def reshaped(self, frame, labelled=True):
         from sft_nb.data.conversations import conversation_frame
         return conversation_frame(frame, labelled)

@@ -39,6 +39,11 @@ def _below(model, border):
     yield from ((n,b) for n,b in model.named_buffers() if model.module_groups.get(n.rpartition('.')[0]) not in high)
 
 # %% ../../nbs/training/05_cache.ipynb #be316304
+def _lower_precision(model):
+    "The type in which autocast computes on the model's device; False: it is off"
+    kind = next(model.parameters()).device.type
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else False
+
 def cache_key(
     learn:SFTLearner, # The learner
     border:int, # Index of the first group that is not computed
@@ -54,7 +59,7 @@ def cache_key(
     parts = dict(weights=tensor_hash(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=attention_name(config), preprocess=spec.preprocess, items=items, dtype=dtype,
-                 adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), layout=str(model.layout),
+                 adapter=str(model.adapter), autocast=_lower_precision(model), layout=str(model.layout),
                  folded=model.folded is not None, view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=library_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]
@@ -69,12 +74,16 @@ def _shares(spec, rows, order):
     lengths = np.maximum(np.asarray(spec.task.lengths(spec, rows)), 1)[order]
     return lengths.cumsum()/lengths.sum()
 
-def _room_for(writers, n, shares=None, used=()):
-    "Make room for what is being written, or refuse it where `n` rows would be more than the budget"
+def _room_for(writers, n, shares=None, used=(), secured=0):
+    "Bytes that are free for what is being written, at least `secured`; refused where `n` rows would be more than the budget"
     w = next(iter(writers.values()))
     done = shares[w.n-1] if w.lengths and shares is not None else w.n/n
     size,beside = sum(w.nbytes for w in writers.values())/done,sum(map(_folder_bytes, used))
-    if size+beside<=_budget(): return _make_room(used, size)
+    if size<=secured: return secured
+    if size+beside<=_budget():
+        secured = min(1.05*size, _budget()-beside)
+        _make_room(used, secured)
+        return secured
     also = f' beside {beside/1e9:.1f} GB that this fit reads' if beside else ''
     raise _NoCache(f"{n:,} rows would take {size/1e9:.1f} GB{also}, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
 
@@ -87,11 +96,11 @@ def _fill(learn, outs, rows, loader, dtype, order, shares, used):
     "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad(), eval_mode(model):
-        writers = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()}
+        writers,secured = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},0
         for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
             x = b if isinstance(b, tuple) else (b,)
             for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
-            _room_for(writers, len(rows), shares, used)
+            secured = _room_for(writers, len(rows), shares, used, secured)
         for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
 # %% ../../nbs/training/05_cache.ipynb #b98db711
