@@ -16,6 +16,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from sft_nb.all import *
 from sft_nb.checkpoints.assets import Asset, ASSETS, fetch
 from sft_nb.checkpoints.references import open_checkpoint
@@ -116,7 +117,7 @@ def ours(rows, seed, tok, valid):
     learn = sft_learner(load(rows), seed=seed, metrics=[])
     def note(epoch):
         if epoch in MARKS: out[str(epoch)] = {**clock.read(), **mark(clock, learn.model.net, tok, valid)}
-    with cold_cache(), frozen_cache(learn), learn.no_bar(), learn.no_logging(): learn.fit(max(MARKS), RATE, wd=0., cbs=Mark(note))
+    with cold_cache(), frozen_cache(learn), learn.no_bar(), learn.no_logging(): learn.fit(max(MARKS), RATE, wd=0., cbs=[Mark(note), GradientClip(1.)])
     return out,learn,[n for n,p in learn.model.net.named_parameters() if p.requires_grad]
 
 # TRL
