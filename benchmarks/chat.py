@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
 from sft_nb.all import *
-from sft_nb.checkpoints.assets import Asset, ASSETS, fetch
+from sft_nb.checkpoints.assets import fetch
 from sft_nb.checkpoints.references import open_checkpoint
 from sft_nb.core.basics import write_atomic
 from sft_nb.evaluation.prediction import model_outputs, sorted_by_length
@@ -28,9 +28,6 @@ here = Path(__file__).parent
 FILE = here/'results'/'chat.json'
 MODEL,SYSTEM,BATCH,MARKS = 'pip:smollm2-135m-instruct','Answer with the option alone.',8,(3, 10)
 RATE,LORA_RATE = 2e-4,1e-3
-
-ASSETS.setdefault('fish-completions', Asset('fish-completions', 'deb', 'fish-common', '3.6.0-3.1+deb12u1', '7386d9ae1851784c9ab3818f18389dbe33f4961f48617393509e2cc99ac6b6e1',
-    {'usr/share/fish/completions/*.fish': None}, 'GPL-2.0-only', 1669240, 'Options of commands with their descriptions, as the fish shell completes them', root='usr/share/fish/completions/'))
 
 def completions():
     "(command, description, option) of the options of fish's completion files that need no subcommand"

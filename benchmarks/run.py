@@ -15,6 +15,7 @@ from torch import nn
 from fastai.learner import Learner
 from fastai.callback.schedule import *
 from sft_nb.all import *
+from sft_nb.checkpoints.assets import fetch
 from sft_nb.core.basics import write_atomic
 from sft_nb.data.task import get_task
 from sft_nb.core.fit_metrics import class_metrics
@@ -41,21 +42,32 @@ def data(name, seed=42, **kw):
     return load_data(task, d['source'], seed=seed, **{**d.get('load', {}), 'augment':False, **kw})
 
 class Plain(nn.Module):
-    "The same network without our freezing, and without our cutting of batches: fastai's own `freeze` is what acts"
-    def __init__(self, model): super().__init__(); self.net = model
-    def forward(self, *x): return self.net.scores(None, *x) if hasattr(self.net, 'scores') else self.net(*x)
-    def train(self, mode=True):
-        for m in self.modules(): m.training = mode
-        return self
+    "The network as timm or transformers builds it, from the same weights; nothing of ours is in it"
+    def __init__(self, spec):
+        super().__init__()
+        n = len(spec.vocab)
+        if spec.task.name=='text':
+            from transformers import AutoModelForSequenceClassification
+            self.net = AutoModelForSequenceClassification.from_pretrained(fetch('all-minilm-l6-v2'), num_labels=n)
+            self.head = self.net.classifier
+        else:
+            import timm
+            self.net = timm.create_model('efficientnet_lite0', num_classes=n)
+            state = torch.load(next(fetch('efficientnet-lite0').rglob('*.pth')), weights_only=True)
+            lost = self.net.load_state_dict({k:v for k,v in state.items() if not k.startswith('classifier')}, strict=False)
+            assert all(k.startswith('classifier') for k in lost.missing_keys), lost
+            self.head = self.net.classifier
+    def forward(self, x):
+        if isinstance(x, dict): return self.net(input_ids=x['input_ids'], attention_mask=x['attention_mask']).logits
+        return self.net(x)
 
 def two_groups(m):
-    head = [p for n,p in m.net.named_parameters() if n in m.net.groups['head']]
-    ids = set(map(id, head))
-    return [[p for p in m.parameters() if id(p) not in ids], head]
+    ids = {id(p) for p in m.head.parameters()}
+    return [[p for p in m.net.parameters() if id(p) not in ids], list(m.head.parameters())]
 
 def fastai_learner(dls, seed, train_bn=True):
-    ours = sft_learner(dls, freeze=None, seed=seed)
-    return Learner(dls, Plain(ours.model), loss_func=ours.loss_func, splitter=two_groups, train_bn=train_bn, metrics=class_metrics())
+    seeded_all(seed)
+    return Learner(dls, Plain(dls.sft), loss_func=nn.CrossEntropyLoss(), splitter=two_groups, train_bn=train_bn, metrics=class_metrics())
 
 @contextlib.contextmanager
 def quiet(learn):
@@ -64,24 +76,25 @@ def quiet(learn):
 @contextlib.contextmanager
 def cold_cache():
     "A new, empty cache of activations; fetched assets stay"
-    from sft_nb.training import cache
+    from sft_nb.training import cache, cache_store
     with tempfile.TemporaryDirectory() as d:
-        was,cache.cache_folder = cache.cache_folder,lambda: Path(d)
+        was = cache.cache_folder
+        cache.cache_folder = cache_store.cache_folder = lambda: Path(d)
         try: yield
-        finally: cache.cache_folder = was
+        finally: cache.cache_folder = cache_store.cache_folder = was
 
 def seeded_all(seed):
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
 def accuracy(learn): return float(learn.validate()[1])
 
-def bare_pass(learn):
-    "One forward pass over both sets, nothing else"
-    learn.model.eval()
+def bare_pass(dls, net):
+    "One forward pass of the plain network over both sets, read and batched as we do it"
+    net.eval()
     with torch.inference_mode():
         for part in ('train', 'valid'):
-            rows,_ = sorted_by_length(learn.spec, learn.spec.rows[learn.spec.rows.split==part])
-            for b in learn.spec.task.item_loader(learn.spec, rows, max(learn.dls.bs, 32)): learn.model(*b[:learn.dls.n_inp] if isinstance(b, tuple) else (b,))
+            rows,_ = sorted_by_length(dls.sft, dls.sft.split(part))
+            for b in dls.sft.task.item_loader(dls.sft, rows, max(dls.bs, 32)): net(b[0] if isinstance(b, tuple) else b)
 
 def bench_head(seeds=(1,2,3), names=DATA):
     "Head phase, 5 epochs, validation after each"
@@ -100,9 +113,9 @@ def bench_head(seeds=(1,2,3), names=DATA):
                     learn.freeze()
                     learn.fit_one_cycle(5, 1e-2)
                 return learn
-            learn = sft_learner(dls, seed=seed)
-            bare_pass(learn)
-            row['forward'],_ = timed(bare_pass, learn)
+            net = Plain(dls.sft)
+            bare_pass(dls, net)
+            row['forward'],_ = timed(bare_pass, dls, net)
             with cold_cache():
                 row['cold'],learn = timed(ours)
                 row['ours_accuracy'] = learn.history[-1]['accuracy']
@@ -222,7 +235,7 @@ def bench_step(seeds=(1,2,3), names=DATA, n=12):
             dls = data(name, seed)
             learn = sft_learner(dls, freeze=None, seed=seed)
             batches = [b for b,_ in zip(dls.train, range(n))]
-            model,loss_func = learn.model,learn.loss_func
+            model,loss_func = Plain(dls.sft),nn.CrossEntropyLoss()
             opt = torch.optim.AdamW(model.parameters(), lr=1e-5)
             def bare():
                 model.train()

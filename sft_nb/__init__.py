@@ -9,12 +9,13 @@ Modules:
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
-- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
+- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
 - `sft_nb.core.fit_metrics`: What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
 - `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
 - `sft_nb.core.losses`: What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
+- `sft_nb.core.number_metrics`: How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
@@ -28,6 +29,7 @@ Modules:
 - `sft_nb.data.labels`: Empty cells, names of classes and their order: one rule for each
 - `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share, in the place of a class
 - `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
@@ -51,13 +53,16 @@ Modules:
 - `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
 - `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
+- `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
+- `sft_nb.evaluation.intervals`: Whether the interval around a predicted number holds the share of rows that it promises
 - `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
 - `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
 - `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
 - `sft_nb.evaluation.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
-- `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on
+- `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on; `reference_losses`: which tokens of an answer the model did not expect
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
+- `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
 - `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
 - `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
@@ -76,7 +81,7 @@ Modules:
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
 - `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
-- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts and stamps out of packages
+- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
 - `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
 - `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
 - `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot

@@ -16,6 +16,7 @@ from .core.losses import class_weights, loss_weight, make_loss
 from .core.metrics import answer_parts, bleu_sums, CLASS_SCORES, class_scores, ClassScores, draw_weights, error_sums, group_codes, placeholders, same_placeholders
 from .core.metrics import speech_note, speech_parts, speech_scores, spoken_language, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
+from .core.number_metrics import conformal_margin, number_loss, number_metrics, NumberScores
 from .core.fit_metrics import class_metrics, token_metrics, TokenAccuracy, written_metrics
 
 # %% ../nbs/01_all.ipynb #8bf3d669
@@ -28,6 +29,7 @@ from .checkpoints.references import list_checkpoints, open_checkpoint
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
 from .data.kinds import AudioInput, ClassTarget, ConversationInput, ImageInput, InputKind, TargetKind, TextInput, TextTarget
+from .data.number_target import number_of, NumberTarget
 from .data.class_targets import class_counts, class_losses, linear_probe
 from .data.problems import BadRows
 from .data.labels import class_order, label_names, label_text, match_labels
@@ -46,10 +48,10 @@ from .data.token_targets import pad_labels, sequence_item_loader, sequence_loade
 from .data.translation import check_pairs, odd_pairs, pair_coder, pair_item_loader, pair_lengths, pair_targets, PairCoder, translation_loaders
 from .data.speech import best_tokens, check_speech, frame_count, frames_needed, speech_coder, speech_item_loader, speech_lengths, speech_loaders
 from .data.speech import speech_targets, speech_train_loader, SpeechCoder, SpeechDL
-from .data.conversations import answer_of, cell_of, conversation_frame, conversation_lines, conversation_text, FORMS, message_problem, messages_of, prompt_problem
+from .data.conversations import answer_of, cell_of, conversation_frame, conversation_lines, conversation_text, FORMS, gathered_messages, message_problem, messages_of, prompt_problem
 from .data.conversations import ROLES, storable_cell
 from .data.chat import chat_cache_loader, chat_coder, chat_item_loader, chat_loaders, chat_targets, ChatCoder, ChatDL, ChatTargets, ChatTokens
-from .data.chat import check_conversations, control_tokens, end_of_turn, first_fit, learned_labels, packed_rows, PINNED, PLAIN, set_template, show_masks, WholeDL
+from .data.chat import check_conversations, control_tokens, end_of_turn, first_fit, learned_labels, packed_rows, PINNED, PLAIN, set_template, show_masks, turn_rows, WholeDL
 
 # %% ../nbs/01_all.ipynb #ad3a00d1
 from .models.grouping import is_norm, matched_groups, sequential_groups
@@ -88,10 +90,13 @@ from .evaluation.tables import evaluate_table, load_evaluation, parquet_parts
 from .evaluation.slices import item_measures, measure_names
 from .evaluation.compare import mcnemar
 from .evaluation.calibration import calibrate, Calibration, fit_temperature
+from .evaluation.conversation import check_converses, Conversation
+from .evaluation.intervals import interval_calibration, IntervalCalibration
 
 # %% ../nbs/01_all.ipynb #396e5539
-from .inspection.attributions import Attribution, explain, PICTURE_METHODS, TEXT_METHODS
+from .inspection.attributions import Attribution, explain, PICTURE_METHODS, reference_losses, TEXT_METHODS, told_rows, TokenLosses
 from .inspection.inspector import Inspector
+from .inspection.chat_box import ChatBox
 
 # %% ../nbs/01_all.ipynb #464d493e
 from .diagnosis.features import item_features

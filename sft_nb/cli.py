@@ -1,4 +1,4 @@
-"""The command `sft_nb`: demo, finetune, predict, evaluate, tasks, checkpoints
+"""The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
 
 The whole flow from a shell. Each command calls the public functions in their order and prints its result to standard output; how far it is, and what
 went wrong, goes to standard error. A mistake of the user exits with 2 and says in one line what to do. Nothing heavy is imported before the
@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/cli.html.md"""
 __all__ = ['text_table', 'main']
 
 # %% ../nbs/00_cli.ipynb #1f5d2356
-import argparse, contextlib, csv, io, json, os, signal, sys, time, warnings
+import argparse, contextlib, csv, io, json, os, re, signal, sys, time, warnings
 from pathlib import Path
 from . import __version__
 from .core.basics import cache_home, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
@@ -242,7 +242,7 @@ def _report(learn, ev, metrics, settings, against=None):
     tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
-    shown = [*spec.task.input_columns, 'item', 'target', 'prediction', 'probability', 'loss']
+    shown = [*spec.task.input_columns, 'item', 'target', 'prediction', *(spec.task.target.beside if spec.task.target.interval else ('probability',)), 'loss']
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
@@ -250,7 +250,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None)
     "The saved folder with its report, all at once"
     from sft_nb.deployment.predictor import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
-        save_predictor(learn, tmp, overwrite=True, metrics=ev.metrics)
+        save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
@@ -259,10 +259,12 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None)
 def _interval_text(ev, name): return '{value:.3f} ({low:.3f} to {high:.3f})'.format(**ev.report().set_index('metric').loc[name])
 
 def _against(ev, untuned):
-    "All metrics against those before training, and a line on the metric of the task"
-    table,name = ev.compare({'untuned':untuned}),ev.task.metric
-    d = table.set_index('metric').loc[name]
-    return table,f"{name} untuned {_interval_text(untuned, name)}, trained {_interval_text(ev, name)}, difference {d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f}): {d.verdict}"
+    "All metrics against those before training, and a line on those that say most"
+    table = ev.compare({'untuned':untuned})
+    def line(name):
+        d = table.set_index('metric').loc[name]
+        return f"{name} untuned {_interval_text(untuned, name)}, trained {_interval_text(ev, name)}, difference {d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f}): {d.verdict}"
+    return table,'\n'.join(map(line, [*ev.task.target.telling, ev.task.metric]))
 
 # %% ../nbs/00_cli.ipynb #1bf1ba42
 def _note(spec):
@@ -302,14 +304,14 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, fit)
-    seconds = _timed(learn, {**fit, **_keep_best(a, task)}, getattr(a, 'freeze', ''))
+    seconds = _timed(learn, {**fit, **_keep_best(a, learn.spec.task)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
     _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table)
     if a.resume: learn.resume.clear()
-    return '\n'.join([line]*untuned+[_summary(task, metrics, time.perf_counter()-start, out)])
+    return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
 def _finetune(a):
     out = _free_folder(a.out)
@@ -402,6 +404,43 @@ def _export(a):
     export_onnx(model, out, int8=a.int8)
     return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
 
+# %% ../nbs/00_cli.ipynb #35dcd05f
+def _typed():
+    "What the user types, line by line"
+    if not sys.stdin.isatty():
+        yield from (o.rstrip('\n') for o in sys.stdin)
+        return
+    say('/reset begins a new conversation, /quit ends it')
+    while True:
+        try: yield input('> ')
+        except EOFError: return
+
+def _turn(talk, line, write):
+    "One message and its answer"
+    try: talk.answer(line, write)
+    except DataError as e: return say(_one_line(e))
+    write('\n')
+    if not talk.stopped: say(f'(stopped after {talk.max_new_tokens:,} tokens; --max-new-tokens sets it)')
+
+def _talked(talk, write):
+    "A conversation, until its end"
+    for line in filter(str.strip, _typed()):
+        command = line.strip()
+        if command=='/quit': return
+        if command=='/reset': talk.reset()
+        elif re.fullmatch(r'/\w+', command): say(f'There is no command {command}. Valid: /reset, /quit')
+        else: _turn(talk, line, write)
+
+# %% ../nbs/00_cli.ipynb #a795d9dc
+def _chat(a):
+    from sft_nb.deployment.folder import read_info
+    task = get_task(read_info(a.dir)['task'])
+    if not task.converses: raise DataError(f"{a.dir} holds a model of task {task.name!r}, which answers no conversations. Type: sft_nb predict {a.dir} ITEMS")
+    model = _opened(a.dir, a.device)
+    from sft_nb.evaluation.conversation import Conversation
+    talk = Conversation(model, a.system, a.max_new_tokens)
+    return lambda write: _talked(talk, write)
+
 # %% ../nbs/00_cli.ipynb #58143d74
 def _tasks(a):
     rows = [dict(task=t.name, what=t.summary, columns=', '.join(t.columns), checkpoint=t.checkpoint, metric=t.metric,
@@ -426,7 +465,7 @@ def _listed_cache():
 
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
-    return text_table(list_checkpoints().to_dict('records'))
+    return text_table(list_checkpoints(a.task).to_dict('records'))
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Parser(argparse.ArgumentParser):
@@ -495,6 +534,11 @@ def _use_commands(add):
     r.add_argument('--as-items', action='store_true', help='ITEMS are texts or paths themselves, even where one is the name of a table, a text file or a folder')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
+    t = add('chat', _chat, 'talk with a saved chat model')
+    t.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
+    t.add_argument('--system', metavar='TEXT', help='system message; default: that of training')
+    t.add_argument('--max-new-tokens', type=_positive, metavar='N', help='tokens after which an answer stops; default: as the model was trained')
+    t.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
 def _judge_commands(add):
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
@@ -528,7 +572,8 @@ def _parser():
     _use_commands(add)
     _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
-    add('checkpoints', _checkpoints, 'pretrained models that are known by name')
+    c = add('checkpoints', _checkpoints, 'pretrained models that are known by name')
+    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task; default: all')
     k = add('cache', _cache, 'list what the frozen parts computed, or remove it')
     k.add_argument('--clear', metavar='KEY|all', help='remove the entries whose key begins so, or all of them')
     return p
@@ -541,7 +586,10 @@ def _one_line(e):
 def _say(text):
     "Print to standard output; a reader that has gone away is no error"
     with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='replace')
-    try: print(text, flush=True)
+    _write(f'{text}\n')
+
+def _write(text):
+    try: print(text, end='', flush=True)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 @contextlib.contextmanager
@@ -570,6 +618,7 @@ def main(
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with contextlib.redirect_stdout(sys.stderr), _quiet_others(): text = args.run(args)
+        if callable(text): text = text(_write)
     except SftError as e:
         if process_rank(): time.sleep(5)
         print(f'sft_nb: {_one_line(e)}', file=sys.stderr)

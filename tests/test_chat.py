@@ -147,8 +147,29 @@ def test_thoughts_that_the_template_drops_are_not_learned(toy, tmp_path, capsys)
                 "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}")
     coder = ChatCoder(tokenizer(toy, thinking))
     assert learned(coder, coder.taught(TALK[:3], 'black'))=='<think></think>black<|im_end|>'
-    data(toy, pd.DataFrame(dict(messages=[TALK]*4)), checkpoint=variant(toy, tmp_path/'m', thinking))
-    assert 'of 4 conversations the last answer alone is learned' in capsys.readouterr().err
+    dls = data(toy, pd.DataFrame(dict(messages=[TALK]*4, n=range(4))), checkpoint=variant(toy, tmp_path/'m', thinking))
+    assert '4 conversations become 8 rows, one per answer' in capsys.readouterr().err
+    rows,coder = dls.sft.rows,chat_coder(dls.sft)
+    assert rows.columns.is_unique and list(rows.turn)==[1,2]*4 and list(rows.item[:2])==['row 0 turn 1','row 0'] and list(rows.n)==[0,0,1,1,2,2,3,3]
+    assert [learned(coder, o) for o in coder.conversations(rows)]==['<think></think>white<|im_end|>','<think></think>black<|im_end|>']*4
+    assert all(o.split.nunique()==1 for _,o in rows.groupby('group')) and rows.prompt[0]==TALK[0]['content'] and rows.prompt[1]==TALK[:3]
+
+def test_a_row_per_answer_is_trained_and_cached_like_others(toy, tmp_path):
+    thinking = CHATML.replace("m['content']", "(m['content'].split('</think>')[-1] if not loop.last else m['content'])")
+    ref = variant(toy, tmp_path/'m', thinking)
+    talk = [user('one'), assistant('<think>a</think>two'), user('three'), assistant('<think>b</think>four')]
+    rows = pd.DataFrame(dict(messages=[talk, TALK]*4))
+    def run(**kw):
+        learn = learner(toy, rows, dict(checkpoint=ref, valid=.25, **kw))
+        learn.fit_head(2, 1e-2)
+        return learn,torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    learn,cached = run()
+    assert learn.cached_groups and (learn.spec.rows.turn>0).sum()==8 and len(learn.spec.rows)==12
+    coder = chat_coder(learn.spec)
+    said = [learned(coder, o) for o in coder.conversations(learn.spec.rows[:3])]
+    assert said[:2]==['<think>a</think>two<|im_end|>','<think>b</think>four<|im_end|>'] and said[2]=='white<|im_end|>black<|im_end|>'
+    assert len(evaluate(learn, 'train'))==(learn.spec.rows.split=='train').sum()
+    assert len(data(toy, rows, checkpoint=ref, train_on='last').sft.rows)==8
 
 def test_the_date_is_pinned(toy, tmp_path, capsys):
     dated = "{{ 'Today is '+strftime_now('%d %b %Y')+'.\\n' }}"+CHATML

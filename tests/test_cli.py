@@ -112,6 +112,8 @@ def test_tasks_and_checkpoints():
     assert code==0 and 'image' in text and 'pip:efficientnet-lite0' in text
     code,text,_ = run('checkpoints')
     assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'licence', 'here']
+    assert [o.split()[0] for o in run('checkpoints', 'chat')[1].splitlines()]==['ref', 'pip:smollm2-135m-instruct']
+    assert "task='chatt': no packaged checkpoint is for it. Did you mean 'chat'" in fails('checkpoints', 'chatt')
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {
@@ -179,7 +181,7 @@ def test_a_closed_pipe_is_no_error(saved, toy):
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch):
     from sft_nb.checkpoints import references
-    def broken(): raise ZeroDivisionError('a fault of the program')
+    def broken(task=None): raise ZeroDivisionError('a fault of the program')
     monkeypatch.setattr(references, 'list_checkpoints', broken)
     with pytest.raises(ZeroDivisionError): run('checkpoints')
 

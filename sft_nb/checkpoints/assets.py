@@ -86,6 +86,9 @@ ASSETS |= {a.name:a for a in [
     Asset('stamps', 'deb', 'tuxpaint-stamps-default', '2022.06.04-1', '6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34',
         {'usr/share/tuxpaint/stamps/*.png': None, 'usr/share/tuxpaint/stamps/*.txt': None}, 'GPL-2.0-only', 160880444,
         'Pictures (photos and drawings) in folders, with captions in many languages', root='usr/share/tuxpaint/stamps/'),
+    Asset('fish-completions', 'deb', 'fish-common', '3.6.0-3.1+deb12u1', '7386d9ae1851784c9ab3818f18389dbe33f4961f48617393509e2cc99ac6b6e1',
+        {'usr/share/fish/completions/*.fish': None}, 'GPL-2.0-only', 1669240,
+        'Options of commands with their descriptions, as the fish shell completes them', root='usr/share/fish/completions/'),
 ]}
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #1686e753

@@ -89,11 +89,12 @@ def _read_json(path):
     return value
 
 _TASK_TABLES = dict(image=('IMAGE_CLASSIFICATION',), text=('SEQUENCE_CLASSIFICATION', 'CAUSAL_LM'), translation=('SEQ_TO_SEQ_CAUSAL_LM',),
-                    speech=('SPEECH_SEQ_2_SEQ', 'CTC'), image_text=('ZERO_SHOT_IMAGE_CLASSIFICATION',))
+                    speech=('SPEECH_SEQ_2_SEQ', 'CTC'), image_text=('ZERO_SHOT_IMAGE_CLASSIFICATION',), chat=('CAUSAL_LM',))
 
 def _hf_tasks(model_type):
     from transformers.models.auto import modeling_auto as auto
     found = [t for t,names in _TASK_TABLES.items() if any(model_type in getattr(auto, f'MODEL_FOR_{n}_MAPPING_NAMES') for n in names)]
+    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or {'translation','speech'} & set(found): found = [t for t in found if t!='chat']
     return tuple(t for t in found if t!='text' or 'speech' not in found)
 
 def _licence(folder):
@@ -332,8 +333,11 @@ def _open_hub(name, pretrained):
     return _open_folder(f'hf:{name}', _snapshot(f'hf:{name}', repo, revision or None, pretrained), pretrained)
 
 # %% ../../nbs/checkpoints/04_references.ipynb #60f28d8d
-def list_checkpoints()->pd.DataFrame: # One row a checkpoint: ref, task, params, size_mb, licence, here
+def list_checkpoints(
+    task:str|None=None, # Name of a task; None: all
+)->pd.DataFrame: # One row a checkpoint: ref, task, params, size_mb, licence, here
     "The packaged checkpoints; nothing is fetched"
-    info = {o['name']:o for o in asset_info()}
+    info,known = {o['name']:o for o in asset_info()},{t for p in _PIP.values() for t in p.tasks}
+    if task is not None and task not in known: raise CheckpointError(f"task={task!r}: no packaged checkpoint is for it.{near(task, sorted(known))}")
     return pd.DataFrame([dict(ref=f'pip:{n}', task=', '.join(p.tasks), params=p.params, size_mb=info[n]['size_mb'], licence=info[n]['licence'],
-                              here=info[n]['here']) for n,p in _PIP.items()])
+                              here=info[n]['here']) for n,p in _PIP.items() if task in (None, *p.tasks)])

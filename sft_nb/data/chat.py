@@ -10,17 +10,17 @@ Docs: https://sft-nb.github.io/sft_nb/data/chat.html.md"""
 
 # %% auto #0
 __all__ = ['PLAIN', 'PINNED', 'set_template', 'control_tokens', 'end_of_turn', 'ChatTokens', 'ChatCoder', 'learned_labels',
-           'first_fit', 'packed_rows', 'show_masks', 'chat_coder', 'check_conversations', 'ChatDL', 'WholeDL',
-           'ChatTargets', 'chat_loaders', 'chat_item_loader', 'chat_cache_loader', 'chat_targets']
+           'first_fit', 'packed_rows', 'show_masks', 'chat_coder', 'check_conversations', 'turn_rows', 'ChatDL',
+           'WholeDL', 'ChatTargets', 'chat_loaders', 'chat_item_loader', 'chat_cache_loader', 'chat_targets']
 
 # %% ../../nbs/data/21_chat.ipynb #3f9ab8a3
-import hashlib, re, sys
+import copy, hashlib, re, sys
 from html import escape
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import CheckpointError, DataError, near, say
-from .conversations import messages_of, prompt_problem
+from .conversations import cell_of, messages_of, prompt_problem
 from .spec import prepared
 from .texts import network_config, TextCoder, tokenizer_fingerprint, _limit, _ReadTokens, _shown, _text_problem
 from .token_targets import pad_labels, sequence_item_loader, sequence_loaders, SequenceDL, _check_tokenizer
@@ -97,7 +97,6 @@ class ChatCoder(TextCoder):
         self.max_new_tokens,self.system,self.train_on = max_new_tokens,system,train_on
         self.controls,self.end = control_tokens(tokenizer),end_of_turn(tokenizer, ref)
         self.end_id = tokenizer.convert_tokens_to_ids(self.end)
-        self.unlearned = 0
 
 # %% ../../nbs/data/21_chat.ipynb #6fffc1be
 @patch
@@ -139,7 +138,7 @@ def answer(
     "The part of a rendered conversation that is behind its prompt, up to and with the token that ends the turn"
     if not whole.startswith(prompt): raise DataError('the chat template writes the prompt otherwise once an answer follows: it cannot be learned what is asked in prediction')
     text = whole[len(prompt):]
-    at = text.find(self.end, max(0, text.rfind(content.strip())+len(content.strip())))
+    at = text.find(self.end, max(0, text.rfind(content.strip(), 0, text.rfind(self.end))+len(content.strip())))
     if at<0: raise DataError(f'the chat template does not end this answer with {self.end!r}')
     return text[:at+len(self.end)]
 
@@ -189,14 +188,14 @@ def taught(
     self:ChatCoder,
     prompt, # A cell
     completion:str, # The answer
+    alone:bool=False, # Whether the answers in the prompt are rows of their own
 )->ChatTokens: # Prompt and answer, cut at `max_length`
     "A row as tokens, with those that are learned"
     messages = self.conversation(prompt)
     text = self.render(messages, True)
     answer = self.answer(text, self.render([*messages, dict(role='assistant', content=completion)]), completion)
     ids,said = self.numbers(text),self.numbers(answer)
-    spans = self._earlier(messages, text) if self.train_on=='all' else []
-    if spans is None: self.unlearned,spans = self.unlearned+1,[]
+    spans = (self._earlier(messages, text) or []) if self.train_on=='all' and not alone else []
     return _chat_tokens(ids+said, len(ids), [*self._places(ids, text, spans), *range(len(ids), len(ids)+len(said))], self.max_length)
 
 @patch
@@ -205,7 +204,8 @@ def conversations(
     rows:pd.DataFrame, # With `prompt` and `completion`
 )->list: # `ChatTokens`
     "Rows as tokens"
-    return [self.taught(p, c) for p,c in zip(rows['prompt'], rows['completion'])]
+    alone = rows['turn']>0 if 'turn' in rows else [False]*len(rows)
+    return [self.taught(*o) for o in zip(rows['prompt'], rows['completion'], alone)]
 
 # %% ../../nbs/data/21_chat.ipynb #c511f742
 def _filled(rows, fill, left=False):
@@ -398,6 +398,39 @@ def check_conversations(
     answers = rows['completion'] if 'completion' in rows else [None]*len(rows)
     return [(i,p) for i,o,c in zip(rows.index, rows['prompt'], answers) if (p := coder.problem(o, c))]
 
+# %% ../../nbs/data/21_chat.ipynb #f77ece96
+def _spread(rows, found, sizes):
+    "Rows with those of `found` before each"
+    at,turn = np.repeat(np.arange(len(rows)), sizes),[(k if n>1 else 0, k<n) for n in sizes for k in range(1, n+1)]
+    cells = [o for p,c,earlier in zip(rows['prompt'], rows['completion'], found) for o in [*earlier, (p,c)]]
+    out = rows.iloc[at].reset_index(drop=True)
+    new = dict(prompt=[p for p,_ in cells], completion=[c for _,c in cells], item=[f'{o} turn {k}' if early else o for o,(k,early) in zip(out['item'], turn)])
+    out = out.assign(**{k:pd.Series(v, dtype=object) for k,v in new.items()}, turn=[k for k,_ in turn])
+    return out if 'group' in out else out.assign(group=at.astype(str))
+
+# %% ../../nbs/data/21_chat.ipynb #1bd7ad6f
+def _turns(coder, prompt):
+    "(prompt, answer) of each answer in a prompt that cannot be learned where it stands, and how many have a fault of their own"
+    messages,asked = messages_of(prompt),coder.conversation(prompt)
+    if coder.train_on!='all' or coder._earlier(asked, coder.render(asked, True)) is not None: return [],0
+    at = [i for i,m in enumerate(messages) if m['role']=='assistant' and any(o['role']=='user' for o in messages[:i])]
+    good = [i for i in at if messages[i]['content'].strip() and coder.problem(messages[:i], messages[i]['content']) is None]
+    return [(cell_of(messages[:i]), messages[i]['content']) for i in good],len(at)-len(good)
+
+def turn_rows(
+    coder:ChatCoder, # Of the checkpoint
+    rows:pd.DataFrame, # With `prompt` and `completion`, split
+    ref:str='the checkpoint', # What the coder is of, for messages
+)->pd.DataFrame: # More rows, where there are such conversations, with `turn` (from 1; 0: a whole conversation) and `group`
+    "A row per answer, of conversations whose earlier answers are written otherwise once they go on"
+    if 'turn' in rows: return rows
+    found = [_turns(coder, o) for o in rows['prompt']]
+    sizes,lost = [len(o)+1 for o,_ in found],sum(n for _,n in found)
+    many,more = sum(n>1 for n in sizes),f'; {lost:,} answers that cannot be learned are left out'*(lost>0)
+    if not many and not lost: return rows
+    say(f"The chat template of {ref} writes earlier answers otherwise once a conversation goes on: {many:,} conversations become {sum(n for n in sizes if n>1):,} rows, one per answer{more}")
+    return _spread(rows, [o for o,_ in found], sizes)
+
 # %% ../../nbs/data/21_chat.ipynb #e0b3b4ab
 class ChatDL(SequenceDL):
     "Padded batches of conversations, longest first, or in the order of the rows"
@@ -441,7 +474,6 @@ def _report(coder, items, ref):
     "Say what is cut, what is not learned, and what the template adds"
     cut,lost = [o for o in items if o.n>coder.max_length],sum(max(0, o.n-coder.max_length) for o in items)
     if cut: say(f"Cut {len(cut):,} of {len(items):,} conversations after {coder.max_length:,} tokens; {lost:,} tokens are not learned, and these answers have no end (max_length sets it)")
-    if coder.unlearned: say(f"The chat template of {ref} writes earlier answers otherwise once a conversation goes on: of {coder.unlearned:,} conversations the last answer alone is learned")
     if 'strftime_now' in coder.tokenizer.chat_template: say(f"The chat template of {ref} prints the date; it is pinned to {PINNED} in training, prediction and the saved folder")
     first = coder.render([dict(role='user', content='sft question')], True).partition('sft question')[0]
     added = [t for t in re.split('|'.join(map(re.escape, coder.controls)), first) if len(t.split())>2]
@@ -462,7 +494,8 @@ def chat_loaders(
     "Loaders of conversations"
     if pack not in (True, False): raise DataError(f"pack={pack!r}: valid is True (several conversations share a row in training) or False.")
     coder,first = _coder(spec, dict(max_length=max_length, max_new_tokens=None, system=system, train_on=train_on, template=template)),not spec.preprocess
-    coder.unlearned = 0
+    spec = copy.copy(spec)
+    spec.rows = turn_rows(coder, spec.rows, spec.checkpoint.ref)
     items = coder.conversations(spec.rows)
     if first: _report(coder, items, spec.checkpoint.ref)
     longest = max((len(o)-o.prompt for o,s in zip(items, spec.rows.split) if s=='train'), default=8)

@@ -10,7 +10,7 @@ Docs: https://sft-nb.github.io/sft_nb/data/conversations.html.md"""
 
 # %% auto #0
 __all__ = ['ROLES', 'FORMS', 'messages_of', 'cell_of', 'message_problem', 'prompt_problem', 'conversation_frame',
-           'conversation_text', 'conversation_lines', 'storable_cell', 'answer_of']
+           'gathered_messages', 'conversation_text', 'conversation_lines', 'storable_cell', 'answer_of']
 
 # %% ../../nbs/data/20_conversations.ipynb #0a587cc2
 import json
@@ -130,6 +130,15 @@ def conversation_frame(
     else: how = f'{column} as prompt'+' and completion: the last answer of each is the completion'*answered
     say(f'Reading {how}')
     return _from_instructions(frame, answered) if column=='instruction' else _from_messages(frame, column, answered)
+
+# %% ../../nbs/data/20_conversations.ipynb #9bf04931
+def gathered_messages(
+    items:list, # As given to `predict`
+)->list: # Of conversations
+    "A list of messages is one conversation; other lists stay as they are"
+    if len(items)<2 or not all(_is_message(o) for o in items): return items
+    say(f'Reading {len(items):,} messages as one conversation; for several pass a list of lists')
+    return [items]
 
 # %% ../../nbs/data/20_conversations.ipynb #a5259ace
 def conversation_text(

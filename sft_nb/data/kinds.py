@@ -59,6 +59,14 @@ def length(
     "By what rows are batched with others of like length"
 
 @patch
+def gathered(
+    self:InputKind,
+    items:list, # As they were given to `predict`, not as a table
+)->list: # One per row
+    "Items that are parts of one become one"
+    return items
+
+@patch
 def opened(
     self:InputKind,
     path, # Of a file in a folder
@@ -243,6 +251,9 @@ class ConversationInput(InputKind):
     def features(self, train, cells):
         from sft_nb.data.conversations import conversation_text
         return TextInput.features(self, train.map(conversation_text), cells.map(conversation_text))
+    def gathered(self, items):
+        from sft_nb.data.conversations import gathered_messages
+        return gathered_messages(items)
     def picture(self, cell, side): return self.words(cell)
     def words(self, cell):
         from sft_nb.data.conversations import conversation_lines
@@ -279,16 +290,21 @@ class AudioInput(InputKind):
 # %% ../../nbs/data/19_kinds.ipynb #065b2169
 class TargetKind:
     "One kind of target: what a model says of a row"
+    kind = '' # As `target_kind` of `load_data` names it
+    summary = '' # Stands behind the arrow in the summary of a task
     column = 'target' # Its name, where an instance has no other
+    metric = None # Key of the metric that models are selected on; None: that of the task
     classes = False # Whether its values are the classes of `spec.vocab`
     several = False # Whether a row may have several values
     from_folders = False # Whether the name of a folder can be a value
     least = 0 # Rows that each stratum keeps on either side of a split
     contradicts = False # Whether two values for equal inputs contradict each other
     keep_best = False # Whether the command line puts the best epoch back where nothing else is asked for
+    telling = () # Names of scores that say most beside the metric of the task
     probed = False # Whether untuned features get a simple model; False: the network as it comes predicts
     listed = False # Whether its values are few, and are picked from a list
     aligned = False # Whether a card shows target and prediction word by word
+    interval = False # Whether a prediction is a number, with an interval around it
     by_row = 'loss' # Column of an evaluation by which its slices are judged
     shown = () # Metrics that a fit shows in each epoch
     lower = ('loss','error') # Metrics of which less is better
@@ -388,6 +404,13 @@ def empty(
 
 # %% ../../nbs/data/19_kinds.ipynb #b31207c0
 @patch
+def recognised(
+    self:TargetKind,
+    cells, # Of a target that was read as classes
+)->list|None: # Values; None: it is not plain that they are of this kind
+    "Values of a column that is plainly of this kind, and not of classes"
+
+@patch
 def empty_hint(
     self:TargetKind,
     spec, # What is known so far
@@ -432,6 +455,14 @@ def outputs(
     return len(spec.vocab)
 
 @patch
+def settle(
+    self:TargetKind,
+    spec, # Its rows are split
+)->dict: # As JSON has it; kept as `spec.scaling` and in `sft.json`
+    "What has to be known of the training rows to encode and to decode"
+    return {}
+
+@patch
 def encode(
     self:TargetKind,
     cells, # Values
@@ -469,6 +500,15 @@ def metrics(
     return []
 
 # %% ../../nbs/data/19_kinds.ipynb #4e00bba5
+@patch
+def units(
+    self:TargetKind,
+    outputs, # Of a batch, as the model gives them
+    spec, # What is known
+):  # A tensor of the same shape
+    "Outputs as an exported file gives them"
+    return outputs
+
 @patch
 def decode(
     self:TargetKind,
@@ -512,6 +552,14 @@ def values(
 )->dict: # Metric -> number
     "The metrics of an evaluation"
     return {k:float(v[0]) for k,v in self.scores(ev)(np.ones((1, len(ev.rows)))).items()}
+
+@patch
+def calibrated(
+    self:TargetKind,
+    ev, # An `Evaluation` of rows that were not trained on
+)->dict: # Goes into `spec.scaling`
+    "What held-out rows tell of the predictions to come, such as the width of their interval"
+    return {}
 
 @patch
 def score_options(
@@ -643,6 +691,7 @@ def baseline(
 # %% ../../nbs/data/19_kinds.ipynb #3ed0b424
 class ClassTarget(TargetKind):
     "The class of a row, or several"
+    kind,summary,metric = 'class','its class','accuracy'
     column,classes,several,from_folders,least,contradicts,probed,listed,by_row = 'label',True,True,True,1,True,True,True,'correct'
     lower = ('log_loss','brier','ece')
     def read(self, cells, delim=None, where=None, empty='raise'):

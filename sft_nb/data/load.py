@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/data/load.html.md"""
 __all__ = ['row_problems', 'split_problems', 'make_loaders', 'prepare_rows', 'load_data']
 
 # %% ../../nbs/data/11_load.ipynb #fe909a52
-import os, re
+import copy, os, re
 from collections import Counter
 from numbers import Real
 from pathlib import Path
@@ -198,7 +198,8 @@ def make_loaders(
     spec:DataSpec, # With its rows split; `spec.options` says the rest
 ):  # fastai `DataLoaders`; `.sft` is `spec` with what the loaders have settled
     "Make the loaders again, for instance after a change of `spec.rows`; `spec` stays as it is"
-    own = {k:v for k,v in spec.options.items() if k in spec.task.options}
+    own,spec = {k:v for k,v in spec.options.items() if k in spec.task.options},copy.copy(spec)
+    spec.scaling = spec.task.target.settle(spec)
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
     return dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess)
 
@@ -244,7 +245,7 @@ def prepare_rows(
     return spec
 
 # %% ../../nbs/data/11_load.ipynb #bfd92455
-_ARGUMENTS = ('valid seed checkpoint pretrained input target group bad batch_size augment max_items num_workers label_delim empty_label exclude corrections lazy '
+_ARGUMENTS = ('valid seed checkpoint pretrained input target target_kind group bad batch_size augment max_items num_workers label_delim empty_label exclude corrections lazy '
               'folder ending sheet').split()
 
 # %% ../../nbs/data/11_load.ipynb #4d5421d2
@@ -268,6 +269,16 @@ def _checkpoint(task, ref, pretrained):
     from sft_nb.checkpoints.references import open_checkpoint
     return open_checkpoint(ref or task.checkpoint, task=task.name, pretrained=pretrained)
 
+def _plain_kind(task, rows):
+    "(task, rows) with another kind of target, where the column is plainly of that kind"
+    name = task.target.column
+    for t in task.other_targets:
+        if (values := t.recognised(rows[name])) is None: continue
+        say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; target_kind={task.target.kind!r} makes classes of them")
+        return task.with_target(t.kind),rows.assign(**{name:pd.Series(values, index=rows.index, dtype=object)})
+    return task,rows
+
+
 # %% ../../nbs/data/11_load.ipynb #6aab1fb9
 def load_data(
     task:str|Task, # 'image', 'text', …, or a `Task`
@@ -279,6 +290,7 @@ def load_data(
     pretrained:bool=True, # False: the same architecture with fresh weights
     input=None, # Column of the input (several: a list, or a dict); None: the task's own names
     target:str|None=None, # Column of the target; None: the task's own name
+    target_kind:str|None=None, # 'class' or 'number', where the task can have either; None: as the task has it, and numbers where the column is plainly that
     group:str|None=None, # Column whose equal values stay on one side of the split
     bad:str='raise', # 'raise': list all bad rows at once; 'skip': go on without them, they are kept in `dls.sft.skipped`
     batch_size:int|None=None, # Items a step; None: what suits the task, less where there are few items
@@ -297,10 +309,11 @@ def load_data(
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` of them"
     join_processes()
-    task = get_task(task)
+    task = get_task(task) if target_kind is None else get_task(task).with_target(target_kind)
     _check_arguments(task, valid, bad, max_items, options, seed, empty_label)
     if isinstance(valid, Real): valid = float(valid)
     rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
+    if target_kind is None and not multi: task,rows = _plain_kind(task, rows)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
     spec = DataSpec(task, _correct(rows, corrections, task, multi, label_delim), multi_label=multi, checkpoint=_checkpoint(task, checkpoint, pretrained),
                     pretrained=pretrained, seed=seed, has_group=group is not None, options={**settings, **_settings(input, target, ending, empty_label)})

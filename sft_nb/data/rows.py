@@ -147,7 +147,7 @@ def _read_source(source, task, labelled=True, lazy=None, sheet=None):
     if labelled:
         raise DataError(f"Cannot read labelled rows out of a {type(source).__name__}. Valid: a folder, a CSV, TSV, Excel, JSON-lines or Parquet file, "
                         "a DataFrame, a Dataset, a list of dicts.")
-    return _read_frame(pd.DataFrame({task.input_columns[0]:pd.Series(items, dtype=object)})),Path.cwd(),'the items'
+    return _read_frame(pd.DataFrame({task.input_columns[0]:pd.Series(task.inputs[0].gathered(items), dtype=object)})),Path.cwd(),'the items'
 
 # %% ../../nbs/data/06_rows.ipynb #7f2c79d8
 def _each(c): return c if isinstance(c, tuple) else (c,)

@@ -31,6 +31,7 @@ class Recipe:
     preprocess:dict=field(default_factory=dict) # JSON-able; what the loaders of the task have settled
     seed:int=42 # Of the split, the subsample and the order of training
     options:dict=field(default_factory=dict) # Arguments of `load_data` by name: batch_size, num_workers, augment and those of the task
+    scaling:dict=field(default_factory=dict) # What the target has settled: of numbers mean, scale and the margin of the interval
     @property
     def has_rows(self): return False
 
@@ -56,8 +57,9 @@ class DataSpec(Recipe):
         has_group=False, # Groups are kept together
         options=None, # Of `load_data`
         seen=None, # Found by the check
+        scaling=None, # Settled by the target
     ):
-        super().__init__(task, list(vocab), multi_label, checkpoint, pretrained, preprocess or {}, seed, options or {})
+        super().__init__(task, list(vocab), multi_label, checkpoint, pretrained, preprocess or {}, seed, options or {}, scaling or {})
         self.rows,self.skipped,self.has_group,self.seen = rows,skipped,has_group,seen or {}
 
     @property

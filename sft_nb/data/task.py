@@ -23,6 +23,7 @@ class Task:
     inputs = () # An `InputKind` per input column
     needs = 'all' # 'all': every row has each input; 'any': one of them is enough
     target = None # A `TargetKind`
+    other_targets = () # Kinds that it may have in the place of `target`
     checkpoint = '' # Reference of the default checkpoint
     metric = 'accuracy' # Key of the metric that models are selected on
     maximise = True # Whether more of `metric` is better
@@ -31,6 +32,7 @@ class Task:
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
     equal_together = False # Whether rows with equal inputs stay on one side of a split that is made
     forms = () # Columns of other usual forms of its data, which `reshaped` reads
+    converses = False # Whether its models answer conversations, as `Conversation` leads them
     both_in_one = False # Whether input and target may be the two fields of one column of objects, as `translation` of `datasets` is
     modules = () # Modules that must be importable
     extra = None # The extra that brings them; None: nothing beyond the base
@@ -45,6 +47,23 @@ class Task:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+# %% ../../nbs/data/00_task.ipynb #aa8449df
+@patch
+def with_target(
+    self:Task,
+    kind:str, # As `target_kind` of `load_data`: 'class', 'number'
+)->'Task': # A copy with that target; itself, where it has it already
+    "The same inputs with another kind of target"
+    if kind==self.target.kind: return self
+    for t in self.other_targets:
+        if t.kind!=kind: continue
+        summary = f"{self.summary.partition(' → ')[0]} → {t.summary}"
+        return self.copy(target=t, other_targets=(self.target,), metric=t.metric, maximise=t.metric not in t.lower, summary=summary)
+    kinds = [t.kind for t in (self.target, *self.other_targets) if t.kind]
+    valid = f"Valid: {', '.join(map(repr, kinds))}." if kinds else 'Leave target_kind out.'
+    raise TaskError(f"target_kind={kind!r}: task {self.name!r} has no such target. {valid}")
+
 
 # %% ../../nbs/data/00_task.ipynb #c6ca6504
 @patch(as_prop=True)

@@ -72,6 +72,10 @@ def _numbers(metrics):
             raise DataError(f"metrics: {k!r} is {v!r}. Expected a name and a finite number each; leave out what is not known.")
     return out
 
+def _target_json(spec):
+    "Kind of the target, with what it has settled; nothing where that is nothing"
+    return {'target':dict(kind=spec.task.target.kind, **spec.scaling)} if spec.scaling else {}
+
 def _scores(spec):
     "How the metrics are counted, where the task says so"
     note = spec.task.target.score_note(spec)
@@ -82,7 +86,7 @@ def _describe(learn, model, spec, metrics):
     return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
         multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics=_numbers(metrics),
-        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_scores(spec))
+        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_target_json(spec), **_scores(spec))
 
 # %% ../../nbs/deployment/00_folder.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
@@ -99,6 +103,14 @@ def _calibrated(info):
     return '' if t==1 else f'\n- Calibrated: scores are divided by the temperature {t:.3f}'
 
 def _scored(info): return f"\n\nScores: {_cell(info['scores'])}" if isinstance(info.get('scores'), str) else ''
+
+def _target_line(info):
+    "Which classes there are, or what the numbers of the training rows were"
+    t = info.get('target')
+    if not t or 'mean' not in t: return f"Classes: {_list(info['vocab']) or 'none'}"
+    interval = f"; {t['level']:.0%} of the held-out rows are within {t['margin']:.4g} of their prediction" if 'margin' in t else ''
+    return f"Target: a number; mean {t['mean']:.4g}, standard deviation {t['scale']:.4g} in training{interval}"
+
 
 # %% ../../nbs/deployment/00_folder.ipynb #1c686df4
 def _card(info, summary):
@@ -118,7 +130,7 @@ tags: [sft_nb]
 Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, licence {_cell(ckpt['licence'])}).
 
 - Task: {_cell(info['task'])}{', several labels an item' if info['multi_label'] else ''}
-- Classes: {_list(info['vocab']) or 'none'}{_calibrated(info)}
+- {_target_line(info)}{_calibrated(info)}
 - Rows: {counts or 'not known'}
 - Made with: {', '.join(f'{k} {v}' for k,v in info['versions'].items())}; seed {info['seed']}
 
@@ -175,6 +187,12 @@ def _is_checkpoint(o):
     return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf','pair'), arch=_is_text, licence=_is_text, preprocess=lambda v: isinstance(v, dict),
                 params=_is_count, sha256=lambda v: v is None or _is_hash(v))
 
+def _is_target(o):
+    "A kind, and numbers of which a scale is above 0"
+    numbers = {k:v for k,v in o.items() if k!='kind'} if isinstance(o, dict) else None
+    return numbers is not None and _is_text(o.get('kind')) and all(map(_is_number, numbers.values())) and numbers.get('scale', 1)>0 and numbers.get('margin', 0)>=0
+
+
 # %% ../../nbs/deployment/00_folder.ipynb #f701a44e
 _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object with ref, kind, arch, licence, params, preprocess and sha256'),
     vocab=(_is_names, 'a list of different names'), multi_label=(lambda o: isinstance(o, bool), 'true or false'),
@@ -198,6 +216,8 @@ def _check_info(info, path):
         try: good = fits(info[k])
         except (TypeError,OverflowError): good = False
         if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
+    if 'target' in info and not _is_target(info['target']):
+        raise FolderError(f"{path}: 'target' should be an object of a kind and numbers, it is {json.dumps(info['target'])[:100]}. Save the folder again.")
     if not _is_number(t := info.get('temperature', 1.)) or t<=0: raise FolderError(f"{path}: 'temperature' should be a number above 0, it is {json.dumps(t)[:100]}. Save the folder again.")
 
 # %% ../../nbs/deployment/00_folder.ipynb #0e7cccf7

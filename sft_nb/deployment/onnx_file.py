@@ -13,22 +13,25 @@ __all__ = ['ExportError', 'export_onnx']
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #18996f10
 import json, os, tempfile
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
+from fastcore.basics import noop
 from torch import nn
 from ..core.basics import eval_mode, need, SftError
 from ..data.task import all_tasks, Task
 from ..evaluation.prediction import model_and_spec, scaled_scores
+from .folder import _target_json
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #3d695d77
 class ExportError(SftError): "A model that cannot be written as ONNX, or whose file says something else"
 
 class _ByName(nn.Module):
     "A model whose inputs are tensors in a row"
-    def __init__(self, model, names):
+    def __init__(self, model, names, units=noop):
         super().__init__()
-        self.model,self.names = model,names
-    def forward(self, *xs): return scaled_scores(self.model, self.model(dict(zip(self.names, xs)) if 'input_ids' in self.names else xs[0]))
+        self.model,self.names,self.units = model,names,units
+    def forward(self, *xs): return self.units(scaled_scores(self.model, self.model(dict(zip(self.names, xs)) if 'input_ids' in self.names else xs[0])))
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #15bf803b
 def _inputs(model, spec):
@@ -73,7 +76,7 @@ def _check_same(net, path, inputs, tolerance):
 # %% ../../nbs/deployment/02_onnx_file.ipynb #672af32a
 def _facts(spec):
     "What one needs to know to use the file"
-    return dict(task=spec.task.name, vocab=list(spec.vocab), multi_label=bool(spec.multi_label), preprocess=spec.preprocess, checkpoint=spec.checkpoint.ref)
+    return dict(task=spec.task.name, vocab=list(spec.vocab), multi_label=bool(spec.multi_label), preprocess=spec.preprocess, checkpoint=spec.checkpoint.ref, **_target_json(spec))
 
 def _describe_file(path, spec):
     import onnx
@@ -92,7 +95,7 @@ def _quantise(path, spec):
 # %% ../../nbs/deployment/02_onnx_file.ipynb #74f0b81d
 def _write(net, spec, inputs, work, int8, tolerance, path):
     "Export, check, describe, and move into place"
-    file,named = work/'model.onnx',_ByName(net, list(inputs)).eval()
+    file,named = work/'model.onnx',_ByName(net, list(inputs), partial(spec.task.target.units, spec=spec)).eval()
     program = torch.onnx.export(named, tuple(inputs.values()), dynamo=True, dynamic_shapes=(_dynamic(inputs),), input_names=list(inputs), output_names=['scores'], verbose=False)
     program.save(str(file), external_data=False)
     _check_same(named, file, inputs, tolerance)

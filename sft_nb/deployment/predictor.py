@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/deployment/predictor.html.md"""
 __all__ = ['Predictor', 'save_predictor', 'load_predictor']
 
 # %% ../../nbs/deployment/01_predictor.ipynb #037276d0
-import itertools
+import copy, itertools
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -30,7 +30,8 @@ from ..data.rows import is_dataset
 from ..data.spec import Recipe
 from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, model_and_spec, model_outputs, read_checked, sorted_by_length
 from ..evaluation.evaluate import evaluate
-from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored
+from ..evaluation.results import Evaluation
+from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored, _target_json
 from .folder import _versions, _write_folder
 
 # %% ../../nbs/deployment/01_predictor.ipynb #79789935
@@ -61,7 +62,8 @@ class Predictor:
     def metrics(self): return dict(self.info['metrics'])
     def __repr__(self):
         shown = ', '.join(f'{k} {v:.4f}' for k,v in self.metrics.items())
-        return f"Predictor({self.task.name}, {len(self.vocab)} classes, from {self.info['checkpoint']['ref']}{f': {shown}' if shown else ''})"
+        said = self.task.target.summary if self.task.target.interval else f'{len(self.vocab)} classes'
+        return f"Predictor({self.task.name}, {said}, from {self.info['checkpoint']['ref']}{f': {shown}' if shown else ''})"
 
 # %% ../../nbs/deployment/01_predictor.ipynb #4855ac80
 @patch
@@ -119,10 +121,11 @@ def predict(
     folder=None, # Folder in which the files of a table lie; None: that of the table
     ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
     sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
-)->pd.DataFrame: # item, prediction, probability (0 to 1); a row an item, in their order
+)->pd.DataFrame: # item, prediction, probability (0 to 1; NaN of a number, which has low and high, the ends of its interval); a row an item, in their order
     "Predict items"
     rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec), folder=folder, ending=ending, sheet=sheet)
-    return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float)))
+    ends = {c:out[c].astype(float) if c in out else pd.Series(dtype=float) for c in self.task.target.beside} if self.task.target.interval else {}
+    return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float), **ends))
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8c56abe9
 @patch
@@ -195,38 +198,58 @@ def _replaceable(path, overwrite):
         raise FolderError(f"{path} holds no {_SPEC}: it is no saved model, and is not replaced. Take another folder.")
     if overwrite and path.is_file(): raise FolderError(f"{path} is a file. Take another name for the folder.")
 
-def _metrics_for(learn, spec):
-    if spec.has_rows and not (spec.rows.split=='valid').any(): return {}
-    return evaluate(learn, keep=False).metrics
+def _held_out(learn, spec):
+    "An evaluation of the validation rows; None: there are none"
+    return None if spec.has_rows and not (spec.rows.split=='valid').any() else evaluate(learn, keep=False)
+
+def _settled(spec, ev):
+    "A spec that knows what held-out rows tell of predictions to come, where it does not yet"
+    new = copy.copy(spec)
+    if spec.scaling and 'margin' not in spec.scaling and ev is not None: new.scaling = {**spec.scaling, **spec.task.target.calibrated(ev)}
+    return new
+
+
+def _described(learn, model, spec, ev, metrics):
+    "The content of `sft.json` of a learner; validation rows are predicted where metrics, or an interval, have to come from them"
+    unknown = bool(spec.scaling) and 'margin' not in spec.scaling and spec.has_rows
+    if ev is None and (metrics is None or unknown): ev = _held_out(learn, spec)
+    known = metrics if isinstance(metrics, dict) else ev.metrics if ev else {}
+    return _describe(learn, model, _settled(spec, ev), known)
+
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8661e896
 def save_predictor(
     learn, # Trained `SFTLearner`, or a `Predictor`; what is frozen is saved too
     path:str|Path, # Folder to make; an existing one is an error unless `overwrite`
     overwrite:bool=False, # Replace a saved model at `path` in one step
-    metrics:dict|None=None, # What is known of its quality, name -> finite number; None: `evaluate` on the validation rows, where there are any
+    metrics:dict|Evaluation|None=None, # What is known of its quality, name -> finite number, or an evaluation of held-out rows; None: `evaluate` on the validation rows, where there are any
 )->Path: # The folder: the library's own files, `sft.json` and a card, README.md
     "Save all that prediction needs, as safetensors and JSON"
     if process_rank(): return Path(path)
     model,spec = model_and_spec(learn)
     model = model.plain()
     _replaceable(path, overwrite)
-    if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if metrics is None else _numbers(metrics), temperature=float(model.temperature))
-    else: info = _describe(learn, model, spec, _metrics_for(learn, spec) if metrics is None else metrics)
+    ev = metrics if isinstance(metrics, Evaluation) else None
+    known = ev.metrics if ev else metrics
+    if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if known is None else _numbers(known), temperature=float(model.temperature), **_target_json(spec))
+    else: info = _described(learn, model, spec, ev, metrics)
     with folder_atomic(path, overwrite) as tmp: _write_folder(tmp, model, spec, info)
     return Path(path)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #510bd6e0
 def _spec_of(info, folder):
     "What the task needs to know to build the model again"
-    try: task = get_task(info['task'])
+    try:
+        task = get_task(info['task'])
+        if 'target' in info: task = task.with_target(info['target']['kind'])
     except TaskError as e: raise FolderError(f"{folder/_SPEC}: {e}") from e
     was,ckpt = info['checkpoint'],open_checkpoint(folder, pretrained=False)
     if ckpt.kind!=was['kind'] or ckpt.arch.split('.')[0]!=was['arch'].split('.')[0]:
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
-    return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'])
+    scaling = {k:v for k,v in info.get('target', {}).items() if k!='kind'}
+    return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'], scaling)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #bb45f8cf
 def _head_of(info, head, folder):

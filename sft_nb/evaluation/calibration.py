@@ -110,6 +110,9 @@ def calibration(
     plot:bool=False, # Draw it as well
 )->Calibration: # `.table`, `.before`, `.after`, `.temperature`
     "Confidence against accuracy; on any rows but the test rows also the temperature that would mend it"
+    if self.task.target.interval:
+        from sft_nb.evaluation.intervals import interval_calibration
+        return interval_calibration(self)
     probs,t = _kept(self)
     multi = t.ndim==2
     sure,right = (np.maximum(probs, 1-probs).ravel(),((probs>.5)==t).ravel()) if multi else (probs.max(1),probs.argmax(1)==t)
@@ -144,6 +147,9 @@ def calibrate(
         why = 'what is found on them could not be tested any more' if on=='test' else 'the model has learnt them, and is sure of them'
         raise DataError(f"on={on!r}: the {on} rows are not for calibration, since {why}. Valid: 'valid', or other labelled data.")
     model,spec = model_and_spec(learn)
+    if spec.task.target.interval:
+        from sft_nb.evaluation.intervals import calibrate_interval
+        return calibrate_interval(learn, on, **kwargs)
     spec.task.target.need_classes(spec.task, " to calibrate.")
     was,model.temperature = model.temperature,1.
     try: found = evaluate(learn, on, keep=True, **kwargs).calibration()

@@ -158,6 +158,8 @@ def worst(
 # %% ../../nbs/evaluation/00_results.ipynb #a6a89a44
 def _missing(v): return v is None or isinstance(v, float)
 
+def _short(v): return f'{v:.4g}' if isinstance(v, float) else v
+
 def _picture_grid(ev, rows, cols):
     "Rows as pictures; the rows themselves where no input is one"
     drawn,texts = [k for k in ev.task.inputs if k.pictured and k.column in rows],[k for k in ev.task.inputs if k.written]
@@ -170,7 +172,7 @@ def _picture_grid(ev, rows, cols):
         cell,said = r[drawn[0].column],[shorten(r[k.column], 30) for k in texts if isinstance(r.get(k.column), str)]
         if not _missing(cell): ax.imshow(drawn[0].picture(cell, 256))
         more = ''.join(f'\n{o}' for o in said)
-        ax.set_title(_plain(f'{r.target} → {r.prediction}\n{r.probability:.2f}, loss {r.loss:.2f}{more}'), fontsize=9)
+        ax.set_title(_plain(f'{_short(r.target)} → {_short(r.prediction)}\n{"" if r.probability!=r.probability else f"{r.probability:.2f}, "}loss {r.loss:.2f}{more}'), fontsize=9)
     plt.close(fig)
     return fig
 

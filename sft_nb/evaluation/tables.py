@@ -65,10 +65,11 @@ def evaluate_table(
     on:str='a table', # 'test' where they are test rows, which are not calibrated on
     language:str|None=None, # Of texts of speech, whose rules the scores follow; None: not known
     sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
+    target_kind:str|None=None, # 'class' or 'number', as in `load_data`; None: as the task has it, and numbers where the target is plainly that
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` out of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
-        return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on, language)
+        return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on, language, target_kind)
 
 def _how(task, language):
     "How the scores of a table count, where a language is named"
@@ -77,9 +78,15 @@ def _how(task, language):
     if 'language' not in how: raise DataError(f"language={language!r}: the scores of task {task.name!r} know no language. Leave it out.")
     return how
 
-def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None):
+def _kind_of(task, cells, target_kind):
+    "The task with the kind of target that is named, or that the cells plainly have"
+    if target_kind is not None: return task.with_target(target_kind)
+    return next((task.with_target(t.kind) for t in task.other_targets if t.recognised(cells) is not None), task)
+
+def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None, target_kind=None):
     "What `evaluate_table` returns, for a table that was read"
     task = task_of(frame.columns) if task is None else get_task(task)
+    task = _kind_of(task, frame.get(target, ()), target_kind)
     how,kind = _how(task, language),task.target
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
     _check_cells(frame, [c for c in (target,prediction) if c in frame], kind.empty)
@@ -105,7 +112,8 @@ def _arrow(ev, schema=None):
     if ev.probabilities is not None:
         flat = pa.array(np.ascontiguousarray(ev.probabilities, dtype=np.float32).ravel())
         table = table.append_column(_PROBS, pa.FixedSizeListArray.from_arrays(flat, len(ev.vocab)))
-    info = dict(format=_FORMAT, task=ev.task.name, vocab=ev.vocab, multi_label=ev.multi_label, on=ev.on, score_options=ev.score_options)
+    own = {'target':ev.task.target.kind} if ev.task.target.interval else {}
+    info = dict(format=_FORMAT, task=ev.task.name, vocab=ev.vocab, multi_label=ev.multi_label, on=ev.on, score_options=ev.score_options, **own)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b'sft_nb':json.dumps(info).encode()})
 
 # %% ../../nbs/evaluation/03_tables.ipynb #4ee0f7fc
@@ -147,6 +155,7 @@ def load_evaluation(
     rows = table.to_pandas()
     if info['multi_label']: rows = rows.assign(**{c:[list(v) for v in rows[c]] for c in ('target','prediction')})
     task = get_task(info['task'])
+    if 'target' in info: task = task.with_target(info['target'])
     return Evaluation(rows, task, info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options') if language is None else _how(task, language))
 
 Evaluation.load = staticmethod(load_evaluation)

@@ -19,9 +19,10 @@ import ipywidgets as W
 from fastcore.basics import patch
 from ..core.basics import DataError, near, SftError
 from ..data.corrections import Marks
+from .attributions import told_rows
 from .cards import detail_html, _said
 from .selection import ORDERS, Selection
-from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html
+from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
 from .widgets import _in_lines, _named, _pane, _table_html
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a6942998
@@ -43,6 +44,7 @@ class Inspector(W.VBox):
         self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if other is None else other.rows, ev.task)}
         if pool is not None: self.all['queue'] = Selection(pool, vocab=ev.vocab, task=ev.task).sort('uncertainty')
         self.sel,self._quiet,self._told = self.all['evaluated'],False,{}
+        self._ends = _ends_of(self.sel)
         super().__init__([])
         self._build()
 
@@ -63,14 +65,21 @@ def _silent(self:Inspector):
     finally: self._quiet = was
 
 # %% ../../nbs/inspection/05_inspector.ipynb #0b0209fc
+def _ends_of(sel):
+    "Least and largest value of the slider: of probabilities, or of residuals"
+    if not sel.task.target.interval or not len(sel.rows): return 0,1
+    low,high = float(sel.residuals.min()),float(sel.residuals.max())
+    return low,max(high, low+1e-9)
+
 @patch
 def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
     sel,late = self.sel,dict(continuous_update=False)
     by_class = {} if not self.ev.task.target.listed else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
     by_slice = dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {}
+    which,(low,high) = ('residual' if self.ev.task.target.interval else 'probability'),self._ends
     return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), text=_named(W.Text, 'text', '190px', placeholder='search', **late),
-                probability=_named(W.FloatRangeSlider, 'probability', '330px', value=(0,1), min=0, max=1, step=.01, **late),
+                **{which:_named(W.FloatRangeSlider, which, '330px', value=(low,high), min=low, max=high, step=(high-low)/100, **late)},
                 marks=_dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px'), **by_slice)
 
 @patch
@@ -127,10 +136,11 @@ def _mark_bar(self:Inspector):
 @patch
 def _how_to_explain(self:Inspector):
     "Off, or one of the methods; off where there is no model, or no class"
-    methods = list(dict.fromkeys(o for k in self.ev.task.inputs for o in k.explained))
+    task = self.ev.task
+    methods = list(dict.fromkeys(o for k in task.inputs for o in k.explained)) if task.target.listed else ['loss']*task.converses
     self.how = _dropdown('explain', ['off',*methods], '150px')
-    self.how.disabled = self.learn is None or not methods or not self.ev.task.target.listed
-    self.how.value = 'off' if self.how.disabled else 'ig'
+    self.how.disabled = self.learn is None or not methods
+    self.how.value = 'off' if self.how.disabled else methods[0]
     self.how.observe(lambda c: self._draw_detail(), 'value')
     return self.how
 
@@ -192,6 +202,7 @@ def _view_tabs(self:Inspector):
     sel,out = self.all['evaluated'],{}
     def drawn(pane, f): return pane,lambda: setattr(pane, 'html', f())
     if self.ev.task.target.has_confusion(self.ev): out['Confusion'] = drawn(_pane('Confusion', dict(cell=self._show_cell)), lambda: _confusion_html(sel.confusion()))
+    if self.ev.task.target.interval: return {'Residuals':drawn(_pane('Residuals', dict(bin=self._show_residuals)), lambda: _residuals_html(sel.residual_bars()))}
     out['Confidence'] = drawn(_pane('Confidence', dict(bin=self._show_bin)), lambda: _bars_html(sel.histogram()))
     return {**out, 'Thresholds':self._threshold_tab()}
 
@@ -232,6 +243,11 @@ def _show_cell(self:Inspector, value):
     self._go_to(target=names[i], prediction=names[j])
 
 @patch
+def _show_residuals(self:Inspector, value):
+    bar = self.all['evaluated'].residual_bars().iloc[int(value)]
+    self._go_to(residual=(float(bar.low), float(bar.high)))
+
+@patch
 def _show_bin(self:Inspector, value): self._go_to(probability=(int(value)/20, (int(value)+1)/20))
 
 # %% ../../nbs/inspection/05_inspector.ipynb #df0b1b7d
@@ -243,7 +259,7 @@ def _filtered(self:Inspector, k):
     if k=='column': return self._offer_values(v)
     if k=='value': self.sel.filter(column=None if v is _ALL else (self.w['column'].value, v))
     elif k=='marks': self._filter_marks(v)
-    elif k=='probability': self.sel.filter(probability=None if v==(0,1) else v)
+    elif k in ('probability','residual'): self.sel.filter(**{k:None if v==self._blank(k) else v})
     elif k=='text': self.sel.filter(text=v or None)
     else: self.sel.filter(**{k:None if v is _ALL else v})
     self._first_page()
@@ -265,7 +281,8 @@ def _first_page(self:Inspector):
     self._draw_detail()
 
 # %% ../../nbs/inspection/05_inspector.ipynb #2a56abe7
-def _blank_of(k): return (0,1) if k=='probability' else '' if k=='text' else _ALL
+@patch
+def _blank(self:Inspector, k): return self._ends if k in ('probability','residual') else '' if k=='text' else _ALL
 
 @patch
 def _set_widget(self:Inspector, k, v):
@@ -275,7 +292,7 @@ def _set_widget(self:Inspector, k, v):
         self._set_widget('slice', name)
         self._offer_values(name)
         return self._set_widget('value', value)
-    w,v = self.w.get('column' if k=='slice' else k),_blank_of(k) if v is None else v
+    w,v = self.w.get('column' if k=='slice' else k),self._blank(k) if v is None else v
     if w is None: return
     if isinstance(w, W.Dropdown) and v not in (values := [o for _,o in w.options]):
         raise DataError(f"{k}={v!r} does not occur.{near(v, [o for o in values if o is not _ALL])}")
@@ -285,7 +302,7 @@ def _set_widget(self:Inspector, k, v):
 @patch
 def show(
     self:Inspector,
-    **filters, # As in `Selection.filter`: target, prediction, result, probability, text, column
+    **filters, # As in `Selection.filter`: target, prediction, result, probability, residual, text, column
 ):
     "Set filters from code, as the widgets would"
     with self._silent():
@@ -296,7 +313,7 @@ def show(
 @patch
 def _blank_filters(self:Inspector):
     with self._silent():
-        for k,w in self.w.items(): w.value = _blank_of(k)
+        for k,w in self.w.items(): w.value = self._blank(k)
         self._offer_values(_ALL)
         self.sel.clear()
 
@@ -328,7 +345,7 @@ def turn(
 def _switch(self:Inspector):
     "Between the evaluated rows and the queue"
     self.sel = self.all[self.which.value]
-    for k in {'target','result'}&{*self.w}: self.w[k].disabled = 'target' not in self.sel.rows
+    for k in {'target','result','residual'}&{*self.w}: self.w[k].disabled = 'target' not in self.sel.rows
     with self._silent():
         self.order.value,self.reverse.value = self.sel.order,self.sel.reverse
         for k in {'column','value'}&{*self.w}: self.w[k].disabled = not self.sel.slices()
@@ -339,11 +356,10 @@ def _switch(self:Inspector):
 @patch
 def _explained(self:Inspector, row):
     "Attributions of a row, the last hundred kept"
-    if self.learn is None or self.how.value=='off': return None
-    from sft_nb.inspection.attributions import explain
+    if self.learn is None or self.how.value=='off' or self.ev.task.converses and 'target' not in row: return None
     key,how = (self.sel is self.all['evaluated'], self.at, self.how.value),self.how.value
     if key not in self._told:
-        try: self._told[key] = explain(self.learn, pd.DataFrame([row]), picture=how, text=how if how in ('ig','gradient') else 'ig')[0]
+        try: self._told[key] = told_rows(self.learn, pd.DataFrame([row]), how)[0]
         except SftError as e:
             self._say(str(e))
             return None

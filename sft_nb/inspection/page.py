@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from ..core.basics import write_atomic
 from ..evaluation.results import Evaluation
+from .attributions import told_rows
 from .report import document, drawings
 from .cards import card_html, detail_html, row_text, STYLE, _said
 from .selection import ORDERS, Selection
@@ -25,12 +26,16 @@ from .widgets import _bars_html, _confusion_html, _curves_html, _width
 # %% ../../nbs/inspection/06_page.ipynb #f831dcf9
 def _finite(v): return None if v is None or not np.isfinite(v) else round(float(v), 9)
 
+def _asked(row, task):
+    "The number that the form filters by: probability, or the residual of a number"
+    return row['prediction']-row['target'] if task.target.interval else row.get('probability')
+
 def _record(sel, i, rank, slices, told, whole):
     "One row, as the script has it; `whole`: with inputs that are heard"
     row,task = sel.row(i),sel.task
     shown = row if whole else {**row, **{k.column:None for k in task.inputs if k.icon}}
     places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
-    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(row.get('probability')), c=bool(row.get('correct')), r=places, x=row_text(row, task), s=values,
+    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(_asked(row, task)), c=bool(row.get('correct')), r=places, x=row_text(row, task), s=values,
                 card=card_html(row, task), full=detail_html(shown, task, told))
 
 # %% ../../nbs/inspection/06_page.ipynb #4d20da4f
@@ -134,8 +139,8 @@ function threshold() {
   const line = document.querySelector('#curve path:last-of-type'), x = 40+500*o[0];
   line.setAttribute('d', 'M' + x + ' 24V200');
 }
-$('threshold').addEventListener('input', threshold);
-values(); apply(); threshold();
+values(); apply();
+if ($('threshold')) { $('threshold').addEventListener('input', threshold); threshold(); }
 '''
 _SCRIPT = _FIND_JS+_DRAW_JS+_CLICK_JS+_KEYS_JS
 
@@ -144,11 +149,13 @@ def _select(id, name, options):
     body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o)[:60])}</option>' for v,o in options)
     return f'<label>{name} <select id="f-{id}">{body}</select></label>'
 
-def _filter_form(names, slices):
+def _filter_form(names, slices, interval=False):
+    "`interval`: whether predictions are numbers, which have a residual in the place of a probability"
     every = [('', 'all')]
     by_class = [] if names is None else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
     by_slice = [_select('slice', 'slice', [*every, *((k,k) for k in slices)]), _select('value', 'is', every)] if slices else []
-    bounds = [f'<label>{n} <input id="f-{k}" type="number" min="0" max="1" step="0.01" size="5"></label>' for k,n in (('low','probability from'),('high','to'))]
+    ends = 'step="any"' if interval else 'min="0" max="1" step="0.01"'
+    bounds = [f'<label>{n} <input id="f-{k}" type="number" {ends} size="5"></label>' for k,n in (('low',f'{"residual" if interval else "probability"} from'),('high','to'))]
     parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *bounds, *by_slice,
              '<label>text <input id="f-text" type="search"></label>', _select('order', 'order', list(ORDERS.items())),
              '<label><input id="f-reverse" type="checkbox"> reversed</label>', '<button id="clear" type="button">Clear filters</button>']
@@ -182,6 +189,7 @@ def _views_part(ev, sel):
     "Confusion, confidence, thresholds"
     confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.target.has_confusion(ev) else ''
     drawn = ''.join(f'<section><h2>{html.escape(k)}</h2>{v}</section>' for k,v in drawings(ev.task.target.pictures(ev)))
+    if ev.task.target.interval: return f'<div class="views">{confusion}{drawn}</div>'
     slider = '<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label>'
     return (f'<div class="views">{confusion}{drawn}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>{slider}'
             f'<div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div><p id="threshold-said" role="status"></p></section></div>')
@@ -199,8 +207,7 @@ def _chosen(sel, max_rows):
 def _told(learn, sel, chosen, n):
     "Attributions of the first of the chosen rows"
     if learn is None or not n: return {}
-    from sft_nb.inspection.attributions import explain
-    return dict(zip(chosen, explain(learn, sel.rows.iloc[chosen[:n]])))
+    return dict(zip(chosen, told_rows(learn, sel.rows.iloc[chosen[:n]])))
 
 # %% ../../nbs/inspection/06_page.ipynb #94e67593
 def _page_data(sel, rows, names):
@@ -221,8 +228,8 @@ def evaluation_page(
     sel,listed = Selection(ev.rows, ev.probabilities, ev.vocab, task=ev.task),ev.task.target.listed
     learn = learn if learn is not None else ev.made_by() if ev.made_by else None
     chosen,rank,slices = _chosen(sel, max_rows),_ranks(sel),sel.slices()
-    told = _told(learn if listed else None, sel, chosen, explain)
+    told = _told(learn if listed or ev.task.converses else None, sel, chosen, explain)
     rows = [_record(sel, i, rank, slices, told.get(i), n<sounds) for n,i in enumerate(chosen)]
     names = [str(o) for o in sel.confusion().index] if listed else None
-    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices), ev.task), _views_part(ev, sel)])
+    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, ev.task.target.interval), ev.task), _views_part(ev, sel)])
     return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names or [])))

@@ -61,6 +61,8 @@ class Selection:
         words = [[k.words(v) if _has(dict(v=v), 'v') else '' for v in self.rows[k.column]] for k in there]
         first,last = (([map(_said, self.rows[c]) for c in cs if c in self.rows]) for cs in (('item',), ('target','prediction')))
         return ['\n'.join(o).casefold() for o in zip(*first, *words, *last)]
+    @cached_property
+    def residuals(self): return self.numbers('prediction')-self.numbers('target')
     def numbers(self, k): return self.rows[k].to_numpy(dtype=float) if k in self.rows else np.full(len(self.rows), np.nan)
 
 # %% ../../nbs/inspection/03_selection.ipynb #eab235eb
@@ -76,6 +78,7 @@ def _disagreement(self:Selection):
         differ = np.array([_said(a)!=_said(b) for a,b in zip(r.prediction, self.other['prediction'])])
         return np.where(differ, 1+np.nan_to_num(np.minimum(p, q)), 0)
     if 'target' not in r: return np.zeros(len(r))
+    if self.task.target.interval: return np.abs(self.residuals)
     if not self.vocab: return np.array([_apart(a, b) for a,b in zip(r.target, r.prediction)])
     right = np.exp(-np.nan_to_num(self.numbers('loss'), nan=50))
     return np.where(r.correct.to_numpy(dtype=bool), 0, np.nan_to_num(p)-np.minimum(right, np.nan_to_num(p)))
@@ -124,18 +127,19 @@ def _mask(self:Selection, k, v):
     if k=='probability':
         p = self.numbers('probability')
         return (p>=v[0]-1e-9)&(p<=v[1]+1e-9)
+    if k=='residual': return (self.residuals>=v[0]-1e-9)&(self.residuals<=v[1]+1e-9)
     if k=='text':
         words = v.casefold().split()
         return np.fromiter((all(w in t for w in words) for t in self._texts), bool, len(r))
     if k=='items': return r['item'].isin(v[0]).to_numpy()==v[1]
     if k=='column': return _is(self.slices()[v[0]], v[1])
-    raise DataError(f"filter {k!r}.{near(k, ('target','prediction','result','probability','text','items','column'))}")
+    raise DataError(f"filter {k!r}.{near(k, ('target','prediction','result','probability','residual','text','items','column'))}")
 
 # %% ../../nbs/inspection/03_selection.ipynb #ec47081d
 @patch
 def filter(
     self:Selection,
-    **filters, # target, prediction: a name; result: 'correct' or 'wrong'; probability: (low, high); text: words; items: (names, whether they are wanted or not); column: (name of a slice, value); None takes a filter away
+    **filters, # target, prediction: a name; result: 'correct' or 'wrong'; probability, and of numbers residual (prediction less target): (low, high); text: words; items: (names, whether they are wanted or not); column: (name of a slice, value); None takes a filter away
 )->Selection: # Itself
     "Change some filters, and keep the others"
     for k,v in filters.items():
@@ -213,6 +217,17 @@ def histogram(
     known = ~np.isnan(p)
     count = lambda on: np.bincount(at[on&known], minlength=bins)
     return pd.DataFrame(dict(low=np.arange(bins)/bins, high=(np.arange(bins)+1)/bins, correct=count(right), wrong=count(~right)))
+
+@patch
+def residual_bars(
+    self:Selection,
+    bins:int=20, # Of equal width
+)->pd.DataFrame: # low, high, correct (within the interval), wrong
+    "How many rows are how far off"
+    r,right = self.residuals,self.rows['correct'].to_numpy(dtype=bool)
+    edges = np.histogram_bin_edges(r, bins)
+    count = lambda on: np.histogram(r[on], edges)[0]
+    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], correct=count(right), wrong=count(~right)))
 
 # %% ../../nbs/inspection/03_selection.ipynb #5fa1f29e
 @patch

@@ -93,16 +93,25 @@ def _confusion_html(table, most=40):
     return (_HINT if len(table)<=most else '')+confusion_html(table, most, _cell_button, 'sft-conf', 20)
 
 # %% ../../nbs/inspection/04_widgets.ipynb #c22bccd5
-def _bars_html(bars):
+def _histogram_html(bars, name, axis, note):
+    "Bars that can be clicked; `name`: what is said of one of them"
     top = max(1, int((bars.correct+bars.wrong).max()))
     def bar(i, r):
-        name = f'{r.correct:,} correct and {r.wrong:,} wrong with a probability of {r.low:.2f} to {r.high:.2f}'
+        said = name(r)
         parts = ''.join(f'<span class="{c}" style="height:{100*n/top:.1f}%"></span>' for c,n in (('w',r.wrong),('r',r.correct)))
-        return f'<button data-do="bin" data-value="{i}" title="{name}" aria-label="{name}">{parts}</button>'
+        return f'<button data-do="bin" data-value="{i}" title="{said}" aria-label="{said}">{parts}</button>'
     body = ''.join(bar(i, r) for i,r in enumerate(bars.itertuples()))
-    axis = ''.join(f'<span>{o}</span>' for o in ('0','0.25','0.5','0.75','1'))
-    return (f'<p class="sft-note">Probability of the prediction: correct (blue) and wrong (red). Click a bar to see its rows. The highest has {top:,} rows.</p>'
-            f'<div class="sft-hist">{body}</div><div class="sft-axis">{axis}</div>')
+    return (f'<p class="sft-note">{note} Click a bar to see its rows. The highest has {top:,} rows.</p>'
+            f'<div class="sft-hist">{body}</div><div class="sft-axis">{"".join(f"<span>{o}</span>" for o in axis)}</div>')
+
+def _bars_html(bars):
+    return _histogram_html(bars, lambda r: f'{r.correct:,} correct and {r.wrong:,} wrong with a probability of {r.low:.2f} to {r.high:.2f}', ('0','0.25','0.5','0.75','1'),
+                           'Probability of the prediction: correct (blue) and wrong (red).')
+
+def _residuals_html(bars):
+    ends = bars.low.iloc[0],(bars.low.iloc[0]+bars.high.iloc[-1])/2,bars.high.iloc[-1]
+    return _histogram_html(bars, lambda r: f'{r.correct:,} within and {r.wrong:,} outside of their interval, off by {r.low:.3g} to {r.high:.3g}', [f'{o:.3g}' for o in ends],
+                           'Prediction less target: the target within the interval (blue) and outside of it (red).')
 
 # %% ../../nbs/inspection/04_widgets.ipynb #c52c1238
 def _axes_svg(px, py, right, bottom):

@@ -226,10 +226,11 @@ class TextModel(SFTModel):
 
 # %% ../../nbs/models/06_text_model.ipynb #68f908e4
 def _parts(mask, least=.25):
-    "(rows, tokens) of the long and of the short texts of a batch; None: cutting it saves less than a share of its tokens, or padding is not on the right"
+    "(rows, tokens) of the long and of the short texts of a batch; None: it saves less than a share of the tokens, padding is not on the right, or a device would wait for it"
     n,size = mask.shape
+    if n<2 or mask.device.type!='cpu': return None
     lengths = mask.sum(1)
-    if n<2 or not torch.equal(mask.bool(), torch.arange(size, device=mask.device)<lengths[:,None]): return None
+    if not torch.equal(mask.bool(), torch.arange(size, device=mask.device)<lengths[:,None]): return None
     long,order = lengths.sort(descending=True, stable=True)
     at = torch.arange(1, n, device=mask.device)
     cost,k = (at*long[0]+(n-at)*long[1:]).min(0)
@@ -246,7 +247,7 @@ def scores(self:TextModel, border, h):
 
 @patch
 def forward(self:TextModel, *x):
-    "Class scores; in training a batch with a few long texts goes through in two parts"
+    "Class scores; on a CPU a training batch with a few long texts goes through in two parts"
     border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
     parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
     if parts is None: return self.scores(border, h)
@@ -291,6 +292,7 @@ def _example(spec):
     return coder.batch(coder.encode(texts))
 
 def _labels(spec):
+    if not spec.vocab: return dict(num_labels=spec.task.target.outputs(spec), problem_type='regression')
     kind = 'multi_label_classification' if spec.multi_label else 'single_label_classification'
     return dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)}, problem_type=kind)
 

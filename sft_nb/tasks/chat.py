@@ -20,6 +20,7 @@ from ..data.task import register, Task
 class Answer(TextTarget):
     "What an assistant answers"
     column,lower,neutral,beside = 'completion',('loss','error','perplexity'),('length_ratio',),('learned','right','stopped')
+    telling = 'exact','stopped'
     def read(self, cells, delim=None, where=None, empty='raise'):
         from sft_nb.data.conversations import answer_of
         return [answer_of(v) for v in cells],False
@@ -52,7 +53,7 @@ class ChatTask(Task):
     name,summary = 'chat','A prompt or a conversation → the answer of an assistant'
     inputs,target = (ConversationInput(),),Answer()
     checkpoint,metric,maximise,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
-    equal_together,forms = True,('messages','conversations','conversation','instruction')
+    adds,converses,equal_together,forms = ('turn',),True,True,('messages','conversations','conversation','instruction')
     recipe = dict(epochs=3, base_lr=1e-4, decay=.9, head_lr=2e-4)
     options = dict(system='said in front of every conversation that has no system message', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",
                    max_length='tokens after which a conversation is cut; default 1024, or what the checkpoint can read',

@@ -12,12 +12,14 @@ __all__ = ['ImageTask']
 # %% ../../nbs/tasks/03_image.ipynb #06b3e683
 from fastcore.basics import patch
 from ..data.kinds import ClassTarget, ImageInput
+from ..data.number_target import NumberTarget
 from ..data.task import register, Task
 
 # %% ../../nbs/tasks/03_image.ipynb #09958bdf
 class ImageTask(Task):
     "A picture → its class"
     name,summary = 'image','A picture → its class, or several'
+    other_targets = (NumberTarget(),)
     inputs,target,checkpoint = (ImageInput(),),ClassTarget(),'pip:efficientnet-lite0'
     options = dict(size="side of the square that the network sees, in pixels; default: what suits the pictures, at most the checkpoint's",
                    resize="'crop' (as timm evaluates), 'pad' or 'squish'")

@@ -12,12 +12,14 @@ __all__ = ['ImageTextTask']
 # %% ../../nbs/tasks/07_image_text.ipynb #06b3e683
 from fastcore.basics import patch
 from ..data.kinds import ClassTarget, ImageInput, TextInput
+from ..data.number_target import NumberTarget
 from ..data.task import register, Task
 
 # %% ../../nbs/tasks/07_image_text.ipynb #fb3ec3e8
 class ImageTextTask(Task):
     "A picture and a text, of which one may be missing → their class"
     name,summary = 'image_text','A picture and a text → its class, or several'
+    other_targets = (NumberTarget(),)
     inputs,needs,target = (ImageInput(),TextInput()),'any',ClassTarget()
     checkpoint,adds,modules = 'pip:efficientnet-lite0+pip:all-minilm-l6-v2',('tokens',),('transformers',)
     recipe = dict(epochs=0, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7)

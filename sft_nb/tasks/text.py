@@ -12,12 +12,14 @@ __all__ = ['TextTask']
 # %% ../../nbs/tasks/04_text.ipynb #06b3e683
 from fastcore.basics import patch
 from ..data.kinds import ClassTarget, TextInput
+from ..data.number_target import NumberTarget
 from ..data.task import register, Task
 
 # %% ../../nbs/tasks/04_text.ipynb #bfd53028
 class TextTask(Task):
     "A text, or a pair of texts → its class"
     name,summary = 'text','A text, or a pair of texts → its class, or several'
+    other_targets = (NumberTarget(),)
     inputs,target,checkpoint = (TextInput(pair=True),),ClassTarget(),'pip:all-minilm-l6-v2'
     adds,modules = ('tokens',),('transformers',)
     recipe = dict(epochs=2, base_lr=6e-4, decay=.8, unfreeze_to=.4)

@@ -26,9 +26,15 @@ def _toy_shape(rng, round_):
     return im
 
 # %% ../../nbs/tasks/01_toys.ipynb #0dea03fb
+def _graded(labels):
+    "A number for each class, and a part that differs from row to row"
+    place = {o:i for i,o in enumerate(dict.fromkeys(labels))}
+    return [2*place[o]+.25*(i%5) for i,o in enumerate(labels)]
+
 def toy_pictures(
     folder, # Where the pictures are drawn
     n:int=8, # Pictures a class
+    numbers:bool=False, # A table with a number in the place of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one item and returns what its error must name
     "Round and square shapes, a folder a class"
     rng,folder = np.random.default_rng(0),Path(folder)
@@ -38,8 +44,10 @@ def toy_pictures(
             _toy_shape(rng, name=='round').save(folder/name/f'{i}.png')
     def bad():
         (folder/'round'/'0.png').write_bytes(b'no picture')
-        return '0.png'
-    return dict(source=folder, load=dict(size=64, valid=.25, augment=False), checkpoint='timm:test_resnet', pretrained=False, bad=bad)
+        return 'shapes.csv line 2' if numbers else '0.png'
+    names = [f'{name}/{i}.png' for i in range(n) for name in ('round','square')]
+    if numbers: pd.DataFrame(dict(image=names, label=_graded([o.split('/')[0] for o in names]))).to_csv(folder/'shapes.csv', index=False)
+    return dict(source=folder/'shapes.csv' if numbers else folder, load=dict(size=64, valid=.25, augment=False), checkpoint='timm:test_resnet', pretrained=False, bad=bad)
 
 # %% ../../nbs/tasks/01_toys.ipynb #d1697a7d
 _MOODS = dict(good=('fine warm','bright happy','kind calm','sweet merry'), bad=('cold grim','dull sad','harsh bitter','sour weary'))
@@ -48,6 +56,7 @@ _TOY = [(f'{words} {what}', mood) for mood,pairs in _MOODS.items() for words in 
 # %% ../../nbs/tasks/01_toys.ipynb #c21c9b1d
 def toy_texts(
     folder, # Where the table and the network are written
+    numbers:bool=False, # A number in the place of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Short sentences of two moods, and a BERT of two layers with random weights"
     import torch
@@ -56,7 +65,8 @@ def toy_texts(
     from sft_nb.tasks.small_nets import word_pieces
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(_TOY, columns=['text','label']).to_csv(folder/'moods.csv', index=False)
+    table = pd.DataFrame(_TOY, columns=['text','label'])
+    (table.assign(label=_graded(table.label)) if numbers else table).to_csv(folder/'moods.csv', index=False)
     tok = word_pieces([t for t,_ in _TOY])
     config = BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                         max_position_embeddings=64, pad_token_id=0)
@@ -103,11 +113,13 @@ def _toy_networks(folder, texts):
 # %% ../../nbs/tasks/01_toys.ipynb #22dc493f
 def toy_captions(
     folder, # Where the table, the pictures and the networks are written
+    numbers:bool=False, # A number in the place of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Shapes with words, and two networks with random weights"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = _toy_table(folder)
+    if numbers: table['label'] = _graded(table.label)
     table.to_csv(folder/'captions.csv', index=False)
     checkpoint = _toy_networks(folder, list(table.text.dropna()))
     def bad():
@@ -192,4 +204,5 @@ def make_toy(
     "Tiny data and a tiny network for a task"
     name = get_task(task).name
     if name not in TOYS: raise TaskError(f"Task {name!r} has no toy. Add one: TOYS[{name!r}] = a function of a folder.")
+    if get_task(task).target.kind=='number': kwargs['numbers'] = True
     return TOYS[name](folder, **kwargs)

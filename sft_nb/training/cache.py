@@ -39,6 +39,11 @@ def _below(model, border):
     yield from ((n,b) for n,b in model.named_buffers() if model.module_groups.get(n.rpartition('.')[0]) not in high)
 
 # %% ../../nbs/training/05_cache.ipynb #be316304
+def _lower_precision(model):
+    "The type in which autocast computes on the model's device; False: it is off"
+    kind = next(model.parameters()).device.type
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else False
+
 def cache_key(
     learn:SFTLearner, # The learner
     border:int, # Index of the first group that is not computed
@@ -54,7 +59,7 @@ def cache_key(
     parts = dict(weights=tensor_hash(_below(model, border)), net=type(model.net).__name__, arch=spec.checkpoint.arch, border=model.below(border),
                  config=config.to_json_string() if hasattr(config, 'to_json_string') else str(getattr(model.net, 'pretrained_cfg', '')),
                  attention=attention_name(config), preprocess=spec.preprocess, items=items, dtype=dtype,
-                 adapter=str(model.adapter), autocast=torch.is_autocast_enabled(), layout=str(model.layout),
+                 adapter=str(model.adapter), autocast=_lower_precision(model), layout=str(model.layout),
                  folded=model.folded is not None, view=view, seed=learn.seed if view is not None else None,
                  augment=str(spec.options.get('augment')) if view is not None else None, versions=library_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]

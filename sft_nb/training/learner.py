@@ -39,12 +39,21 @@ from .metrics import MeanLoss, SmoothMeanLoss, _weighed_metric
 from .distributed import shared_fit
 
 # %% ../../nbs/training/03_learner.ipynb #1da2ada9
-def _random_state(): return random.getstate(),np.random.get_state(),torch.get_rng_state()
+def _random_states()->dict: # Of python, numpy, torch, and each CUDA or MPS device
+    "All global random states"
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda, mps=mps)
 
-def _set_random_state(state):
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+def _set_random_states(
+    s:dict, # From `_random_states`
+):
+    "Put all global random states back"
+    random.setstate(s['python'])
+    np.random.set_state(s['numpy'])
+    torch.set_rng_state(s['torch'])
+    if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
+    if s.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(s['mps'])
 
 def _whole_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, Integral): raise FitError(f"seed={seed!r} is no whole number. Valid: any whole number, such as 42.")
@@ -54,15 +63,15 @@ def _whole_seed(seed):
 @contextmanager
 def seeded(
     seed:int, # Any whole number
-):  # The global random states of python, numpy and torch (CPU) are put back at the end
+):  # The global random states of python, numpy and torch (all devices) are put back at the end
     "Run a block from a seed, without side effects on what comes after it"
-    seed,was = _whole_seed(seed),_random_state()
+    seed,was = _whole_seed(seed),_random_states()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.random.default_generator.manual_seed(seed if abs(seed)<2**63 else seed % 2**63)
+        torch.manual_seed(seed if abs(seed)<2**63 else seed % 2**63)
         yield
-    finally: _set_random_state(was)
+    finally: _set_random_states(was)
 
 # %% ../../nbs/training/03_learner.ipynb #ea0ac96a
 @dataclass
@@ -289,7 +298,7 @@ def fit(self:SFTLearner,
 def _unchanged(learn):
     "Whatever is trained in this block is undone"
     weights = {k:v.clone() for k,v in learn.model.state_dict().items()}
-    opt,rng,dl_rng = learn.opt,_random_state(),learn.dls.train.rng.getstate()
+    opt,rng,dl_rng = learn.opt,_random_states(),learn.dls.train.rng.getstate()
     opt_state = None if opt is None else copy.deepcopy(opt.state_dict())
     path,temperature,state = learn.path,learn.model.temperature,{**vars(learn.state), 'history':list(learn.history)}
     with tempfile.TemporaryDirectory() as d:
@@ -300,7 +309,7 @@ def _unchanged(learn):
             for p in learn.model.parameters(): p.grad = None
             learn.opt = opt
             if opt is not None: _load_opt(opt, opt_state)
-            _set_random_state(rng)
+            _set_random_states(rng)
             learn.dls.train.rng.setstate(dl_rng)
             learn.path,learn.model.temperature = path,temperature
             vars(learn.state).update(state)

@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 from ..core.basics import FitError, FolderError, process_rank, say, SftError
 from ..core.processes import from_first, from_processes, over_processes
 from ..core.hashing import library_versions, tensor_hash
-from .learner import _load_opt
+from .learner import _load_opt, _random_states
 from .resume_files import _numbers, _prune_states, _read_state, _write_state
-from .resume_state import _asked, _data_words, _differences, _memory, _order, _own_state, _place, _random_states, _remembered
+from .resume_state import _asked, _data_words, _differences, _memory, _order, _own_state, _place, _remembered
 from .resume_state import _remind, _remind_one, _rest, _set_order, RunState
 
 # %% ../../nbs/training/14_resume.ipynb #380ef4b6

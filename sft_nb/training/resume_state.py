@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/training/resume_state.html.md"""
 __all__ = ['RunState']
 
 # %% ../../nbs/training/13_resume_state.ipynb #59ab0559
-import hashlib, inspect, itertools, json, math, random
+import hashlib, inspect, itertools, json, math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,8 @@ from fastai.learner import Metric
 from ..core.basics import process_count, process_rank
 from ..core.processes import from_first
 from ..core.hashing import content_hash
-from .learner import inner_loader, random_transforms
+from .learner import inner_loader, random_transforms, _random_states, _set_random_states
 from .resume_files import _hash, _latest_state, _pack
-
-# %% ../../nbs/training/13_resume_state.ipynb #68da8849
-def _random_states()->dict: # Of python, numpy, torch, and each CUDA device
-    "All global random states"
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda)
-
-def _set_random_states(
-    s:dict, # From `_random_states`
-):
-    "Put all global random states back"
-    random.setstate(s['python'])
-    np.random.set_state(s['numpy'])
-    torch.set_rng_state(s['torch'])
-    if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
 
 # %% ../../nbs/training/13_resume_state.ipynb #f3555219
 def _chain(dl):

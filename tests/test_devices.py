@@ -1,0 +1,102 @@
+"""Mistakes of device without a device: networks, losses, borders of the cache and the optimizer run on tensors that say they are on CUDA and hold no numbers
+
+A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
+anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks), memory, speed.
+"""
+import random
+import numpy as np, pytest, torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from sft_nb.data.load import load_data
+from sft_nb.tasks.toys import make_toy
+from sft_nb.training import learner
+from sft_nb.training.learner import seeded, sft_learner
+
+TASKS = ('image', 'text', 'translation', 'speech', 'chat')
+
+def on_cuda(o, mode):
+    "The same shapes, said to be on CUDA"
+    if isinstance(o, torch.Tensor):
+        with mode: return torch.empty_strided(o.shape, o.stride(), dtype=o.dtype, device='cuda')
+    if isinstance(o, dict): return {k:on_cuda(v, mode) for k,v in o.items()}
+    return type(o)(on_cuda(v, mode) for v in o) if isinstance(o, (list,tuple)) else o
+
+def moved(model, mode):
+    "`model.to('cuda')`, as far as it goes without one"
+    for m in model.modules():
+        for k,p in m._parameters.items():
+            if p is not None: m._parameters[k] = nn.Parameter(on_cuda(p, mode), requires_grad=p.requires_grad)
+        for k,b in m._buffers.items():
+            if b is not None: m._buffers[k] = on_cuda(b, mode)
+    return model
+
+@pytest.fixture
+def fake(tmp_path):
+    "(learner whose model says it is on CUDA, a batch, mode) of a task"
+    def made(name, **kw):
+        toy = make_toy(name, tmp_path/name)
+        dls = load_data(name, toy['source'], checkpoint=toy['checkpoint'], pretrained=False, batch_size=4, **{**toy['load'], **kw})
+        learn,batch,mode = sft_learner(dls, freeze=None),next(iter(dls.train)),FakeTensorMode()
+        moved(learn.model, mode)
+        x,y = on_cuda(tuple(batch[:dls.n_inp]), mode),on_cuda(tuple(batch[dls.n_inp:]), mode)
+        return learn,x,y,mode
+    return made
+
+def loss_of(learn, scores, y):
+    "The loss without fastai's wrapper, which casts to a subclass that these tensors cannot be"
+    if hasattr(learn.loss_func, 'func'): return learn.loss_func.func(scores.flatten(0, -2), y[0].flatten())
+    return learn.loss_func(scores, *y)
+
+def cuda_alone(o):
+    if isinstance(o, torch.Tensor): return o.device.type=='cuda'
+    return all(map(cuda_alone, o.values() if isinstance(o, dict) else o))
+
+@pytest.mark.parametrize('name', TASKS)
+def test_networks_and_losses_stay_on_their_device(name, fake):
+    learn,x,y,mode = fake(name)
+    for training in (True, False):
+        learn.model.train(training)
+        with mode, torch.no_grad():
+            scores = learn.model(*x)
+            assert cuda_alone(scores) and loss_of(learn, scores, y).device.type=='cuda'
+
+@pytest.mark.parametrize('name', TASKS)
+def test_borders_of_the_cache_stay_on_their_device(name, fake):
+    learn,x,y,mode = fake(name)
+    learn.model.eval()
+    assert learn.model.borders()
+    for border in learn.model.borders():
+        with mode, torch.no_grad():
+            inside = learn.model.prefix(border, *x)
+            assert cuda_alone(inside) and cuda_alone(learn.model.suffix(border, inside)), border
+
+@pytest.mark.parametrize('name', TASKS)
+def test_the_optimizer_stays_on_its_device(name, fake):
+    learn,x,y,mode = fake(name)
+    learn.create_opt()
+    with mode:
+        for p in learn.model.parameters(): p.grad = torch.ones_like(p)
+        for _ in range(2): learn.opt.step()
+    assert learn.opt.all_params() and all(cuda_alone([v for v in s.values() if isinstance(v, torch.Tensor)]) for s in learn.opt.state.values())
+
+@pytest.mark.parametrize('mistake', [lambda h: h.cpu(), lambda h: h+torch.ones(h.shape[-1]), lambda h: h[torch.arange(len(h)), ..., torch.zeros(h.shape[-1])>0]])
+def test_a_planted_mistake_is_seen(mistake, fake):
+    learn,x,y,mode = fake('image')
+    learn.model.head_names and learn.model.net.get_submodule(learn.model.head_names[0]).register_forward_hook(lambda m,i,o: mistake(o))
+    with pytest.raises((AssertionError, RuntimeError, DataDependentOutputException)), mode, torch.no_grad():
+        scores = learn.model(*x)
+        assert cuda_alone(scores) and loss_of(learn, scores, y).device.type=='cuda'
+
+def test_seeds_reach_all_devices(monkeypatch):
+    "Without a CUDA device the calls are counted: the generators are seeded, and put back"
+    seeds,states = [],[]
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_rng_state_all', lambda: ['as it was'])
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', states.append)
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeds.append)
+    before = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state()
+    with seeded(7): drawn = torch.rand(1)
+    assert seeds==[7] and states==[['as it was']]
+    assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
+    with seeded(7): assert torch.equal(torch.rand(1), drawn)
+    assert set(learner._random_states())=={'python','numpy','torch','cuda','mps'}
