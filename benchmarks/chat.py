@@ -16,8 +16,9 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from sft_nb.all import *
-from sft_nb.checkpoints.assets import Asset, ASSETS, fetch
+from sft_nb.checkpoints.assets import fetch
 from sft_nb.checkpoints.references import open_checkpoint
 from sft_nb.core.basics import write_atomic
 from sft_nb.evaluation.prediction import model_outputs, sorted_by_length
@@ -27,9 +28,6 @@ here = Path(__file__).parent
 FILE = here/'results'/'chat.json'
 MODEL,SYSTEM,BATCH,MARKS = 'pip:smollm2-135m-instruct','Answer with the option alone.',8,(3, 10)
 RATE,LORA_RATE = 2e-4,1e-3
-
-ASSETS.setdefault('fish-completions', Asset('fish-completions', 'deb', 'fish-common', '3.6.0-3.1+deb12u1', '7386d9ae1851784c9ab3818f18389dbe33f4961f48617393509e2cc99ac6b6e1',
-    {'usr/share/fish/completions/*.fish': None}, 'GPL-2.0-only', 1669240, 'Options of commands with their descriptions, as the fish shell completes them', root='usr/share/fish/completions/'))
 
 def completions():
     "(command, description, option) of the options of fish's completion files that need no subcommand"
@@ -42,16 +40,18 @@ def completions():
             after = {a:b for a,b in zip(words, words[1:])}
             if not {'-n','--condition'}&set(words): yield tuple(next((after[k] for k in ks if k in after), None) for ks in (('-c','--command'), ('-d','--description'), ('-l','--long-option')))
 
-def rows_for(seed, n):
-    "`n` rows to train on and half as many held out, of other commands; four of a command at most"
+def rows_for(seed, n, more=72):
+    "(`n` rows to train on and half as many that are looked at after each epoch; `more` that perplexity is taken on), each of other commands; four of a command at most"
     t = pd.DataFrame(completions(), columns=['command','what','option']).dropna()
     t = t[t.what.str.fullmatch(r'[^$%\n]{6,80}') & t.option.str.fullmatch(r'[a-zA-Z][\w-]+') & ~t.option.isin(['help','version'])].drop_duplicates(['command','what'], keep=False)
     t = t.sample(frac=1, random_state=seed).groupby('command').head(4)
     t = t.set_index('command').loc[t.command.drop_duplicates()].reset_index()
     train = t.head(n)
     valid = t[~t.command.isin(train.command)].head(n//2)
-    both = pd.concat([train.assign(split='train'), valid.assign(split='valid')])
-    return pd.DataFrame(dict(prompt=[f'Which option of {c}: {w}?' for c,w in zip(both.command, both.what)], completion='--'+both.option, split=both.split)).reset_index(drop=True)
+    test = t[~t.command.isin([*train.command, *valid.command])].head(more)
+    whole = pd.concat([train.assign(split='train'), valid.assign(split='valid'), test.assign(split='test')])
+    rows = pd.DataFrame(dict(prompt=[f'Which option of {c}: {w}?' for c,w in zip(whole.command, whole.what)], completion='--'+whole.option, split=whole.split)).reset_index(drop=True)
+    return rows[rows.split!='test'],rows[rows.split=='test']
 
 def seeded_all(seed): random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
@@ -110,13 +110,13 @@ class Mark(Callback):
     def __init__(self, f): self.f = f
     def after_epoch(self): self.f(self.epoch+1)
 
-def ours(rows, seed, tok, valid):
+def ours(rows, seed, tok, test):
     "The upper quarter, from the cache, which is empty at first"
     clock,out = Clock(),{}
     learn = sft_learner(load(rows), seed=seed, metrics=[])
     def note(epoch):
-        if epoch in MARKS: out[str(epoch)] = {**clock.read(), **mark(clock, learn.model.net, tok, valid)}
-    with cold_cache(), frozen_cache(learn), learn.no_bar(), learn.no_logging(): learn.fit(max(MARKS), RATE, wd=0., cbs=Mark(note))
+        if epoch in MARKS: out[str(epoch)] = {**clock.read(), **mark(clock, learn.model.net, tok, test)}
+    with cold_cache(), frozen_cache(learn), learn.no_bar(), learn.no_logging(): learn.fit(max(MARKS), RATE, wd=0., cbs=[Mark(note), GradientClip(1.)])
     return out,learn,[n for n,p in learn.model.net.named_parameters() if p.requires_grad]
 
 # TRL
@@ -136,7 +136,7 @@ def trainer(rows, seed, out, net, rate, epochs, config=None, **kw):
     sides = {s:Dataset.from_list([dict(prompt=said(r), completion=[dict(role='assistant', content=r.completion)]) for r in rows[rows.split==s].itertuples()]) for s in ('train','valid')}
     return SFTTrainer(net, args, train_dataset=sides['train'], eval_dataset=sides['valid'], processing_class=AutoTokenizer.from_pretrained(folder()), peft_config=config)
 
-def by_trl(rows, seed, tok, valid, names=None):
+def by_trl(rows, seed, tok, test, names=None):
     "The layers of `names`, the others frozen; None: LoRA, r=8, on all linear layers"
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -147,7 +147,7 @@ def by_trl(rows, seed, tok, valid, names=None):
     marks = MARKS if names else MARKS[:1]
     class Note(TrainerCallback):
         def on_evaluate(self, args, state, control, model=None, **kw):
-            if (e := round(state.epoch)) in marks: out[str(e)] = {**clock.read(), **mark(clock, model, tok, valid)}
+            if (e := round(state.epoch)) in marks: out[str(e)] = {**clock.read(), **mark(clock, model, tok, test)}
     with tempfile.TemporaryDirectory() as d:
         t = trainer(rows, seed, d, net, RATE if names else LORA_RATE, max(marks), config, eval_strategy='epoch')
         t.add_callback(Note())
@@ -159,14 +159,14 @@ def by_trl(rows, seed, tok, valid, names=None):
 def fit(seed, n):
     "Upper quarter from the cache, the same layers by TRL, LoRA by TRL; then answers of the tuned model in batches and one by one"
     from transformers import AutoTokenizer
-    rows,tok = rows_for(seed, n),AutoTokenizer.from_pretrained(folder())
-    valid = rows[rows.split=='valid']
-    row = dict(n_train=n, n_valid=len(valid), before=mark(Clock(), plain_net(), tok, valid)['perplexity'])
-    row['ours'],learn,names = ours(rows, seed, tok, valid)
-    row['writing'] = writing(learn, valid)
+    (rows,test),tok = rows_for(seed, n),AutoTokenizer.from_pretrained(folder())
+    row = dict(n_train=n, n_valid=int((rows.split=='valid').sum()), n_test=len(test), before=mark(Clock(), plain_net(), tok, test)['perplexity'])
+    row['ours'],learn,names = ours(rows, seed, tok, test)
+    row['writing'] = writing(learn, test.head(24))
     del learn
-    row['trl'] = by_trl(rows, seed, tok, valid, names)
-    row['lora'] = by_trl(rows, seed, tok, valid)
+    row['untuned'] = writing(sft_learner(load(rows)), test.head(24))
+    row['trl'] = by_trl(rows, seed, tok, test, names)
+    row['lora'] = by_trl(rows, seed, tok, test)
     return row
 
 def answers(learn, rows, size):
@@ -175,7 +175,7 @@ def answers(learn, rows, size):
     return {p:o for p,o in zip(some.prompt, pd.concat([spec.task.decode(spec, o) for o in model_outputs(learn.model, spec, some, size, '', remarks=False)]).prediction)}
 
 def writing(learn, rows):
-    "Answers to all held-out rows, as an evaluation writes them, and row by row"
+    "Answers to some rows, as an evaluation writes them, and row by row"
     out = {}
     for name,size in (('batched', 64), ('single', 1)):
         clock = Clock()
@@ -185,9 +185,9 @@ def writing(learn, rows):
     out.pop('said')
     return out
 
-def step(seed, n, steps=2, times=3):
+def step(seed, n, steps=1, times=3):
     "One training step of the whole network against bare loops, in turn on the same batches"
-    dls = load(rows_for(seed, n))
+    dls = load(rows_for(seed, n)[0])
     learn = sft_learner(dls, freeze=None, seed=seed, metrics=[])
     batches,model,net = [b for b,_ in zip(dls.train, range(steps))],learn.model,learn.model.net
     opt = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -233,7 +233,7 @@ class Watch:
 def peak(way, n):
     "Peak memory of one epoch of the whole network, in this process"
     torch.set_num_threads(1)
-    rows,watch = rows_for(1, n),Watch()
+    (rows,_),watch = rows_for(1, n),Watch()
     rows = pd.concat([rows[rows.split=='train'].head(3*BATCH), rows[rows.split=='valid'].head(2)])
     if way=='ours':
         learn = sft_learner(load(rows), freeze=None, metrics=[])
@@ -282,12 +282,13 @@ def table():
     for way,e,name in (('trl','3','TRL, the same layers, 3 epochs'), ('trl','10','TRL, the same layers, 10 epochs'), ('lora','3','TRL, LoRA r=8 over all layers, 3 epochs')):
         lines.append(f"| {name} | {over(seconds('ours', e))} s, perplexity {over(ppl('ours', e))} | {over(seconds(way, e))} s, perplexity {over(ppl(way, e))} "
                      f"| {over(lambda r: r[way][e]['seconds']/r['ours'][e]['seconds'])} | {over(lambda r: r['ours'][e]['perplexity']/r[way][e]['perplexity'])} |")
-    if fits: lines.append(f"| answers to the held-out rows, row by row | {over(lambda r: r['writing']['batched']['seconds'])} s | {over(lambda r: r['writing']['single']['seconds'])} s "
-                          f"| {over(lambda r: r['writing']['single']['seconds']/r['writing']['batched']['seconds'])} | |")
+    for k,name in (('untuned','24 answers of the untuned model (long), row by row'), ('writing','24 answers of the tuned model (a few tokens), row by row')):
+        if fits: lines.append(f"| {name} | {over(lambda r: r[k]['batched']['seconds'])} s | {over(lambda r: r[k]['single']['seconds'])} s "
+                              f"| {over(lambda r: r[k]['single']['seconds']/r[k]['batched']['seconds'])} | |")
     for k,name in (('bare','a bare loop over the same forward pass, one step'), ('plain','a bare loop with all scores, one step')):
         if steps: lines.append(f"| {name} | {over(lambda r: r['ours'], steps)} s | {over(lambda r: r[k], steps)} s | {over(lambda r: r[k]/r['ours'], steps)} | |")
     if mem: lines.append(f"| TRL, peak memory, whole network | {mem[0]['ours']['anonymous']:,.0f} MB | {mem[0]['trl']['anonymous']:,.0f} MB | {mem[0]['trl']['anonymous']/mem[0]['ours']['anonymous']:.2f} (memory) | |")
-    if fits: lines += ['', f"{fits[0]['n_train']} rows to train on, {fits[0]['n_valid']} held out; perplexity before training {over(lambda r: r['before'])}."]
+    if fits: lines += ['', f"{fits[0]['n_train']} rows to train on, {fits[0]['n_valid']} looked at after each epoch, {fits[0]['n_test']} for the perplexity, which is {over(lambda r: r['before'])} before training."]
     head,rest = (here/'chat.md').read_text().split('<!-- table -->')
     write_atomic(here/'chat.md', head+'<!-- table -->\n'+'\n'.join(lines)+'\n<!-- /table -->'+rest.split('<!-- /table -->')[1])
     print('\n'.join(lines))

@@ -84,7 +84,7 @@ def in_the_middle(folder):
 def outcome(learn):
     "Weights and losses"
     losses = torch.tensor([[h['train_loss'], h['valid_loss']] for h in learn.history], dtype=torch.float64)
-    weights = {k:v.contiguous() for k,v in learn.model.state_dict().items()} # convolutions have their channels last
+    weights = {k:v.clone(memory_format=torch.contiguous_format) for k,v in learn.model.state_dict().items()} # convolutions have their channels last, and some weights are tied
     return {**weights, 'losses of all epochs':losses}
 
 def main(tasks, folder, kills, seed):

@@ -18,10 +18,8 @@ from numbers import Real
 import numpy as np
 from fastcore.basics import patch
 from ..core.basics import FitError
-from ..core.metrics import group_codes
 from ..core.number_metrics import LEVEL, NumberScores, conformal_margin, crossed_margins, inside, number_loss, number_metrics
 from .kinds import TargetKind
-from .labels import is_blank
 
 # %% ../../nbs/data/22_number_target.ipynb #703cbdf5
 _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?')
@@ -30,6 +28,7 @@ def number_of(
     cell, # As a source has it
 ):  # A float; None: empty; the cell itself: it is no number
     "A cell as a number"
+    from sft_nb.data.labels import is_blank
     if is_blank(cell): return None
     if isinstance(cell, str): return float(cell) if _NUMBER.fullmatch(cell.strip()) else cell
     real = isinstance(cell, Real) or type(cell).__name__=='Decimal'
@@ -96,6 +95,7 @@ def decode(self:NumberTarget, outputs, spec):
 @patch
 def _columns(self:NumberTarget, said, rows, target, margin=None):
     "What an evaluation holds of predictions"
+    from sft_nb.core.metrics import group_codes
     said,target = np.asarray(said, dtype=float),np.array(target, dtype=float)
     half = crossed_margins(said-target, group_codes(rows)) if margin is None else np.full(len(said), margin)
     low,high = said-half,said+half

@@ -148,8 +148,8 @@ def calibrate(
         raise DataError(f"on={on!r}: the {on} rows are not for calibration, since {why}. Valid: 'valid', or other labelled data.")
     model,spec = model_and_spec(learn)
     if spec.task.target.interval:
-        from sft_nb.evaluation.intervals import calibrate_interval
-        return calibrate_interval(learn, on, **kwargs)
+        from sft_nb.evaluation.intervals import _calibrate_interval
+        return _calibrate_interval(learn, on, **kwargs)
     spec.task.target.need_classes(spec.task, " to calibrate.")
     was,model.temperature = model.temperature,1.
     try: found = evaluate(learn, on, keep=True, **kwargs).calibration()
