@@ -1,6 +1,7 @@
 "A number in the place of a class: read, learned, judged, saved, and refused where it is none"
 import json
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
 from sft_nb.cli import main
 from sft_nb.core.basics import DataError, FitError, FolderError, TaskError
 from sft_nb.data.load import load_data
@@ -11,6 +12,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table, load_evaluation
 from sft_nb.tasks.toys import make_toy
 from sft_nb.training.learner import sft_learner
+from sft_nb.training.resume import Resume
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory): return make_toy('text', tmp_path_factory.mktemp('ratings'))
@@ -157,3 +159,27 @@ def test_the_inspector_and_its_page(learn, tmp_path):
     assert ins.marks.table().label[0]=='12.5' and len(ins.sel)==len(ev)
     page = ev.to_html(tmp_path/'page.html').read_text()
     assert 'residual from' in page and 'id="threshold"' not in page and 'off by' in page
+
+class Stop(Callback):
+    "Stops once at a step of a phase"
+    at = None
+    def before_batch(self):
+        if self.training and (self.learn.phase, self.train_iter)==Stop.at:
+            Stop.at = None
+            raise KeyboardInterrupt
+
+def test_a_stopped_run_goes_on(toy, home, one_thread, tmp_path):
+    def run(folder=None, at=None):
+        Stop.at = at
+        learn = sft_learner(load_data('text', rated(toy), checkpoint=toy['checkpoint'], batch_size=8))
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 1e-3, cbs=[Stop(), *([Resume(folder)] if folder else [])])
+        return learn
+    whole = run()
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'run', ('finetune',4))
+    again = run(tmp_path/'run')
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in whole.model.state_dict().items()) and again.spec.scaling==whole.spec.scaling
+
+def test_a_check_says_what_the_numbers_are(toy, home):
+    from sft_nb.diagnosis.check import check_data
+    check = check_data('text', rated(toy), checkpoint=toy['checkpoint'], max_items=40)
+    assert 'a number, 10' in dict(zip(check.facts.what, check.facts.value))['target'] and not any('class in proportion' in o for o in check.messages)

@@ -118,7 +118,7 @@ def _subsample(rows, spec, n):
     if n<max(2, need_n): raise DataError(f"max_items={n}: {max(2, need_n)} are needed for {len(spec.vocab) or len(counts)} classes.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
     if spec.multi_label: keep = _paired(rows[spec.task.target.column], keep, n, spec.seed)
-    say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}), each class in proportion")
+    say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}){'' if spec.task.target.interval else ', each class in proportion'}")
     return rows.loc[sorted(keep)]
 
 def _trim(share, counts, total, least):

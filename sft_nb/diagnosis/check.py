@@ -63,6 +63,7 @@ def _facts(spec, what, n, options):
     yield 'columns',_column_fact(task, options)
     if extra := [c for c in spec.rows if c not in own]: yield 'kept beside',', '.join(map(str, extra))
     if spec.vocab: yield 'classes',_class_fact(spec)
+    if task.target.interval: yield 'target',f"{task.target.summary}, {_numbers(spec.rows[task.target.column])}"
     yield 'split',', '.join(f'{int((spec.rows.split==s).sum()):,} {s}' for s in ('train','valid','test') if (spec.rows.split==s).any())
     yield from _measure_facts(spec)
 

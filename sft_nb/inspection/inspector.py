@@ -72,6 +72,9 @@ def _ends_of(sel):
     return low,max(high, low+1e-9)
 
 @patch
+def _blank(self:Inspector, k): return self._ends if k in ('probability','residual') else '' if k=='text' else _ALL
+
+@patch
 def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
     sel,late = self.sel,dict(continuous_update=False)
@@ -281,9 +284,6 @@ def _first_page(self:Inspector):
     self._draw_detail()
 
 # %% ../../nbs/inspection/05_inspector.ipynb #2a56abe7
-@patch
-def _blank(self:Inspector, k): return self._ends if k in ('probability','residual') else '' if k=='text' else _ALL
-
 @patch
 def _set_widget(self:Inspector, k, v):
     "Let a widget say what a filter is"
