@@ -8,7 +8,7 @@ The peers are `trl.SFTTrainer` and `peft` over transformers' own classes with th
 Time is that of the processor, so that what else the machine does counts little; it begins with the rows and counts reading the checkpoint, tokens, the cache, training, and the loss of the
 held-out rows after each epoch. Perplexity is that of the plain network on the held-out answers, by one function for all.
 """
-import argparse, contextlib, json, math, os, random, resource, subprocess, sys, tempfile, threading, time, warnings
+import argparse, contextlib, json, math, os, random, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -220,27 +220,21 @@ def step(seed, n, steps=1, times=3):
                 found[k].append(clock.read()['seconds']/steps)
     return {k:float(np.median(v)) for k,v in found.items()}
 
-class Watch:
-    "Highest anonymous memory (what no file backs), looked at 50 times a second"
-    def __init__(self):
-        self.most = 0
-        threading.Thread(target=self.run, daemon=True).start()
-    def run(self):
-        while True:
-            self.most = max(self.most, int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])/1e3)
-            time.sleep(.02)
+def highest():
+    "Most resident memory of this process so far, in MB"
+    return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])/1e3
 
 def peak(way, n):
     "Peak memory of one epoch of the whole network, in this process"
     torch.set_num_threads(1)
-    (rows,_),watch = rows_for(1, n),Watch()
+    begun,(rows,_) = highest(),rows_for(1, n)
     rows = pd.concat([rows[rows.split=='train'].head(3*BATCH), rows[rows.split=='valid'].head(2)])
     if way=='ours':
         learn = sft_learner(load(rows), freeze=None, metrics=[])
         with learn.no_bar(), learn.no_logging(): learn.fit(1, RATE, wd=0.)
     else:
         with tempfile.TemporaryDirectory() as d: trainer(rows, 1, d, plain_net(), RATE, 1, eval_strategy='epoch').train()
-    print(json.dumps(dict(resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3, anonymous=watch.most)))
+    print(json.dumps(dict(peak=highest(), imports=begun)))
 
 def memory(seed, n):
     "Peak memory, a fresh process for each"
@@ -287,7 +281,7 @@ def table():
                               f"| {over(lambda r: r[k]['single']['seconds']/r[k]['batched']['seconds'])} | |")
     for k,name in (('bare','a bare loop over the same forward pass, one step'), ('plain','a bare loop with all scores, one step')):
         if steps: lines.append(f"| {name} | {over(lambda r: r['ours'], steps)} s | {over(lambda r: r[k], steps)} s | {over(lambda r: r[k]/r['ours'], steps)} | |")
-    if mem: lines.append(f"| TRL, peak memory, whole network | {mem[0]['ours']['anonymous']:,.0f} MB | {mem[0]['trl']['anonymous']:,.0f} MB | {mem[0]['trl']['anonymous']/mem[0]['ours']['anonymous']:.2f} (memory) | |")
+    if mem: lines.append(f"| TRL, peak memory, whole network | {mem[0]['ours']['peak']:,.0f} MB | {mem[0]['trl']['peak']:,.0f} MB | {mem[0]['trl']['peak']/mem[0]['ours']['peak']:.2f} (memory) | |")
     if fits: lines += ['', f"{fits[0]['n_train']} rows to train on, {fits[0]['n_valid']} looked at after each epoch, {fits[0]['n_test']} for the perplexity, which is {over(lambda r: r['before'])} before training."]
     head,rest = (here/'chat.md').read_text().split('<!-- table -->')
     write_atomic(here/'chat.md', head+'<!-- table -->\n'+'\n'.join(lines)+'\n<!-- /table -->'+rest.split('<!-- /table -->')[1])
