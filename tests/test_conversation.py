@@ -168,3 +168,12 @@ def test_options_are_asked_for_in_one_way(tmp_path):
     table = options_table(tmp_path).sort_values('completion').reset_index(drop=True)
     assert list(table.completion)==['--all','--author']
     assert table.prompt[1]=='Which option of ls: print the author?' and table.prompt[0].endswith(': show hidden?')
+
+def test_the_demo_ends_with_what_says_most(home, tmp_path, monkeypatch, capsys):
+    from sft_nb.tasks import demo_data
+    toy = make_toy('chat', tmp_path/'toy')
+    demo = dict(source=toy['source'], load=dict(checkpoint=toy['checkpoint'], valid=.25), fine_tune=dict(freeze_epochs=1, epochs=0, head_lr=1e-3), untuned=True, keep_best=False)
+    monkeypatch.setitem(demo_data.DEMOS, 'chat', lambda folder: demo)
+    assert main(['demo','chat','--out',str(tmp_path/'out')])==0
+    lines = capsys.readouterr().out.splitlines()
+    assert [o.split(' ')[0] for o in lines]==['exact','stopped','perplexity','perplexity'] and all(' untuned ' in o and ' trained ' in o and ' difference ' in o for o in lines[:3])
