@@ -78,7 +78,7 @@ def positions_run_on(m, x, mask): return {k:v for k,v in RIGHT(m, x, mask).items
 RIGHT = causal_model._reading
 
 @pytest.mark.parametrize('attention', ['sdpa', 'eager'])
-@pytest.mark.parametrize('wrong,name', [(causal_alone, 'llama'), (causal_alone, 'qwen2'), (causal_alone, 'gpt2'), (positions_run_on, 'gpt2')], ids=str)
+@pytest.mark.parametrize('wrong,name', [(causal_alone, 'llama'), (causal_alone, 'qwen2'), (causal_alone, 'gpt2'), (positions_run_on, 'gpt2')])
 def test_a_wrong_mask_is_found(toy, monkeypatch, wrong, name, attention):
     "Rows that see each other, or positions that run on, cost and learn something else"
     monkeypatch.setattr(causal_model, '_reading', wrong)
