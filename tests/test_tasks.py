@@ -40,7 +40,7 @@ def toy(task, tmp_path, home, one_thread): return Toy(task, tmp_path/'toy')
 
 def state(model): return {k:v.detach().clone() for k,v in model.state_dict().items()}
 def apart(a, b): return max(((a[k].double()-b[k].double()).abs().max().item() for k in a if a[k].numel()), default=0)
-def same(got, want): return got.tolist()==want.tolist() if got.dtype==object else np.allclose(got, want, rtol=1e-5, atol=1e-6)
+def same(got, want): return np.allclose(got, want, rtol=1e-5, atol=1e-6) if pd.api.types.is_numeric_dtype(want) else got.tolist()==want.tolist()
 def inputs(learn): return learn.dls.valid.one_batch()[:learn.dls.n_inp]
 def flat(h): return [t for v in h.values() for t in flat(v)] if isinstance(h, dict) else [h]
 
