@@ -47,12 +47,8 @@ def ours(rows, seed):
 def halves(rows): return rows[rows.split=='train'],rows[rows.split=='valid']
 
 def timm_net(n):
-    "EfficientNet-Lite0 with the weights of the checkpoint, as timm makes it"
-    import timm
-    net = timm.create_model('efficientnet_lite0', num_classes=n)
-    state = torch.load(next(fetch('efficientnet-lite0').rglob('*.pth')), weights_only=True)
-    net.load_state_dict({k:v for k,v in state.items() if not k.startswith('classifier')}, strict=False)
-    return net
+    "EfficientNet-Lite0 as timm makes it, with the weights of the checkpoint, whose layers have other names; the classifier is timm's own"
+    return open_checkpoint('pip:efficientnet-lite0', task='image').timm_model(num_classes=n)
 
 def image_dls(rows, side, bs=64):
     from fastai.vision.all import ColReader, CropPad, ImageDataLoaders, Normalize, Resize

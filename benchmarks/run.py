@@ -16,6 +16,7 @@ from fastai.learner import Learner
 from fastai.callback.schedule import *
 from sft_nb.all import *
 from sft_nb.checkpoints.assets import fetch
+from sft_nb.checkpoints.references import open_checkpoint
 from sft_nb.core.basics import write_atomic
 from sft_nb.data.task import get_task
 from sft_nb.core.fit_metrics import class_metrics
@@ -51,11 +52,7 @@ class Plain(nn.Module):
             self.net = AutoModelForSequenceClassification.from_pretrained(fetch('all-minilm-l6-v2'), num_labels=n)
             self.head = self.net.classifier
         else:
-            import timm
-            self.net = timm.create_model('efficientnet_lite0', num_classes=n)
-            state = torch.load(next(fetch('efficientnet-lite0').rglob('*.pth')), weights_only=True)
-            lost = self.net.load_state_dict({k:v for k,v in state.items() if not k.startswith('classifier')}, strict=False)
-            assert all(k.startswith('classifier') for k in lost.missing_keys), lost
+            self.net = open_checkpoint('pip:efficientnet-lite0', task='image').timm_model(num_classes=n)
             self.head = self.net.classifier
     def forward(self, x):
         if isinstance(x, dict): return self.net(input_ids=x['input_ids'], attention_mask=x['attention_mask']).logits
