@@ -50,6 +50,7 @@ def problems(
     "Which cells cannot be used"
     return [None]*len(cells)
 
+# %% ../../nbs/data/19_kinds.ipynb #322e3e88
 @patch
 def length(
     self:InputKind,
@@ -66,6 +67,7 @@ def gathered(
     "Items that are parts of one become one"
     return items
 
+# %% ../../nbs/data/19_kinds.ipynb #8c1dd866
 @patch
 def opened(
     self:InputKind,
@@ -92,6 +94,7 @@ def fingerprint(
     "What tells a cell from others, for duplicates"
     return {}
 
+# %% ../../nbs/data/19_kinds.ipynb #4dfd8641
 @patch
 def features(
     self:InputKind,
@@ -111,6 +114,7 @@ def picture(
     "A cell as it is shown"
     return cell if isinstance(cell, (str,tuple,list)) else str(cell)
 
+# %% ../../nbs/data/19_kinds.ipynb #8969a5ef
 @patch
 def words(
     self:InputKind,
@@ -127,6 +131,7 @@ def storable(
     "A cell as it is kept with an evaluation"
     return cell
 
+# %% ../../nbs/data/19_kinds.ipynb #52913717
 @patch
 def place(
     self:InputKind,
@@ -168,6 +173,7 @@ def fingerprint(self:ImageInput, cell):
     return dict(exact=hashlib.sha256(f'{im.size}'.encode()+im.tobytes()).hexdigest(), bits=np.packbits(need('imagehash', 'inspect').phash(im).hash),
                 thumb=small/size if size>1e-3 else small*0)
 
+# %% ../../nbs/data/19_kinds.ipynb #eb5e74eb
 @patch
 def picture(self:ImageInput, cell, side):
     from sft_nb.data.images import small_picture
@@ -183,6 +189,7 @@ def storable(self:ImageInput, cell):
     read_picture(cell).save(out, 'PNG')
     return out.getvalue()
 
+# %% ../../nbs/data/19_kinds.ipynb #b3644afe
 @patch
 def place(self:ImageInput, tensors): return next((k for k,t in tensors.items() if t.ndim==4 and t.is_floating_point()), None)
 
@@ -193,6 +200,7 @@ def _texts_of(cell):
     from sft_nb.data.labels import is_blank
     return [o for o in (cell if isinstance(cell, (tuple,list)) else [cell]) if not is_blank(o)]
 
+# %% ../../nbs/data/19_kinds.ipynb #9a50301a
 class TextInput(InputKind):
     "A text, or a pair of texts"
     column,word,written,baseline = 'text','text files',True,'words'
@@ -329,6 +337,7 @@ def read(
     from sft_nb.data.labels import is_blank
     return [None if is_blank(v) else v for v in cells],False
 
+# %% ../../nbs/data/19_kinds.ipynb #3251bbd7
 @patch
 def problems(
     self:TargetKind,
@@ -338,6 +347,7 @@ def problems(
     "Which values cannot be learnt"
     return [None]*len(cells)
 
+# %% ../../nbs/data/19_kinds.ipynb #32bc10b0
 @patch
 def row_problems(
     self:TargetKind,
@@ -348,6 +358,7 @@ def row_problems(
     "Rows that cannot be used for what the others are; asked again until there are none"
     return ()
 
+# %% ../../nbs/data/19_kinds.ipynb #f9b020b6
 @patch
 def fatal(
     self:TargetKind,
@@ -366,6 +377,7 @@ def labels(
     "The classes of a row"
     return []
 
+# %% ../../nbs/data/19_kinds.ipynb #72db68f8
 @patch
 def flat(
     self:TargetKind,
@@ -375,6 +387,7 @@ def flat(
     "The classes of all rows"
     return [l for c in cells for l in self.labels(c, several)]
 
+# %% ../../nbs/data/19_kinds.ipynb #388aa28e
 @patch
 def matched(
     self:TargetKind,
@@ -384,6 +397,7 @@ def matched(
     "Values in the spelling that is known"
     return list(cells)
 
+# %% ../../nbs/data/19_kinds.ipynb #d82b7f74
 @patch
 def unknown(
     self:TargetKind,
@@ -393,6 +407,7 @@ def unknown(
     "Values that a trained model does not know"
     return ()
 
+# %% ../../nbs/data/19_kinds.ipynb #d5df43bb
 @patch
 def empty(
     self:TargetKind,
@@ -418,6 +433,7 @@ def empty_hint(
     "What to do about an empty cell"
     return ''
 
+# %% ../../nbs/data/19_kinds.ipynb #a053c75b
 @patch
 def strata(
     self:TargetKind,
@@ -428,6 +444,7 @@ def strata(
     import pandas as pd
     return pd.Series('', index=cells.index, dtype=object)
 
+# %% ../../nbs/data/19_kinds.ipynb #c25147c4
 @patch
 def vocab(
     self:TargetKind,
@@ -437,6 +454,7 @@ def vocab(
     "The classes of the data"
     return []
 
+# %% ../../nbs/data/19_kinds.ipynb #0a89a3a2
 @patch
 def report(
     self:TargetKind,
@@ -462,6 +480,7 @@ def settle(
     "What has to be known of the training rows to encode and to decode"
     return {}
 
+# %% ../../nbs/data/19_kinds.ipynb #0566e4f0
 @patch
 def encode(
     self:TargetKind,
@@ -471,6 +490,7 @@ def encode(
     "What the loss takes"
     raise TaskError(f"{type(self).__name__} cannot be trained on. Give it a method encode(cells, spec).")
 
+# %% ../../nbs/data/19_kinds.ipynb #d9022b9a
 @patch
 def transforms(
     self:TargetKind,
@@ -480,6 +500,7 @@ def transforms(
     from sft_nb.data.class_targets import _ReadTarget
     return [_ReadTarget(self.encode(spec.rows[self.column], spec))]
 
+# %% ../../nbs/data/19_kinds.ipynb #375982ec
 @patch
 def loss(
     self:TargetKind,
@@ -491,6 +512,7 @@ def loss(
     "The loss to train with"
     raise TaskError(f"{type(self).__name__} has no loss. Give it a method loss(spec, loss, label_smoothing, class_weights).")
 
+# %% ../../nbs/data/19_kinds.ipynb #8f84eea7
 @patch
 def metrics(
     self:TargetKind,
@@ -509,6 +531,7 @@ def units(
     "Outputs as an exported file gives them"
     return outputs
 
+# %% ../../nbs/data/19_kinds.ipynb #de3695b1
 @patch
 def decode(
     self:TargetKind,
@@ -518,6 +541,7 @@ def decode(
     "Outputs as predictions"
     raise TaskError(f"{type(self).__name__} cannot be decoded. Give it, or its task, a method decode.")
 
+# %% ../../nbs/data/19_kinds.ipynb #88bb5705
 @patch
 def judged(
     self:TargetKind,
@@ -553,6 +577,7 @@ def values(
     "The metrics of an evaluation"
     return {k:float(v[0]) for k,v in self.scores(ev)(np.ones((1, len(ev.rows)))).items()}
 
+# %% ../../nbs/data/19_kinds.ipynb #eb2e73c2
 @patch
 def calibrated(
     self:TargetKind,
@@ -569,6 +594,7 @@ def score_options(
     "What the scores follow from besides the rows, such as a language"
     return {}
 
+# %% ../../nbs/data/19_kinds.ipynb #1df6b967
 @patch
 def score_note(
     self:TargetKind,
@@ -586,6 +612,7 @@ def codes(
 ):  # Numbers of classes as `class_codes` gives them; None: there are no classes
     "What a linear model on features learns"
 
+# %% ../../nbs/data/19_kinds.ipynb #0857ca35
 @patch
 def need_classes(
     self:TargetKind,
@@ -595,6 +622,7 @@ def need_classes(
     "Refuse what makes sense for classes alone"
     raise TaskError(f"Task {task.name!r} has no classes{why}")
 
+# %% ../../nbs/data/19_kinds.ipynb #17eae7c4
 @patch
 def has_confusion(
     self:TargetKind,
@@ -611,6 +639,7 @@ def tables(
     "What a report shows beside the metrics"
     return {}
 
+# %% ../../nbs/data/19_kinds.ipynb #996d0315
 @patch
 def pictures(
     self:TargetKind,
@@ -632,6 +661,7 @@ def from_table(
     "What a plain table of predictions means"
     return frame.assign(target=frame[target]),[],False,None
 
+# %% ../../nbs/data/19_kinds.ipynb #9c12ed14
 @patch
 def filled(
     self:TargetKind,
@@ -652,6 +682,7 @@ def baselines(
     "The baselines that fit, the cheapest first"
     return {'majority':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
 
+# %% ../../nbs/data/19_kinds.ipynb #d7bbd51b
 @patch
 def constant(
     self:TargetKind,
@@ -662,6 +693,7 @@ def constant(
     "The same for all rows, whatever they are"
     raise TaskError(f"{type(self).__name__} has no constant baseline. Give it a method constant(train, rows, spec).")
 
+# %% ../../nbs/data/19_kinds.ipynb #592f90bb
 @patch
 def fitted(
     self:TargetKind,
@@ -674,6 +706,7 @@ def fitted(
     "What simple features say"
     raise TaskError(f"{type(self).__name__} has no baseline on features. Give it a method fitted(x, train, new, rows, spec).")
 
+# %% ../../nbs/data/19_kinds.ipynb #ec1f4484
 @patch
 def baseline(
     self:TargetKind,
@@ -733,6 +766,7 @@ def vocab(self:ClassTarget, cells, several):
     from sft_nb.data.labels import class_order
     return class_order(self.flat(cells, several))
 
+# %% ../../nbs/data/19_kinds.ipynb #9bbc51c9
 @patch
 def report(self:ClassTarget, cells, several):
     from sft_nb.data.labels import _report_names
@@ -755,6 +789,7 @@ def loss(self:ClassTarget, spec, loss=None, label_smoothing=0., class_weights=No
     from sft_nb.data.class_targets import class_counts
     return make_loss(loss, spec.multi_label, label_smoothing, class_weights, class_counts(spec) if spec.has_rows else None)
 
+# %% ../../nbs/data/19_kinds.ipynb #5db8f851
 @patch
 def metrics(self:ClassTarget, spec):
     from sft_nb.core.fit_metrics import class_metrics
@@ -785,6 +820,7 @@ def values(self:ClassTarget, ev):
     from sft_nb.core.metrics import class_scores
     return class_scores(*_pairs(ev))
 
+# %% ../../nbs/data/19_kinds.ipynb #23408dab
 @patch
 def codes(self:ClassTarget, cells, spec):
     from sft_nb.core.metrics import class_codes
@@ -816,6 +852,7 @@ def constant(self:ClassTarget, train, rows, spec):
     shares = _class_shares(self.codes(train, spec), len(spec.vocab))
     return _predicted_classes(np.tile(shares, (len(rows), 1)), rows, spec)
 
+# %% ../../nbs/data/19_kinds.ipynb #dc39cdf5
 @patch
 def fitted(self:ClassTarget, x, train, new, rows, spec):
     from sft_nb.data.class_targets import _predicted_classes, _probed
@@ -850,6 +887,7 @@ def encode(self:TextTarget, cells, spec):
     from sft_nb.data.token_targets import SequenceTargets
     return SequenceTargets(self.coder(spec).labels(list(cells)))
 
+# %% ../../nbs/data/19_kinds.ipynb #c06073ba
 @patch
 def metrics(self:TextTarget, spec):
     from sft_nb.core.fit_metrics import written_metrics
@@ -871,6 +909,7 @@ def constant(self:TextTarget, train, rows, spec): return self._said([train.mode(
 def fitted(self:TextTarget, x, train, new, rows, spec):
     return self._said([train.iloc[i] for i in np.asarray((new@x.T).argmax(1)).ravel()], rows)
 
+# %% ../../nbs/data/19_kinds.ipynb #d514cdaf
 @patch
 def baseline(self:TextTarget, kind, name, train, rows, spec):
     return self._said(list(rows[kind.column]), rows) if name=='copy' else TargetKind.baseline(self, kind, name, train, rows, spec)
