@@ -35,12 +35,16 @@ def batch_items(
     return [names[i if of is None else of[i]] for i in part]
 
 # %% ../../nbs/training/00_guards.ipynb #9589f69e
+def _waits(model):
+    "Whether reading a number back would stop the device"
+    return next(model.parameters()).device.type=='cuda'
+
 class StopAtNaN(Callback):
     "Stop before a loss or a gradient that is no number reaches the weights"
     order,run_valid = MixedPrecision.order+2,False
     def before_fit(self):
         "On CUDA a check that waits for its answer would stop the device in every step: there gradients are emptied at once and the answer is read two steps later"
-        self.flags = deque() if next(self.model.parameters()).device.type=='cuda' else None
+        self.flags = deque() if _waits(self.model) else None
     def before_batch(self): self.kept = [(b, b.clone()) for m in self.model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers()]
     def after_loss(self):
         if hasattr(self.learn, 'lr_finder') or not len(self.yb) or self.flags is not None: return
@@ -81,7 +85,7 @@ def _late(self:StopAtNaN, epoch, step, items, bad):
 def after_train(self:StopAtNaN):
     "What the last steps of an epoch left to be looked at"
     if self.flags and not hasattr(self.learn, 'lr_finder'):
-        if self.model is not None and next(self.model.parameters()).device.type=='cuda': torch.cuda.synchronize()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
         while self.flags: self._late(*self.flags.popleft())
 
 # %% ../../nbs/training/00_guards.ipynb #1beb55a5
