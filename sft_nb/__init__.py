@@ -17,6 +17,7 @@ Modules:
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
 - `sft_nb.core.number_metrics`: How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
+- `sft_nb.core.tag_metrics`: Tags as entities: which scheme they are written in, what fits together, and how entities, words and partial matches are scored
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
 - `sft_nb.data.class_targets`: From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
