@@ -356,8 +356,8 @@ def _opened(folder, device, data=None):
     "A saved model; what is wrong with its folder, or with a path of data, is said before torch is imported"
     from sft_nb.data.rows import check_source
     from sft_nb.deployment.folder import read_info
-    read_info(folder)
-    if data is not None: check_source(data)
+    info = read_info(folder)
+    if data is not None: check_source(data, all_tasks().get(info['task']))
     from sft_nb.deployment.predictor import load_predictor
     return load_predictor(folder, device=device)
 
@@ -388,7 +388,7 @@ def _check(a):
     out = a.out and _out_file(a.out, ('.csv',))
     from sft_nb.data.rows import check_source
     task = get_task(a.task)
-    check_source(Path(a.data))
+    check_source(Path(a.data), task)
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)
