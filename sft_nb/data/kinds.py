@@ -643,6 +643,14 @@ def class_table(
 ):  # DataFrame of class, support, precision, recall, f1, low, high; None: as for the classes of the vocabulary
     "The scores of each class, where a row has more than one"
 
+# %% ../../nbs/data/19_kinds.ipynb #8909da50
+@patch
+def marked(
+    self:TargetKind,
+    row:dict, # Of an evaluation
+)->dict|None: # text; target and prediction: lists of (start, end, label, what is wrong or ''); None: the target is no part of a text
+    "Which parts of a text are right, and which were found"
+
 # %% ../../nbs/data/19_kinds.ipynb #17eae7c4
 @patch
 def has_confusion(

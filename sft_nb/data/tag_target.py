@@ -347,6 +347,17 @@ def judged(self:TagTarget, outputs, rows, task, model, spec, batch_size=64, keep
         for lp,tags in zip(_word_scores(z), cells): losses.append(-float(np.mean([lp[i,at[t]] for i,t in enumerate(tags)])))
     return self._columns(pd.concat(parts, ignore_index=True).assign(loss=losses), rows, rows[self.column]),None
 
+# %% ../../nbs/data/23_tag_target.ipynb #628efa6f
+@patch
+def marked(self:TagTarget, row):
+    if row.get(self.words) is None or row.get('prediction') is None: return None
+    text,places = words_of(row[self.words])
+    said,true = (list(row[k]) if row.get(k) is not None else [] for k in ('prediction','target'))
+    wrong = {}
+    for kinds,*both in (tag_errors(true, said) if true else []): wrong.update({(i,o):' and '.join(kinds) for i,o in enumerate(both) if o})
+    def shown(i, tags): return [(places[o[1]][0], places[o[2]-1][1], o[0], wrong.get((i,o), '')) for o in entities(tags)]
+    return dict(text=text, target=shown(0, true), prediction=shown(1, said))
+
 # %% ../../nbs/data/23_tag_target.ipynb #fd38efe3
 @patch
 def scores(self:TagTarget, ev): return TagScores(ev.rows.target, ev.rows.prediction)
