@@ -349,6 +349,8 @@ def _predictions(table, delim, as_json):
     if as_json: return table.to_json(orient='records', lines=True, force_ascii=False)
     several = table.prediction.map(lambda o: isinstance(o, list))
     if several.any(): table = table.assign(prediction=table.prediction.map(delim.join))
+    nested = [k for k in table if table[k].map(lambda o: isinstance(o, list)).any()]
+    table = table.assign(**{k:table[k].map(lambda o: json.dumps(o, ensure_ascii=False)) for k in nested})
     return table.to_csv(index=False, lineterminator='\n')
 
 # %% ../nbs/00_cli.ipynb #1238ebf1
@@ -366,7 +368,7 @@ def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
     table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
-    text = _predictions(table, model.spec.options.get('label_delim') or '|', out and out.suffix.lower()!='.csv')
+    text = _predictions(table, model.spec.options.get('label_delim') or model.task.target.delim, out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
     return f'{len(table):,} predictions · {out}'

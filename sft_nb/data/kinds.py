@@ -318,6 +318,7 @@ class TargetKind:
     lower = ('loss','error') # Metrics of which less is better
     neutral = () # Metrics of which neither more nor less is better
     beside = () # Further columns that `judged` gives and an evaluation keeps
+    delim = '|' # Stands between several values of a row in a CSV file of predictions
     error_kinds = () # Names that the column `errors` of an evaluation holds, to filter by
     def __init__(self,
         column:str|None=None, # Name of its column; None: that of the kind

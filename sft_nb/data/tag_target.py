@@ -201,13 +201,13 @@ def _place_of(tag):
     letter,kind = split_tag(tag)
     return tag!=OUTSIDE,kind.casefold(),kind,letter
 
-# %% ../../nbs/data/23_tag_target.ipynb #e292fd93
+# %% ../../nbs/data/23_tag_target.ipynb #238d7d07
 class TagTarget(TargetKind):
     "One tag per word"
     kind,summary,metric = 'tags','a tag for each word','f1'
     column,beside,error_kinds = 'tags',('spans','errors'),('missed','spurious','boundary','label')
     shown,lower = ('f1','accuracy'),('loss',)
-    telling = ('partial_f1','accuracy')
+    telling,delim = ('partial_f1','accuracy'),' '
     def __init__(self,
         column:str|None=None, # Name of its column; None: 'tags'
         names=None, # Names of the tags, where the data have numbers; None: the data have names

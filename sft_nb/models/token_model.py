@@ -110,7 +110,7 @@ class _Given(nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
         return BaseModelOutput(last_hidden_state=self.hidden)
 
-# %% ../../nbs/models/12_token_model.ipynb #ed1a147e
+# %% ../../nbs/models/12_token_model.ipynb #de80855b
 class TokenModel(TextModel):
     "A transformers network that says a tag for each word"
     def __init__(self,
@@ -131,21 +131,21 @@ class TokenModel(TextModel):
         state = self.state(x)
         part,on = _folded(state, self.window) if 'taken' in x else (state, None)
         hidden = self.body(input_ids=part['input_ids'], attention_mask=part['mask'], **self.more).last_hidden_state
-        if 'taken' not in x: return dict(hidden=hidden, mask=state['mask'])
+        if 'taken' not in x: return dict(hidden=hidden, mask=torch.ones_like(state['mask']))
         return word_vectors(_unfolded(hidden, on, state['mask'].shape), state['taken'])
     def scores(self, border, h):
         if border is not None or self.cut and self.checkpointing: return self.suffix(border or 0, h)
         return self.top(self.features(h))
     def forward(self, *x): return self.scores(x[0].get('border'), x[0].get('h', x[0]))
 
-# %% ../../nbs/models/12_token_model.ipynb #98d5134c
+# %% ../../nbs/models/12_token_model.ipynb #f805bf47
 @patch
 def top(self:TokenModel, h):
     "Scores `(batch, word, tag)` of what enters the head; when nothing is learned, -inf for words that are not there"
     hidden,mask = h['hidden'],h['mask']
     if self.head is not None: out = self.head(F.dropout(hidden, self.dropout, self.training and self.head.training))
     else: out = self._library_head(hidden)
-    return out if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting() else out.masked_fill(mask[...,None]==0, -torch.inf)
+    return out if self.training or torch.is_grad_enabled() else out.masked_fill(mask[...,None]==0, -torch.inf)
 
 @patch
 def _library_head(self:TokenModel, hidden):
