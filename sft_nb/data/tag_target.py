@@ -1,7 +1,7 @@
 """`TagTarget`: one tag per word, such as names, places and parts of speech; out of CoNLL files, lists or spans, and checked
 
-A row is a text or a list of words, and its target one tag for each. Here CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become that one form, in IOB2; tags that do not fit their words or each other are named
-with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here imports torch before it is used.
+A row is a text or a list of words, and its target one tag for each. Here CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become that one form,
+in IOB2; tags that do not fit their words or each other are named with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here imports torch before it is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_target.html.md"""
 
@@ -274,7 +274,7 @@ def check_tags(
     scheme = 'IOB2' if has_entities([t for *_,o in known for t in o]) else 'plain'
     return [(i,p) for i,c,o in known if (p := _row_problem(c, o, scheme))]
 
-# %% ../../nbs/data/23_tag_target.ipynb #a439108e
+# %% ../../nbs/data/23_tag_target.ipynb #cc4bb510
 @patch
 def encode(self:TagTarget, cells, spec):
     from sft_nb.data.token_targets import SequenceTargets
@@ -284,7 +284,8 @@ def encode(self:TagTarget, cells, spec):
 @patch
 def loss(self:TagTarget, spec, loss=None, label_smoothing=0., class_weights=None):
     from sft_nb.core.losses import make_loss
-    if not callable(loss) and loss not in (None,'cross_entropy'): raise FitError(f"loss={loss!r}: tags are learned by 'cross_entropy', or by a loss of your own. class_weights= gives rare tags more weight.")
+    if not callable(loss) and loss not in (None,'cross_entropy'):
+        raise FitError(f"loss={loss!r}: tags are learned by 'cross_entropy', or by a loss of your own. class_weights= gives rare tags more weight.")
     counts = Counter(t for o in spec.rows.loc[spec.rows.split=='train', self.column] for t in o) if spec.has_rows else None
     return make_loss(loss, False, label_smoothing, class_weights, None if counts is None else [counts[v] for v in spec.vocab])
 

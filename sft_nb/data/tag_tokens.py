@@ -1,6 +1,7 @@
 """Words → tokens in overlapping windows → padded batches, and which token a word is told by
 
-What the network reads of a row with one tag per word. The first token of each word stands for it; a text that is too long is read in windows that overlap, and no word is lost. What the tokenizer cannot see is named.
+What the network reads of a row with one tag per word. The first token of each word stands for it; a text that is too long is read in windows that
+overlap, and no word is lost. What the tokenizer cannot see is named.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_tokens.html.md"""
 
@@ -9,13 +10,14 @@ Docs: https://sft-nb.github.io/sft_nb/data/tag_tokens.html.md"""
 # %% auto #0
 __all__ = ['windowed', 'TagCoder', 'tag_coder', 'tag_loaders', 'tag_item_loader']
 
-# %% ../../nbs/data/25_tag_tokens.ipynb #9cb9d310
+# %% ../../nbs/data/25_tag_tokens.ipynb #3838d707
 import copy
 from bisect import bisect_right
-import numpy as np, torch
+import torch
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
-from ..core.basics import CheckpointError, DataError, say
+from ..core.basics import CheckpointError, DataError
+from ..core.basics import say as tell
 from .spec import prepared
 from .tag_target import words_of
 from .texts import network_config, TextCoder, Tokens, tokenizer_fingerprint, _length, _ReadTokens
@@ -70,7 +72,7 @@ def windowed(
         taken[w*length+len(before)+i-w*(size-overlap)] += 1
     return out,taken
 
-# %% ../../nbs/data/25_tag_tokens.ipynb #2001f276
+# %% ../../nbs/data/25_tag_tokens.ipynb #2ac26923
 class TagCoder(TextCoder):
     "Words to tokens in windows, tokens to batches, and back"
     columns = ('tokens','tags')
@@ -81,7 +83,8 @@ class TagCoder(TextCoder):
         vocab, # Names of the tags
     ):
         super().__init__(tokenizer, max_length)
-        if not getattr(tokenizer, 'is_fast', False): raise CheckpointError(f"{type(tokenizer).__name__} does not say which characters a token covers. Take a checkpoint with a tokenizer.json.")
+        if not getattr(tokenizer, 'is_fast', False):
+            raise CheckpointError(f"{type(tokenizer).__name__} does not say which characters a token covers. Take a checkpoint with a tokenizer.json.")
         self.overlap,self.vocab,self.long,self.lost = overlap,list(vocab),0,[]
         bare,whole = (tokenizer('a', add_special_tokens=o)['input_ids'] for o in (False,True))
         at = next(i for i in range(len(whole)) if whole[i:i+len(bare)]==bare)
@@ -155,12 +158,13 @@ def remarks(
     windows = f"{n:,} of {self.tally.texts:,} texts have more than {self.max_length:,} tokens and are read in windows that share {self.overlap:,}"
     return [windows]*(n>0)+([_lost_words(self.lost)] if self.lost else [])
 
-# %% ../../nbs/data/25_tag_tokens.ipynb #8e1d3d0b
+# %% ../../nbs/data/25_tag_tokens.ipynb #0df1d8f3
 def _overlap(asked, length, specials):
     "Tokens that two windows share"
     most = length-specials-1
     if asked is None: return min(64, length//4)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 0<=asked<most: raise DataError(f"overlap={asked!r}: expected a whole number of tokens from 0 to {most-1}, for windows of {length}.")
+    if isinstance(asked, bool) or not isinstance(asked, int) or not 0<=asked<most:
+        raise DataError(f"overlap={asked!r}: expected a whole number of tokens from 0 to {most-1}, for windows of {length}.")
     return asked
 
 def tag_coder(
@@ -174,9 +178,10 @@ def tag_coder(
 _CASED = 'hf:google-bert/bert-base-cased or hf:FacebookAI/roberta-base'
 
 def _say_uncased(tokenizer, ref):
-    if tokenizer('Rome')['input_ids']==tokenizer('rome')['input_ids']: say(f"The tokenizer of {ref} does not tell capitals from small letters, which names are known by; a checkpoint that does, such as {_CASED}, finds more of them")
+    if tokenizer('Rome')['input_ids']!=tokenizer('rome')['input_ids']: return
+    tell(f"The tokenizer of {ref} does not tell capitals from small letters, which names are known by; a checkpoint that does, such as {_CASED}, finds more of them")
 
-# %% ../../nbs/data/25_tag_tokens.ipynb #64e9fb0f
+# %% ../../nbs/data/25_tag_tokens.ipynb #0ff212ec
 def tag_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or 16 where a window has more than 256 tokens; less where there are few
@@ -189,10 +194,11 @@ def tag_loaders(
     ckpt,new = spec.checkpoint,copy.copy(spec)
     tokenizer,first = ckpt.tokenizer(),'tokenizer' not in spec.preprocess
     length = _length(ckpt, network_config(ckpt), tokenizer, max_length)
-    new.preprocess = {**spec.preprocess, **dict(max_length=length, overlap=_overlap(overlap, length, tokenizer.num_special_tokens_to_add(False)), tokenizer=tokenizer_fingerprint(tokenizer))}
+    shared = _overlap(overlap, length, tokenizer.num_special_tokens_to_add(False))
+    new.preprocess = {**spec.preprocess, **dict(max_length=length, overlap=shared, tokenizer=tokenizer_fingerprint(tokenizer))}
     coder,task = tag_coder(new),spec.task
     tokens = coder.encode(list(spec.rows[task.input_columns[0]]))
-    for o in coder.remarks(ckpt.ref) if first else (): say(o)
+    for o in coder.remarks(ckpt.ref) if first else (): tell(o)
     if first and any(o[:2]=='B-' for o in spec.vocab): _say_uncased(tokenizer, ckpt.ref)
     labels = task.target.encode(spec.rows[task.target.column], spec).labels
     dls = sequence_loaders(new, SequenceDL, coder, _ReadTokens(tokens, coder), labels, [len(o) for o in tokens], batch_size, 32 if length<=256 else 16)

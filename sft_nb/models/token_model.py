@@ -1,7 +1,7 @@
 """A transformers network with a tag for each word: windows, named groups, cuts between its layers
 
-`TokenModel` is the network of `text_model` without pooling: the vector of the first token of each word goes through the output layer. Long texts pass in windows. Its groups are the embeddings, each layer and the head; what enters the head, and what the cache
-keeps below it, is one vector per word.
+`TokenModel` is the network of `text_model` without pooling: the vector of the first token of each word goes through the output layer. Long texts
+pass in windows. Its groups are the embeddings, each layer and the head; what enters the head, and what the cache keeps below it, is one vector per word.
 
 Docs: https://sft-nb.github.io/sft_nb/models/token_model.html.md"""
 
@@ -10,7 +10,7 @@ Docs: https://sft-nb.github.io/sft_nb/models/token_model.html.md"""
 # %% auto #0
 __all__ = ['word_vectors', 'TokenModel', 'token_model', 'save_token_model', 'load_token_model']
 
-# %% ../../nbs/models/12_token_model.ipynb #5ceb9aa9
+# %% ../../nbs/models/12_token_model.ipynb #9d16a3a9
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..core.basics import CheckpointError, eval_mode, HeadError, write_atomic
+from ..core.basics import eval_mode, HeadError
 from ..checkpoints.weights import opened
 from ..data.tag_tokens import tag_coder
-from ..data.texts import is_causal, network_config
+from ..data.texts import network_config
 from .heads import make_head, parse_head
 from .model import SFTModel
 from .text_model import FAMILIES, text_groups, TextModel, _check_size, _DROPOUTS, _givers, _handing, _no_pooler, _Pass, _tokens, _until
@@ -154,7 +154,7 @@ def _library_head(self:TokenModel, hidden):
     try: return self.net(input_ids=hidden.new_zeros(hidden.shape[:2], dtype=torch.long)).logits
     finally: setattr(self.net, name, body)
 
-# %% ../../nbs/models/12_token_model.ipynb #4355451f
+# %% ../../nbs/models/12_token_model.ipynb #4878fe7d
 def _example(spec):
     "Two texts of different length"
     coder = tag_coder(spec)
@@ -164,7 +164,8 @@ def _net_of(spec, head, dropout, build):
     config = network_config(spec.checkpoint)
     if head is not None: return build('AutoModel', **_no_pooler(spec))
     from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as known
-    if config.model_type not in known: raise HeadError(f"transformers has no token classifier for {config.model_type} models. Give a head of hidden layers, head=[512], or another checkpoint.")
+    if config.model_type not in known:
+        raise HeadError(f"transformers has no token classifier for {config.model_type} models. Give a head of hidden layers, head=[512], or another checkpoint.")
     kw = dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)})
     name = next((o for o in _DROPOUTS if hasattr(config, o)), None)
     if dropout and name is None: raise HeadError(f"dropout={dropout!r}: the token classifier of a {config.model_type} model has no rate to set. Leave it out.")
