@@ -1,7 +1,7 @@
 """Tags as entities: which scheme they are written in, what fits together, and how entities, words and partial matches are scored
 
-One tag per word marks names, places or parts of speech. Here the ways of writing them become one, a tag that cannot follow the one before
-it is named, and predictions are scored by entities: strictly, partially, by type, and word by word; as functions of how often each row counts, as in `core.metrics`, so that every score has an interval.
+One tag per word marks names, places or parts of speech. Here the ways of writing them become one, a tag that cannot follow the one before it is named, and predictions are scored
+by entities: strictly, partially, by type, and word by word; as functions of how often each row counts, as in `core.metrics`, so that every score has an interval.
 
 Docs: https://sft-nb.github.io/sft_nb/core/tag_metrics.html.md"""
 

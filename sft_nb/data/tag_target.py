@@ -1,7 +1,8 @@
 """`TagTarget`: one tag per word, such as names, places and parts of speech; out of CoNLL files, lists or spans, and checked
 
-A row is a text or a list of words, and its target one tag for each. Here CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become that one form,
-in IOB2; tags that do not fit their words or each other are named with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here imports torch before it is used.
+A row is a text or a list of words, and its target one tag for each. Here CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become that one form, in IOB2; tags
+that do not fit their words or each other are named with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here
+imports torch before it is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_target.html.md"""
 

@@ -1,7 +1,7 @@
 """Words → tokens in overlapping windows → padded batches, and which token a word is told by
 
-What the network reads of a row with one tag per word. The first token of each word stands for it; a text that is too long is read in windows that
-overlap, and no word is lost. What the tokenizer cannot see is named.
+What the network reads of a row with one tag per word. The first token of each word stands for it; a text that is too long is read in windows that overlap, and no word is lost.
+What the tokenizer cannot see is named.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_tokens.html.md"""
 

@@ -1,7 +1,7 @@
 """A transformers network with a tag for each word: windows, named groups, cuts between its layers
 
-`TokenModel` is the network of `text_model` without pooling: the vector of the first token of each word goes through the output layer. Long texts
-pass in windows. Its groups are the embeddings, each layer and the head; what enters the head, and what the cache keeps below it, is one vector per word.
+`TokenModel` is the network of `text_model` without pooling: the vector of the first token of each word goes through the output layer. Long texts pass in windows. Its groups are
+the embeddings, each layer and the head; what enters the head, and what the cache keeps below it, is one vector per word.
 
 Docs: https://sft-nb.github.io/sft_nb/models/token_model.html.md"""
 

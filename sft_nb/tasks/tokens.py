@@ -1,7 +1,7 @@
 """The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
 
-Names, places and products in a text, or parts of speech: one tag per word out of CoNLL files, JSON lines or spans (`data.tag_target`),
-learned by a transformers network (`models.token_model`).
+Names, places and products in a text, or parts of speech: one tag per word out of CoNLL files, JSON lines or spans (`data.tag_target`), learned by a transformers network
+(`models.token_model`).
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/tokens.html.md"""
 
