@@ -5,7 +5,8 @@
     python benchmarks/defaults.py table                    # rewrite benchmarks/defaults.md
 
 The peers are built from plain timm, transformers, fastai and scikit-learn by their own recipes; nothing of ours is in them but the rows. Each runs in turn in this
-process, on as many threads, from the same files; pictures have the same side for all, fastai on texts runs for seed 1 alone. Their time counts reading, training and the accuracy after each epoch.
+process, on as many threads, from the same files; pictures have the same side for all, fastai on texts runs for seed 1 alone. Their time counts reading, training and the accuracy after
+each epoch, in seconds of the processor, which other processes disturb little.
 """
 import argparse, contextlib, json, math, os, random, tempfile, time, warnings
 from pathlib import Path
@@ -145,9 +146,9 @@ def logistic(rows, seed, side=None):
     return dict(accuracy=float((fit.predict(vx)==vy).mean()))
 
 def timed(f, *args):
-    begun = time.perf_counter()
+    begun = time.process_time()
     out = f(*args)
-    return {**out, 'seconds':time.perf_counter()-begun}
+    return {**out, 'seconds':time.process_time()-begun}
 
 def measure(name, seed):
     rows = sets.table(name, ROWS[name], seed, valid=400)

@@ -72,7 +72,7 @@ from .models.token_model import TokenModel, word_vectors
 from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, cut_window, WhisperModel
 
 # %% ../nbs/01_all.ipynb #dc75f9dd
-from .training.guards import batch_items, memory_message, nan_message, out_of_memory, StopAtNaN
+from .training.guards import batch_items, FreeGradients, memory_message, nan_message, out_of_memory, StopAtNaN
 from .training.metrics import MeanLoss, MeanPerplexity, SmoothMeanLoss
 from .training.distributed import part_loader, shared_fit, SharedSteps
 from .training.learner import discriminative_lrs, EpochRows, FitState, freeze_to, group_params, inner_loader, layer_table, random_transforms

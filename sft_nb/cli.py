@@ -187,7 +187,12 @@ def _fit_args(a, fit):
 def _keep_best(a, task):
     "The callback that puts the best epoch back: where it is asked for, and for texts that a model writes, whose loss says little"
     from sft_nb.training.callbacks import KeepBest
-    return {'cbs':KeepBest()} if (task.target.keep_best if a.keep_best is None else a.keep_best) else {}
+    return [KeepBest()] if (task.target.keep_best if a.keep_best is None else a.keep_best) else []
+
+def _half(a):
+    "The callback that computes in bfloat16, where it is asked for"
+    from sft_nb.training.callbacks import Autocast
+    return [Autocast(frozen=a.bf16=='frozen')] if a.bf16 else []
 
 # %% ../nbs/00_cli.ipynb #dcf2a619
 def _train(learn, fit, what):
@@ -304,7 +309,7 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, fit)
-    seconds = _timed(learn, {**fit, **_keep_best(a, learn.spec.task)}, getattr(a, 'freeze', ''))
+    seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *_keep_best(a, learn.spec.task)] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
@@ -513,6 +518,7 @@ def _train_options(p):
     add('--batch-size', type=_positive, metavar='N')
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
+    add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
 

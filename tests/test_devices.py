@@ -3,13 +3,17 @@
 A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
 anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks), memory, speed.
 """
-import random
+import importlib.util, random, sys, traceback
+from pathlib import Path
 import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from sft_nb.data.load import load_data
 from sft_nb.tasks.toys import make_toy
-from sft_nb.training import learner
+from sft_nb.training import cache, cache_store, guards, learner
+from sft_nb.training.callbacks import Autocast, has_bfloat16, L2SP
 from sft_nb.training.learner import seeded, sft_learner
 
 TASKS = ('image', 'text', 'translation', 'speech', 'chat')
@@ -100,3 +104,68 @@ def test_seeds_reach_all_devices(monkeypatch):
     assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
     with seeded(7): assert torch.equal(torch.rand(1), drawn)
     assert set(learner._random_states())=={'python','numpy','torch','cuda','mps'}
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):
+    "`tools/gpu_check.py` on the CPU: it passes, and a network that answers otherwise on the device fails it"
+    spec = importlib.util.spec_from_file_location('gpu_check', Path(__file__).parent.parent/'tools'/'gpu_check.py')
+    check = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    spec.loader.exec_module(check)
+    if broken:
+        made,answers = check.made,iter(range(1, 1000))
+        def wrong(*args):
+            make = made(*args)
+            def learner(device, **kw):
+                learn = make(device, **kw)
+                with torch.no_grad(): next(iter(reversed(list(learn.model.parameters())))).add_(next(answers))
+                return learn
+            return learner
+        monkeypatch.setattr(check, 'made', wrong)
+    for o in (cache, cache_store): monkeypatch.setattr(o, 'cache_folder', o.cache_folder)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', '--steps', '1', '--out', str(tmp_path/'gpu.md')])
+    assert check.main()==int(broken)
+    table = (tmp_path/'gpu.md').read_text()
+    assert ('FAILED' in table)==broken and 'needs CUDA' in table and '| loop |' in table
+
+_READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero')
+
+class Reads(Callback):
+    "What reads numbers back to the host in steps of training, by the function of ours that does it"
+    order = -100
+    def __init__(self): self.found,self.was = [],{}
+    def _noted(self, name, f):
+        def read(t, *args, **kw):
+            at = next(o for o in reversed(traceback.extract_stack()[:-1]) if '/torch/' not in o.filename)
+            if '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+            return f(t, *args, **kw)
+        return read
+    def before_batch(self):
+        if not self.training: return
+        self.was = {k:getattr(torch.Tensor, k) for k in _READS}
+        for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(k, f))
+    def after_batch(self):
+        for k,f in self.was.items(): setattr(torch.Tensor, k, f)
+        self.was = {}
+    after_cancel_batch = after_cancel_fit = after_batch
+
+# of the batch in texts: on a CPU alone; of the sides of a row: once per batch; of the flag: a number that stands on the host
+_ALLOWED = {'text_model._parts', 'fusion._rows_with', 'guards._late'}
+
+@pytest.mark.parametrize('name', [*TASKS, 'image_text'])
+@pytest.mark.parametrize('way', ['plain', 'autocast', 'l2sp', 'clip', 'planted'])
+def test_steps_read_nothing_back(name, way, tmp_path, monkeypatch):
+    "fastai and the libraries read back on their own account; ours does not, but for what `_ALLOWED` names"
+    if way=='autocast' and not has_bfloat16(): pytest.skip('no bfloat16 on this processor')
+    if way=='planted' and name!='image': pytest.skip('once is enough')
+    monkeypatch.setattr(guards, '_waits', lambda model: True)
+    toy,reads = make_toy(name, tmp_path/name),Reads()
+    dls = load_data(name, toy['source'], checkpoint=toy['checkpoint'], pretrained=toy['pretrained'], batch_size=4, **toy['load'])
+    learn = sft_learner(dls, freeze=None)
+    if way=='planted': monkeypatch.setattr(guards, '_waits', lambda model: False)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=[reads, *dict(autocast=[Autocast()] if way=='autocast' else [], l2sp=[L2SP()], clip=[GradientClip(1.)]).get(way, [])])
+    assert len(learn.history)==1
+    others = set(reads.found)-_ALLOWED
+    assert (others=={'guards.before_step', 'guards.after_loss'}) if way=='planted' else not others, others
+    assert reads.found.count('fusion._rows_with')<=3*len(dls.train)

@@ -5,6 +5,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, multilab
 from sft_nb.core.basics import DataError, TaskError
 from sft_nb.core.metrics import SumScores
 from sft_nb.data.kinds import TargetKind
+from sft_nb.data import images
+from sft_nb.data.problems import BadRows
 from sft_nb.data.task import get_task
 from sft_nb.data.rows import read_rows
 from sft_nb.data.load import load_data
@@ -143,3 +145,17 @@ def test_plots(learn):
     fig = ev.show_worst(2)
     fig.canvas.draw()
     assert ev.worst(2).loss.is_monotonic_decreasing and len(fig.axes)==3
+
+def test_pictures_of_other_data_are_read_once(tmp_path, monkeypatch):
+    "…and where some cannot be read, all of those are named"
+    toy = make_toy('image', tmp_path/'toy')
+    learn = sft_learner(load_data('image', toy['source'], checkpoint=toy['checkpoint'], pretrained=False, **toy['load']))
+    reads,read = [],images.read_picture
+    monkeypatch.setattr(images, 'read_picture', lambda *a, **kw: (reads.append(1), read(*a, **kw))[1])
+    n = len(evaluate(learn, toy['source']))
+    assert n<=len(reads)<=n+1
+    files = sorted(Path(toy['source']).rglob('*.png'))
+    for f in (files[3], files[5]): f.write_bytes(b'no picture')
+    with pytest.raises(BadRows, match='2 problems') as e: evaluate(learn, toy['source'])
+    assert all(f.name in str(e.value) for f in (files[3], files[5]))
+    assert len(evaluate(learn, toy['source'], bad='skip'))==n-2

@@ -112,13 +112,14 @@ def _subsample(rows, spec, n):
     if n is None or len(rows)<=n: return rows
     with_split = 'split' in rows
     strata = _strata(rows, spec)
+    how = ', each class in proportion' if strata.nunique()>1 and not spec.task.target.interval else ''
     if with_split: strata = strata.astype(str)+'\0'+rows.split.astype(str)
     counts,least = Counter(strata),1 if with_split else 1+spec.task.target.least
     need_n = sum(min(least, c) for c in counts.values())
     if n<max(2, need_n): raise DataError(f"max_items={n}: {max(2, need_n)} are needed for {len(spec.vocab) or len(counts)} classes.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
     if spec.multi_label: keep = _paired(rows[spec.task.target.column], keep, n, spec.seed)
-    say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}){'' if spec.task.target.interval else ', each class in proportion'}")
+    say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}){how}")
     return rows.loc[sorted(keep)]
 
 def _trim(share, counts, total, least):

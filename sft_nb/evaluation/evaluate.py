@@ -19,10 +19,11 @@ from fastai.torch_core import to_device
 from ..core.basics import DataError, eval_mode
 from ..data.lazy import is_lazy
 from ..data.table_files import free_names
+from ..data.problems import BadRows
 from ..data.rows import unique_names
 from ..data.class_targets import judged_classes
 from .results import Evaluation, how_scored
-from .prediction import in_row_order, model_and_spec, model_outputs, read_checked, scaled_scores, sorted_by_length
+from .prediction import checks_while_loading, in_row_order, model_and_spec, model_outputs, read_checked, scaled_scores, sorted_by_length
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #eb4aef18
 _SPLITS = ('train', 'valid', 'test')
@@ -68,26 +69,46 @@ def _evaluation(learn, rows, cols, spec, probs, on, place=None):
 # %% ../../nbs/evaluation/02_evaluate.ipynb #75e41755
 _PART = 8192
 
-def _one_part(learn, rows, batch_size, keep, on):
+class _Unread(Exception): "What could not be read while the model did"
+
+def _readable(outs, problems):
+    for o in outs:
+        if problems: raise _Unread
+        yield o
+
+def _one_part(learn, rows, batch_size, keep, on, problems=None):
     model,spec = model_and_spec(learn)
     rows,place = sorted_by_length(spec, rows)
-    outs = model_outputs(model, spec, rows, batch_size, 'Evaluating', remarks=on=='other data')
+    outs = _readable(model_outputs(model, spec, rows, batch_size, 'Evaluating', problems, remarks=on=='other data'), problems)
     cols,probs = spec.task.target.judged(outs, rows, spec.task, model, spec, batch_size, keep)
     return _evaluation(learn, rows, cols, spec, probs, on, place)
 
-def _in_parts(learn, rows, batch_size, keep, on, out):
+def _in_parts(learn, rows, batch_size, keep, on, out, problems=None):
     "An `Evaluation` of rows; of lazy ones part after part"
     from sft_nb.evaluation.tables import parquet_parts
     size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.input_columns if c in rows) else len(rows),[]
     with nullcontext(made.append) if out is None else parquet_parts(out) as append:
         for at in range(0, len(rows), size):
-            ev = _one_part(learn, rows.iloc[at:at+size], batch_size, keep, on)
+            ev = _one_part(learn, rows.iloc[at:at+size], batch_size, keep, on, problems)
             append(ev)
             if out is not None: made.append(ev)
     if len(made)>1:
         made[0].rows = pd.concat([o.rows for o in made], ignore_index=True)
         made[0].probabilities = None if made[0].probabilities is None else np.concatenate([o.probabilities for o in made])
     return made[0]
+
+# %% ../../nbs/evaluation/02_evaluate.ipynb #f5e7c51c
+def _other_rows(on, spec, asked, contents=True):
+    rows = read_checked(on, spec, contents=contents, **asked)[0]
+    if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
+    return rows
+
+def _of_other(learn, on, spec, out, how, asked):
+    "An `Evaluation` of other data; files are read once where the loader checks them, and again, for all problems, where one of them cannot be read"
+    if checks_while_loading(spec.task) and out is None and not hasattr(on, '__next__'):
+        try: return _in_parts(learn, _other_rows(on, spec, asked, False), *how, 'other data', None, {})
+        except (BadRows,_Unread): pass
+    return _in_parts(learn, _other_rows(on, spec, asked), *how, 'other data', out)
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #af850c6f
 def evaluate(
@@ -116,6 +137,5 @@ def evaluate(
     if own and on=='valid' and not spec.has_rows and getattr(learn, 'dls', None) is not None:
         cols,probs = judged_classes(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
-    rows = _split_rows(spec, on) if own else read_checked(on, spec, bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet)[0]
-    if not len(rows): raise DataError(f"There is no row to evaluate in {on if isinstance(on, (str,Path)) else 'the data'}. Pass data with at least one usable row.")
-    return _in_parts(learn, rows, batch_size, keep, on if own else 'other data', out)
+    if own: return _in_parts(learn, _split_rows(spec, on), batch_size, keep, on, out)
+    return _of_other(learn, on, spec, out, (batch_size, keep), dict(bad=bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet))

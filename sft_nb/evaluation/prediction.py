@@ -141,7 +141,7 @@ def _rows_of(source, spec, columns):
     return table_rows(source, spec.task, **columns)
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #e2064456
-def _read_labelled(source, spec, split, columns):
+def _read_labelled(source, spec, split, columns, contents=True):
     "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems; what was read)"
     from sft_nb.data.load import row_problems, split_problems
     asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target.column
@@ -149,7 +149,7 @@ def _read_labelled(source, spec, split, columns):
     rows = _side(rows, split, what)
     if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
     rows = rows.assign(**{t:pd.Series(spec.task.target.matched(rows[t], spec.vocab), index=rows.index, dtype=object)})
-    found = row_problems(rows, spec)
+    found = row_problems(rows, spec, True, contents)
     for i,p in (*(split_problems(rows) if split!='all' else ()), *spec.task.target.unknown(rows[t], spec)): found.setdefault(i, []).append(p)
     return rows,found,what
 
@@ -168,7 +168,7 @@ def read_checked(
     spec, # What the model knows: task, classes, preprocessing
     bad:str='raise', # 'raise' lists all unusable rows, 'skip' leaves them out
     labelled:bool=True, # Whether the target is read and must be known to the model
-    contents:bool=True, # False: what stands in files is not read here; for unlabelled items
+    contents:bool=True, # False: what stands in files is not read here, but where the model reads it
     split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
     **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of what was left out)
@@ -177,7 +177,7 @@ def read_checked(
     from sft_nb.data.table_files import Own
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
     if columns.get('ending') is None: columns['ending'] = spec.options.get('ending')
-    rows,found,what = _read_labelled(source, spec, split, columns) if labelled else _read_items(source, spec, columns, contents)
+    rows,found,what = _read_labelled(source, spec, split, columns, contents) if labelled else _read_items(source, spec, columns, contents)
     problems = pd.DataFrame([(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]], columns=['item','row','problem'])
     if len(problems) and bad!='skip': raise BadRows(problems, what)
     return rows.drop(index=list(found), columns=[Own.PROBLEM, Own.PLAIN]),problems

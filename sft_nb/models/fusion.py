@@ -122,12 +122,17 @@ def _measure(self:FusionModel):
 # %% ../../nbs/models/08_fusion.ipynb #1c247ede
 def _inputs(text): return {k:v for k,v in text.items() if k!='mask'} | dict(attention_mask=text['mask'])
 
-def _present(f, view, h, has, shape):
+def _rows_with(has):
+    "Numbers of the rows that have a picture, None where all do; read back from a device once per batch"
+    rows = has.nonzero()[:,0]
+    return None if len(rows)==len(has) else rows
+
+def _present(f, view, h, rows, shape):
     "Run a piece for the rows that have a picture; zeros for the others"
-    if has.all(): return f(view, h)
-    if not has.any(): return h.new_zeros(len(h), *shape)
-    y = f(view, h[has])
-    return y.new_zeros(len(h), *y.shape[1:]).index_put((has,), y)
+    if rows is None: return f(view, h)
+    if not len(rows): return h.new_zeros(len(h), *shape)
+    y = f(view, h[rows])
+    return y.new_zeros(len(h), *y.shape[1:]).index_put((rows,), y)
 
 # %% ../../nbs/models/08_fusion.ipynb #f39af205
 @patch
@@ -146,8 +151,8 @@ def _begin(self:FusionModel, picture, text):
 def _go(self:FusionModel, h, start, end):
     "Both towers from some pieces to others"
     image,text = h['image'],{k:v for k,v in h.items() if k not in _Sides.whole}
-    pieces,view = self.towers['image'].pieces,self.view('image')
-    for k in range(start[0], end[0]): image = self._run(_present, pieces[k][1], view, image, h['has'][:,0], self._shapes[k])
+    pieces,view,rows = self.towers['image'].pieces,self.view('image'),_rows_with(h['has'][:,0]) if end[0]>start[0] else None
+    for k in range(start[0], end[0]): image = self._run(_present, pieces[k][1], view, image, rows, self._shapes[k])
     pieces,view = self.towers['text'].pieces,self.view('text')
     if not start[1] and end[1]: text = _inputs(text)
     rest = [f for _,f in pieces[start[1]:end[1]]]

@@ -14,7 +14,7 @@ __all__ = ['cache_key', 'activations', 'BorderLoader', 'first_trainable', 'cache
 
 # %% ../../nbs/training/05_cache.ipynb #291d977b
 import hashlib, json, os, shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -130,11 +130,15 @@ def _compute(learn, outs, rows, dtype, loader, used=()):
         _fill(learn, outs, rows, loader, None if dtype=='float32' else getattr(torch, dtype), order, _shares(learn.spec, rows, order), used)
 
 # %% ../../nbs/training/05_cache.ipynb #8934dd43
+def _precision(learn):
+    "The context that a callback wants for the frozen part"
+    return next((c.around_frozen() for c in learn.cbs if hasattr(type(c), 'around_frozen')), nullcontext())
+
 def _height(border): return border if isinstance(border, int) else -1
 
 def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), used=()):
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
-    with learn.model.folding(max((border, *also), key=_height)):
+    with learn.model.folding(max((border, *also), key=_height)), _precision(learn):
         items = item_hashes(rows, learn.spec.task.cached_columns, learn.spec.task.file_columns)
         outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
         out = outs[border]

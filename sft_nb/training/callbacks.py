@@ -64,12 +64,14 @@ class Autocast(Callback):
     order = MixedPrecision.order
     def __init__(self,
         dtype:str='bfloat16', # The only one that needs no scaling of the loss
+        frozen:bool=False, # Only what the cache computes of the frozen part; what trains stays in float32
     ):
         if dtype!='bfloat16': raise FitError(f"dtype={dtype!r}: valid is 'bfloat16'. For float16 on CUDA take fastai's learn.to_fp16(), which scales the loss.")
-        self.dtype = getattr(torch, dtype)
+        self.dtype,self.frozen = getattr(torch, dtype),frozen
     def before_fit(self):
-        model,kind = self.model,next(self.model.parameters()).device.type
-        if not has_bfloat16(kind): raise FitError(f"This {kind} does not compute in bfloat16. Leave Autocast out, or train on another device.")
+        kind = self._kind()
+        if self.frozen: return
+        model = self.model
         def forward(*x):
             if self.learn is None:
                 vars(model).pop('forward', None)
@@ -77,6 +79,19 @@ class Autocast(Callback):
             with torch.autocast(kind, dtype=self.dtype): return to_float(type(model).forward(model, *x))
         model.forward = forward
     def after_fit(self): vars(self.model).pop('forward', None)
+
+# %% ../../nbs/training/09_callbacks.ipynb #6fe3320c
+@patch
+def _kind(self:Autocast):
+    "The device of the model, which computes in bfloat16"
+    kind = next(self.model.parameters()).device.type
+    if not has_bfloat16(kind): raise FitError(f"This {kind} does not compute in bfloat16. Leave Autocast out, or train on another device.")
+    return kind
+
+@patch
+def around_frozen(self:Autocast):
+    "The context in which the cache computes what is frozen"
+    return torch.autocast(self._kind(), dtype=self.dtype)
 
 # %% ../../nbs/training/09_callbacks.ipynb #0bfc72b4
 def checkpoint_activations(

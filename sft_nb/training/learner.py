@@ -34,7 +34,7 @@ from ..data.task import get_task
 from ..data.images import set_augment
 from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
-from .guards import memory_message, out_of_memory, StopAtNaN
+from .guards import FreeGradients, memory_message, out_of_memory, StopAtNaN
 from .metrics import MeanLoss, SmoothMeanLoss, _weighed_metric
 from .distributed import shared_fit
 
@@ -119,7 +119,7 @@ class SFTLearner(Learner):
         super().__init__(dls, model, splitter=group_params, train_bn=False, **kwargs)
         self.recorder.loss,self.recorder.smooth_loss = MeanLoss(),SmoothMeanLoss(self.recorder.smooth_loss.beta)
         self.spec,self.seed,self.head_spec,self.state = spec,_whole_seed(seed),head,FitState()
-        self.add_cbs([EpochRows(), StopAtNaN()])
+        self.add_cbs([EpochRows(), FreeGradients(), StopAtNaN()])
 
     @property
     def metrics(self): return self._metrics

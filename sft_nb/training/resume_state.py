@@ -112,7 +112,7 @@ def _word(o):
 def _schedule(cbs):
     return {k:[_word(np.asarray(f(x/10))) for x in range(11)] for c in cbs if isinstance(c, ParamScheduler) for k,f in c.scheds.items()}
 
-_SILENT = {'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','EpochRows','StopAtNaN','FrozenCache','Resume','ParamScheduler','CSVLogger','ShowGraphCallback'}
+_SILENT = {'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','EpochRows','FreeGradients','StopAtNaN','FrozenCache','Resume','ParamScheduler','CSVLogger','ShowGraphCallback'}
 
 def _settings(c):
     "The arguments of a callback that are plain"

@@ -38,6 +38,11 @@ class _Phase:
         self.state.phase,self.state.phase_begun = self.was,None
         self.state.seconds[self.name] = self.state.seconds.get(self.name, 0)+time.perf_counter()-self.begun
 
+# %% ../../nbs/training/08_schedule.ipynb #6aa60afb
+def _for_frozen(kwargs):
+    "Callbacks that say how the frozen part is computed"
+    return [c for c in L(kwargs.get('cbs')) if hasattr(type(c), 'around_frozen')]
+
 # %% ../../nbs/training/08_schedule.ipynb #6ab10abc
 @patch
 @_one_call
@@ -50,10 +55,11 @@ def fit_head(self:SFTLearner,
 )->SFTLearner: # The learner, its body frozen
     "Train the head on features of the frozen body that are computed once"
     self.freeze_body()
-    solve = epochs is None and lr is None and not views and not kwargs
+    solve = epochs is None and lr is None and not views and len(_for_frozen(kwargs))==len(L(kwargs.get('cbs'))) and not set(kwargs)-{'cbs'}
     if lr is None: lr = 1e-2 if self.model.above_body=='head' else 1e-3
     with _Phase(self, 'head'), frozen_cache(self, dtype, views), nullcontext() if views else self.no_augment():
-        if solve and _solved_head(self, dtype): return self
+        with self.added_cbs(_for_frozen(kwargs)):
+            if solve and _solved_head(self, dtype): return self
         if epochs is None: _to_convergence(self, lr, dtype, views, **kwargs)
         else: self.fit_one_cycle(epochs, lr, **kwargs)
     return self
@@ -170,7 +176,9 @@ def _head_phase(learn, numbers, dtype, pct_start, kwargs):
     learn.state.head_left = None
     if epochs==0: return
     with _Phase(learn, 'head'), learn.no_augment():
-        if epochs is None and not set(kwargs)-{'cbs'} and _solved_head(learn, dtype, _lower_border(learn, numbers)): return
+        if epochs is None and not set(kwargs)-{'cbs'}:
+            with learn.added_cbs(_for_frozen(kwargs)):
+                if _solved_head(learn, dtype, _lower_border(learn, numbers)): return
         with frozen_cache(learn, dtype, at_most=start if epochs==1 and start else None):
             if epochs is None: _to_convergence(learn, lr, dtype, 0, **kwargs)
             else: learn.fit_one_cycle(epochs, lr, pct_start=.99 if numbers['epochs'] else pct_start, **kwargs)

@@ -1,0 +1,311 @@
+"""Every task on one GPU in a few minutes: trained, cached, resumed, evaluated, saved and predicted, each against the CPU; then speed and memory against a plain loop and Trainer.
+
+    python tools/gpu_check.py                       # on CUDA, networks of real size with random weights that are made here; nothing is fetched
+    python tools/gpu_check.py --device cpu          # the same on miniature networks, to see that the check itself works
+    python tools/gpu_check.py --tasks image text --out gpu.md
+
+On a machine without a network that has torch, transformers and timm, the rest comes along in a folder of wheels:
+
+    pip download --no-deps -d wheels fastai fastcore fastdownload fastprogress fasttransform plum-dispatch beartype platformdirs soundfile cffi jiwer rapidfuzz
+    pip install --no-index --no-deps --target site wheels/*.whl && PYTHONPATH=site python tools/gpu_check.py
+
+A line per check, a table at the end, status 1 where a check failed. Nothing is skipped in silence: what a device cannot do (float16 on a CPU) stands in the table as such.
+"""
+import argparse, contextlib, os, sys, tempfile, time, traceback
+from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import numpy as np, pandas as pd, torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.torch_core import default_device
+from sft_nb.all import Autocast, evaluate, frozen_cache, has_bfloat16, load_data, load_predictor, Resume, save_predictor, sft_learner
+from sft_nb.training import cache, cache_store
+from sft_nb.tasks.small_nets import small_llama, small_marian, small_whisper, word_pieces
+from sft_nb.tasks.toys import make_toy
+
+WORDS = 'river stone cloud window garden letter winter music market silver summer bridge forest candle mirror'.split()
+CLOSE = dict(float32=1e-3, bfloat16=5e-2, float16=5e-2)
+STEPS = 6
+
+# Data and networks
+
+def sentences(n, words, seed=0):
+    rng = np.random.default_rng(seed)
+    return [' '.join(rng.choice(WORDS, words)) for _ in range(n)]
+
+def bert(folder):
+    from transformers import BertConfig, BertModel
+    tok = word_pieces([' '.join(WORDS)])
+    tok.model_max_length = 512
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tok), pad_token_id=0)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
+
+def pictures(folder, n, side):
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(n): Image.fromarray((rng.random((side, side, 3))*(120 if i%2 else 255)).astype(np.uint8)).save(folder/f'{i}.jpg')
+    return [str(folder/f'{i}.jpg') for i in range(n)]
+
+def sounds(folder, n):
+    from soundfile import write
+    folder.mkdir(parents=True)
+    for i in range(n): write(folder/f'{i}.wav', (.3*np.sin(np.arange(32_000)*(.05+.1*(i%2)))).astype(np.float32), 16_000)
+    return [str(folder/f'{i}.wav') for i in range(n)]
+
+def real(task, folder, n=96):
+    "(rows, checkpoint, options) of a task, with a network of real size"
+    labels,side = ['even','odd']*(n//2),dict(size=224, augment=False)
+    resnet = 'timm:resnet50'
+    if task=='image': return dict(image=pictures(folder/'p', n, 256), label=labels),resnet,side
+    if task=='text': return dict(text=sentences(n, 100), label=labels),bert(folder/'bert'),dict(max_length=128)
+    if task=='image_text': return dict(image=pictures(folder/'p', n, 256), text=sentences(n, 30), label=labels),f"{resnet}+{bert(folder/'bert')}",dict(side, max_length=64)
+    if task=='translation': return dict(source=sentences(n, 30), target=sentences(n, 30, 1)),small_marian(WORDS, folder/'marian', size=200, width=512, layers=6),{}
+    if task=='speech': return dict(audio=sounds(folder/'s', n), text=sentences(n, 5)),small_whisper(folder/'whisper', width=512, layers=6, seconds=30),{}
+    if task=='chat':
+        net = small_llama(WORDS, folder/'llama', width=576, layers=30, longest=1024, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536)
+        return dict(prompt=sentences(n, 40), completion=sentences(n, 20, 1)),net,{}
+    raise SystemExit(f'--tasks {task}: valid are {", ".join(TASKS)}')
+
+TASKS = ('image', 'text', 'image_text', 'translation', 'speech', 'chat')
+
+def made(task, folder, size):
+    "A function of (device, seed) that gives a learner"
+    if size=='tiny':
+        toy = make_toy(task, folder/'toy')
+        source,checkpoint,options,pretrained,batch = toy['source'],toy['checkpoint'],toy['load'],toy['pretrained'],4
+    else:
+        rows,checkpoint,options = real(task, folder)
+        source,pretrained,batch = pd.DataFrame(rows),not str(checkpoint).startswith('timm:'),8
+    def learner(device, **kw):
+        default_device(device.type!='cpu')
+        dls = load_data(task, source, checkpoint=str(checkpoint), pretrained=pretrained, batch_size=batch, seed=0, **{**options, 'valid':.25})
+        dls.to(device)
+        learn = sft_learner(dls, seed=1, **kw)
+        learn.model.to(device)
+        return learn
+    return learner
+
+# Checks; each returns what it found, or raises
+
+class Losses(Callback):
+    "The loss of each step of the first few"
+    order,run_valid = 50,False
+    def __init__(self, steps=STEPS): self.steps,self.found = steps,[]
+    def before_fit(self): self.found = []
+    def after_loss(self): self.found.append(self.learn.loss.detach().float().mean())
+    def after_batch(self):
+        if len(self.found)>=self.steps: raise CancelFitException()
+
+@contextlib.contextmanager
+def quiet(learn):
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+def losses(learn, cbs=(), steps=STEPS):
+    "At a rate at which what rounding does to one step is not blown up by those that follow"
+    seen = Losses(steps)
+    with quiet(learn): learn.fit(3, 1e-5, cbs=[seen, *cbs])
+    return np.array([float(o) for o in seen.found])
+
+def apart(a, b): return float(np.max(np.abs(np.asarray(a, float)-np.asarray(b, float))/np.maximum(np.abs(np.asarray(b, float)), 1e-6)))
+
+def near(a, b, most):
+    d = apart(a, b)
+    assert np.all(np.isfinite(a)) and d<=most, f'apart by {d:.2g}, {most:g} allowed: {np.round(a, 5).tolist()} against {np.round(b, 5).tolist()}'
+    return f'{d:.1e}'
+
+def precision(name):
+    "Callbacks for a precision"
+    from fastai.callback.fp16 import MixedPrecision
+    return [] if name=='float32' else [Autocast()] if name=='bfloat16' else [MixedPrecision()]
+
+class NotHere(Exception): "What a device cannot do"
+
+def cannot(name, device):
+    if name=='float16' and device.type!='cuda': return 'needs CUDA'
+    if name=='bfloat16' and not has_bfloat16(device): return 'not in the hardware'
+
+def trained(make, device, reference, name):
+    if why := cannot(name, device): raise NotHere(why)
+    return near(losses(make(device, freeze=None), precision(name)), reference, CLOSE[name])
+
+def from_cache(make, device):
+    "Cached = live"
+    def run(cached):
+        learn = make(device)
+        with frozen_cache(learn) if cached else contextlib.nullcontext(): return losses(learn)
+    return near(run(True), run(False), 1e-4)
+
+def stopped_after(learn, steps):
+    "Break a fit off as Ctrl-C does"
+    one,done = learn.one_batch,[]
+    def batch(*args):
+        one(*args)
+        done.append(args)
+        if len(done)==steps: raise KeyboardInterrupt
+    learn.one_batch = batch
+    return learn
+
+def resumed(make, device, folder):
+    "Stopped after two steps, and gone on with by a new learner"
+    def weights(learn): return torch.cat([p.detach().float().flatten().cpu() for p in learn.model.parameters() if p.requires_grad]).double()
+    whole = make(device)
+    with quiet(whole): whole.fit(2, 1e-3)
+    first = stopped_after(make(device, cbs=Resume(folder, every=1)), 2)
+    with contextlib.suppress(KeyboardInterrupt), quiet(first): first.fit(2, 1e-3)
+    again = make(device, cbs=Resume(folder, every=1))
+    with quiet(again): again.fit(2, 1e-3)
+    a,b = weights(again),weights(whole)
+    d = float((a-b).norm()/b.norm())
+    assert d<1e-5, f'weights apart by {d:.2g}'
+    return 'bit for bit' if torch.equal(a, b) else f'{d:.1e}'
+
+def judged(make, device):
+    "Evaluation on the device and on the CPU"
+    a,b = (evaluate(make(d)) for d in (device, torch.device('cpu')))
+    same = float((a.rows.prediction.astype(str)==b.rows.prediction.astype(str)).mean())
+    near(a.rows.loss.fillna(0), b.rows.loss.fillna(0), 1e-2)
+    assert same>=.9, f'{100*same:.0f} % of the predictions are the same'
+    return f'{100*same:.0f} % same'
+
+def predicted(make, device, folder):
+    "A saved folder, opened on the device, against the learner it came from"
+    learn = make(device)
+    save_predictor(learn, folder)
+    rows = learn.spec.split('valid')
+    model = load_predictor(folder, device=str(device))
+    assert next(model.model.parameters()).device.type==device.type
+    got = model.predict(rows[list(learn.spec.task.input_columns)])
+    same = float((got.prediction.astype(str).to_numpy()==evaluate(learn).rows.prediction.astype(str).to_numpy()).mean())
+    assert same>=.9, f'{100*same:.0f} % of the predictions are the same'
+    return f'{100*same:.0f} % same'
+
+# Speed and memory
+
+def clocked(run, device, steps):
+    "Steps per second of `run(steps)` after two to warm up, and the most memory in MB"
+    wait = torch.cuda.synchronize if device.type=='cuda' else lambda: None
+    run(2)
+    wait()
+    if device.type=='cuda': torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    run(steps)
+    wait()
+    return steps/(time.perf_counter()-begun),torch.cuda.max_memory_allocated()/1e6 if device.type=='cuda' else float('nan')
+
+def batches(learn, n):
+    "`n` batches, again and again from the front"
+    while n>0:
+        for b in learn.dls.train:
+            yield b
+            n -= 1
+            if n<=0: return
+
+def plain_loop(learn, name):
+    "A loop over the same batches with AdamW"
+    model,opt = learn.model,torch.optim.AdamW([p for p in learn.model.parameters() if p.requires_grad], 1e-4)
+    kind = next(model.parameters()).device.type
+    def run(steps):
+        model.train()
+        for b in batches(learn, steps):
+            x,y = b[:learn.dls.n_inp],b[learn.dls.n_inp:]
+            with torch.autocast(kind, torch.bfloat16) if name=='bfloat16' else contextlib.nullcontext(): loss = learn.loss_func(model(*x), *y)
+            loss.mean().backward()
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+    return run
+
+def ours_loop(learn, name):
+    def run(steps): losses(learn, precision(name), steps)
+    return run
+
+def trainer_loop(learn, name, folder):
+    "transformers' Trainer over the same network of texts"
+    from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+    tok = AutoTokenizer.from_pretrained(learn.spec.checkpoint.folder)
+    rows = learn.spec.split('train')
+    data = [dict(tok(t, truncation=True, max_length=128), labels=learn.spec.vocab.index(y)) for t,y in zip(rows.text, rows.label)]
+    net = BertForSequenceClassification.from_pretrained(learn.spec.checkpoint.folder, num_labels=len(learn.spec.vocab))
+    def run(steps):
+        args = TrainingArguments(str(folder), max_steps=steps, per_device_train_batch_size=learn.dls.bs, report_to=[], save_strategy='no', logging_strategy='no', disable_tqdm=True,
+                                 bf16=name=='bfloat16', use_cpu=learn.dls.device.type=='cpu')
+        Trainer(net, args, train_dataset=data, data_collator=DataCollatorWithPadding(tok)).train()
+    return run
+
+def speed(task, make, device, folder, steps):
+    "Rows for the table of speed"
+    out = []
+    for name in ('float32', 'bfloat16'):
+        if cannot(name, device): continue
+        ways = dict(ours=ours_loop, loop=plain_loop, **(dict(Trainer=lambda l,n: trainer_loop(l, n, folder/'trainer')) if task=='text' else {}))
+        found = {}
+        for way,f in ways.items():
+            learn = make(device, freeze=None)
+            found[way] = clocked(f(learn, name), device, steps)
+            del learn
+            if device.type=='cuda': torch.cuda.empty_cache()
+        ours = found['ours'][0]
+        out += [dict(task=task, precision=name, way=w, steps_per_second=round(s, 2), ours_faster_by=round(ours/s, 2), peak_mb=None if np.isnan(m) else round(m)) for w,(s,m) in found.items()]
+    return out
+
+# All of it
+
+def check(name, run, rows, task):
+    begun = time.perf_counter()
+    try: result,found = 'ok',run()
+    except NotHere as e: result,found = 'not run',str(e)
+    except Exception as e:
+        result,found = 'FAILED',f'{type(e).__name__}: {str(e)[:300]}'
+        traceback.print_exc()
+    rows.append(dict(task=task, check=name, result=result, found=found, seconds=round(time.perf_counter()-begun, 1)))
+    print(f'{result:8} {task:12} {name:28} {found}', flush=True)
+
+def all_checks(task, device, size, folder, rows, speeds, steps):
+    make = made(task, folder, size)
+    reference = losses(make(torch.device('cpu'), freeze=None))
+    for name in CLOSE: check(f'training in {name}', lambda n=name: trained(make, device, reference, n), rows, task)
+    check('cached = live', lambda: from_cache(make, device), rows, task)
+    check('resumed = whole', lambda: resumed(make, device, folder/'run'), rows, task)
+    check('evaluated as on the CPU', lambda: judged(make, device), rows, task)
+    check('saved, opened, predicted', lambda: predicted(make, device, folder/'saved'), rows, task)
+    begun = time.perf_counter()
+    try: speeds += speed(task, make, device, folder, steps)
+    except Exception as e:
+        traceback.print_exc()
+        rows.append(dict(task=task, check='speed', result='FAILED', found=str(e)[:300], seconds=round(time.perf_counter()-begun, 1)))
+
+def markdown(rows):
+    cols = list(rows[0])
+    return '\n'.join(['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols), *('| '+' | '.join('' if r[c] is None else str(r[c]) for c in cols)+' |' for r in rows)])
+
+def machine(device):
+    import timm, transformers, fastai
+    what = torch.cuda.get_device_name() if device.type=='cuda' else 'CPU'
+    return f'{what}; torch {torch.__version__}, transformers {transformers.__version__}, timm {timm.__version__}, fastai {fastai.__version__}'
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device', default='cuda')
+    p.add_argument('--size', choices=['real', 'tiny'], help='of the networks; default: real on a GPU, tiny on a CPU')
+    p.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
+    p.add_argument('--steps', type=int, default=20, help='of each measurement of speed')
+    p.add_argument('--out', help='a Markdown file for the tables')
+    a = p.parse_args()
+    try: torch.zeros(1, device=a.device)
+    except (RuntimeError, AssertionError) as e: raise SystemExit(f'--device {a.device} cannot be used: {str(e).splitlines()[0]}')
+    device,rows,speeds,begun = torch.device(a.device),[],[],time.perf_counter()
+    size = a.size or ('tiny' if device.type=='cpu' else 'real')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with tempfile.TemporaryDirectory() as d:
+        cache.cache_folder = cache_store.cache_folder = lambda: Path(d)/'cache'
+        for task in a.tasks: all_checks(task, device, size, Path(d)/task, rows, speeds, a.steps)
+    text = f'{machine(device)}; {size} networks; {time.perf_counter()-begun:.0f} s\n\n{markdown(rows)}\n\n{markdown(speeds) if speeds else "Speed was not measured."}\n'
+    print('\n'+text)
+    if a.out: Path(a.out).write_text(text)
+    return int(any(r['result']=='FAILED' for r in rows))
+
+if __name__=='__main__': raise SystemExit(main())
