@@ -276,7 +276,7 @@ def tags_demo(
     from sft_nb.checkpoints.assets import fetch
     out = Path(folder)/'tweets.conll'
     if not out.exists(): write_atomic(out, next(fetch('tweet-entities').rglob('ner.txt')).read_text(encoding='utf-8'))
-    return dict(source=out, load=dict(valid=.2), fine_tune=dict(get_task('tokens').recipe))
+    return dict(source=out, load=dict(valid=.2), fine_tune=dict(get_task('tokens').recipe, freeze_epochs=4))
 
 
 

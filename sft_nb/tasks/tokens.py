@@ -15,14 +15,14 @@ from fastcore.basics import patch
 from ..data.tag_target import check_tags, read_conll, tag_frame, TAG_FORMS, TagTarget, WordsInput
 from ..data.task import register, Task
 
-# %% ../../nbs/tasks/09_tokens.ipynb #2237b5ea
+# %% ../../nbs/tasks/09_tokens.ipynb #3bd9c03e
 class TokensTask(Task):
     "A text, or a list of words → a tag for each word"
     name,summary = 'tokens','A text, or a list of words → a tag for each word'
     inputs,target,checkpoint = (WordsInput(),),TagTarget(),'pip:all-minilm-l6-v2'
     metric,modules,forms = 'f1',('transformers',),TAG_FORMS
     readers = dict.fromkeys(('.conll','.iob','.bio','.txt'), read_conll)
-    recipe = dict(epochs=4, base_lr=6e-4, decay=.8)
+    recipe = dict(epochs=3, base_lr=6e-4, decay=.8)
     options = dict(max_length="tokens of a window; default as the checkpoint was trained",
                    overlap="tokens that two windows of a long text share; default a quarter of a window, 64 at most")
     def reshaped(self, frame, labelled=True): return tag_frame(frame, labelled)
