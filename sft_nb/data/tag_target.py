@@ -160,7 +160,7 @@ def _spans_to_tags(frame, texts, spans):
         problems.append('; '.join(filter(None, (problem, found[1]))))
     return dict(tags=tags, problem=problems)
 
-# %% ../../nbs/data/23_tag_target.ipynb #4672a4dd
+# %% ../../nbs/data/23_tag_target.ipynb #438007db
 def tag_frame(
     frame, # DataFrame as it was read
     labelled:bool=True, # False: there may be no tags
@@ -170,7 +170,7 @@ def tag_frame(
     from sft_nb.data.table_files import Own
     def series(o): return pd.Series(o, index=frame.index, dtype=object)
     spans = next((c for c in _SPAN_COLUMNS if c in frame), None)
-    if spans and 'text' in frame and 'tags' not in frame:
+    if spans and {'text'}<=set(frame) and 'tags' not in frame:
         made = _spans_to_tags(frame, 'text', spans)
         more = {'tags':series(made['tags']), Own.PROBLEM:series(made['problem'])} if labelled else {}
         return frame.drop(columns=[spans, 'tokens'], errors='ignore').rename(columns={'text':'tokens'}).assign(**{k:v for k,v in more.items() if isinstance(k, str)}).pipe(_with, more)

@@ -234,7 +234,7 @@ def sound_html(
 # %% ../../nbs/inspection/02_cards.ipynb #201227f1
 _OWN = ('item','target','prediction','probability','loss','correct','group')
 
-def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row', *(() if task.target.interval else task.target.beside)}
+def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row', *(task.target.beside if task.target.error_kinds else ())}
 
 def _missing(v): return v is None or pd.api.types.is_scalar(v) and bool(pd.isna(v))
 
