@@ -184,13 +184,13 @@ def _with(frame, columns):
     for k,v in columns.items(): frame[k] = v
     return frame
 
-# %% ../../nbs/data/23_tag_target.ipynb #a95addf8
+# %% ../../nbs/data/23_tag_target.ipynb #1c1b167e
 def _tags_of(cell, names=None):
     "A cell as a list of tags; None: empty; the cell itself: it is none"
     from sft_nb.data.labels import is_blank
     cell = _list_in(cell)
     if is_blank(cell): return None
-    if isinstance(cell, str): return cell.split()
+    if isinstance(cell, str): return [o.strip() for o in cell.split(', ')] if ', ' in cell else cell.split()
     if not isinstance(cell, (list,tuple)): return cell
     return [_tag_text(o, names) for o in cell]
 
