@@ -13,7 +13,7 @@ __all__ = ['cache_key', 'activations', 'BorderLoader', 'first_trainable', 'cache
            'frozen_cache']
 
 # %% ../../nbs/training/05_cache.ipynb #291d977b
-import hashlib, json, os, shutil
+import copy, hashlib, json, os, shutil
 from contextlib import ExitStack, contextmanager, nullcontext
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -92,14 +92,37 @@ def _entered(model, border):
     "Name of the first group that is not below a border"
     return next(g for g in model.groups if g not in set(model.below(border)))
 
+def _copied(h):
+    "On its way to the host"
+    if torch.is_tensor(h): return h.detach().to('cpu', non_blocking=True)
+    out = copy.copy(h)
+    out.update({k:_copied(v) for k,v in h.items()})
+    return out
+
+def _arrived(passes, event=None):
+    "What a device computes, on the host one pass later, so that it computes the next while the last is written; without `event`, as it comes"
+    waiting = None
+    for hs in passes:
+        now = (hs,None) if event is None else ({b:_copied(h) for b,h in hs.items()},event())
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
+        if event is None: yield now[0]
+        else: waiting = now
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0]
+
 def _fill(learn, outs, rows, loader, dtype, order, shares, used):
     "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad(), eval_mode(model):
         writers,secured = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},0
-        for b in progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch'):
-            x = b if isinstance(b, tuple) else (b,)
-            for border,h in model.entering(outs, *to_device(x[:learn.dls.n_inp], dev)): writers[border].add(h)
+        bar = progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch')
+        inputs = (to_device((b if isinstance(b, tuple) else (b,))[:learn.dls.n_inp], dev) for b in bar)
+        passes = (dict(model.entering(outs, *x)) for x in inputs)
+        for hs in _arrived(passes, torch.cuda.current_stream(dev).record_event if dev.type=='cuda' else None):
+            for border,h in hs.items(): writers[border].add(h)
             secured = _room_for(writers, len(rows), shares, used, secured)
         for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
