@@ -17,6 +17,7 @@ Modules:
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
 - `sft_nb.core.number_metrics`: How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
+- `sft_nb.core.tag_metrics`: Tags as entities: which scheme they are written in, what fits together, and how entities, words and partial matches are scored
 - `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
 - `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
 - `sft_nb.data.class_targets`: From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
@@ -37,6 +38,8 @@ Modules:
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
 - `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
 - `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand
+- `sft_nb.data.tag_target`: `TagTarget`: one tag per word, such as names, places and parts of speech; out of CoNLL files, lists or spans, and checked
+- `sft_nb.data.tag_tokens`: Words → tokens in overlapping windows → padded batches, and which token a word is told by
 - `sft_nb.data.task`: One class for each kind of data: `Task`, its registry, and how one of your own is found
 - `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 - `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
@@ -79,6 +82,7 @@ Modules:
 - `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
 - `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
+- `sft_nb.models.token_model`: A transformers network with a tag for each word: windows, named groups, cuts between its layers
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
 - `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
 - `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
@@ -87,6 +91,7 @@ Modules:
 - `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot
 - `sft_nb.tasks.speech`: The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
 - `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
+- `sft_nb.tasks.tokens`: The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
 - `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
 - `sft_nb.tasks.translation`: The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
 - `sft_nb.training.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out

@@ -17,6 +17,7 @@ from .core.metrics import answer_parts, bleu_sums, CLASS_SCORES, class_scores, C
 from .core.metrics import speech_note, speech_parts, speech_scores, spoken_language, SumScores, translation_parts, translation_scores, translation_signature
 from .core.metrics import value_table, weighted_auc
 from .core.number_metrics import conformal_margin, number_loss, number_metrics, NumberScores
+from .core.tag_metrics import entities, has_entities, iob2, OUTSIDE, split_tag, tag_errors, tag_problem, tag_scheme, TagScores
 from .core.fit_metrics import class_metrics, token_metrics, TokenAccuracy, written_metrics
 
 # %% ../nbs/01_all.ipynb #8bf3d669
@@ -48,6 +49,8 @@ from .data.token_targets import pad_labels, sequence_item_loader, sequence_loade
 from .data.translation import check_pairs, odd_pairs, pair_coder, pair_item_loader, pair_lengths, pair_targets, PairCoder, translation_loaders
 from .data.speech import best_tokens, check_speech, frame_count, frames_needed, speech_coder, speech_item_loader, speech_lengths, speech_loaders
 from .data.speech import speech_targets, speech_train_loader, SpeechCoder, SpeechDL
+from .data.tag_target import check_tags, read_conll, span_tags, TAG_FORMS, tag_frame, tag_spans, TagTarget, words_of, WordsInput
+from .data.tag_tokens import tag_coder, tag_item_loader, tag_loaders, TagCoder, windowed
 from .data.conversations import answer_of, cell_of, conversation_frame, conversation_lines, conversation_text, FORMS, gathered_messages, message_problem, messages_of, prompt_problem
 from .data.conversations import ROLES, storable_cell
 from .data.chat import chat_cache_loader, chat_coder, chat_item_loader, chat_loaders, chat_targets, ChatCoder, ChatDL, ChatTargets, ChatTokens
@@ -65,6 +68,7 @@ from .models.towers import dual_towers, picture_tower, text_tower, Tower
 from .models.fusion import FusionHead, FusionModel, pair_net, PairNet, SIDES
 from .models.seq2seq import fixed_as_buffers, Generated, sequence_groups, sequence_loss, sequence_losses, SequenceModel, token_losses
 from .models.causal_model import answer_losses, causal_groups, CAUSAL_FAMILIES, CausalModel
+from .models.token_model import TokenModel, word_vectors
 from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, cut_window, WhisperModel
 
 # %% ../nbs/01_all.ipynb #dc75f9dd
@@ -120,6 +124,7 @@ from .tasks.image_text import ImageTextTask
 from .tasks.translation import TranslatedText, TranslationTask
 from .tasks.speech import SpeechTask, SpokenText
 from .tasks.chat import Answer, ChatTask
+from .tasks.tokens import TokensTask
 
 # %% ../nbs/01_all.ipynb #8b2fd268
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -354,6 +354,8 @@ def _predictions(table, delim, as_json):
     if as_json: return table.to_json(orient='records', lines=True, force_ascii=False)
     several = table.prediction.map(lambda o: isinstance(o, list))
     if several.any(): table = table.assign(prediction=table.prediction.map(delim.join))
+    nested = [k for k in table if table[k].map(lambda o: isinstance(o, list)).any()]
+    table = table.assign(**{k:table[k].map(lambda o: json.dumps(o, ensure_ascii=False)) for k in nested})
     return table.to_csv(index=False, lineterminator='\n')
 
 # %% ../nbs/00_cli.ipynb #1238ebf1
@@ -361,8 +363,8 @@ def _opened(folder, device, data=None):
     "A saved model; what is wrong with its folder, or with a path of data, is said before torch is imported"
     from sft_nb.data.rows import check_source
     from sft_nb.deployment.folder import read_info
-    read_info(folder)
-    if data is not None: check_source(data)
+    info = read_info(folder)
+    if data is not None: check_source(data, all_tasks().get(info['task']))
     from sft_nb.deployment.predictor import load_predictor
     return load_predictor(folder, device=device)
 
@@ -371,7 +373,7 @@ def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
     table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
-    text = _predictions(table, model.spec.options.get('label_delim') or '|', out and out.suffix.lower()!='.csv')
+    text = _predictions(table, model.spec.options.get('label_delim') or model.task.target.delim, out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
     return f'{len(table):,} predictions · {out}'
@@ -393,7 +395,7 @@ def _check(a):
     out = a.out and _out_file(a.out, ('.csv',))
     from sft_nb.data.rows import check_source
     task = get_task(a.task)
-    check_source(Path(a.data))
+    check_source(Path(a.data), task)
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)

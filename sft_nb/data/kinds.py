@@ -318,6 +318,8 @@ class TargetKind:
     lower = ('loss','error') # Metrics of which less is better
     neutral = () # Metrics of which neither more nor less is better
     beside = () # Further columns that `judged` gives and an evaluation keeps
+    delim = '|' # Stands between several values of a row in a CSV file of predictions
+    error_kinds = () # Names that the column `errors` of an evaluation holds, to filter by
     def __init__(self,
         column:str|None=None, # Name of its column; None: that of the kind
     ):
@@ -541,6 +543,16 @@ def decode(
     "Outputs as predictions"
     raise TaskError(f"{type(self).__name__} cannot be decoded. Give it, or its task, a method decode.")
 
+# %% ../../nbs/data/19_kinds.ipynb #741901bd
+@patch
+def with_inputs(
+    self:TargetKind,
+    table, # DataFrame from `decode`
+    rows, # Those that were predicted, with their inputs
+):  # The table, with further columns of `beside`
+    "What follows from predictions and their inputs together, such as where in a text something stands"
+    return table
+
 # %% ../../nbs/data/19_kinds.ipynb #88bb5705
 @patch
 def judged(
@@ -621,6 +633,24 @@ def need_classes(
 ):
     "Refuse what makes sense for classes alone"
     raise TaskError(f"Task {task.name!r} has no classes{why}")
+
+# %% ../../nbs/data/19_kinds.ipynb #b70ea956
+@patch
+def class_table(
+    self:TargetKind,
+    ev, # An `Evaluation`
+    draws:int=1000, # How often the rows are drawn for the intervals
+    seed:int=0, # Of the draws
+):  # DataFrame of class, support, precision, recall, f1, low, high; None: as for the classes of the vocabulary
+    "The scores of each class, where a row has more than one"
+
+# %% ../../nbs/data/19_kinds.ipynb #8909da50
+@patch
+def marked(
+    self:TargetKind,
+    row:dict, # Of an evaluation
+)->dict|None: # text; target and prediction: lists of (start, end, label, what is wrong or ''); None: the target is no part of a text
+    "Which parts of a text are right, and which were found"
 
 # %% ../../nbs/data/19_kinds.ipynb #17eae7c4
 @patch

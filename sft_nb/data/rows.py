@@ -65,17 +65,19 @@ _OLD = {o:' Save the spreadsheet as .xlsx or .csv.' for o in ('.xls','.xlsb','.o
 
 def check_source(
     path:Path, # Of data
+    task:Task|None=None, # Whose further readers are known too; None: not known
 ):
     "Say that a path of data is missing, or has an ending that no reader takes; folders pass"
     if path.is_dir(): return
     if not path.exists():
         raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, Excel, JSON-lines or Parquet file.{_near_path(path)}")
-    ending = path.suffix.lower()
-    if ending not in TABLE_READERS: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(TABLE_READERS)}; or a folder.{_OLD.get(ending, '')}")
+    ending,valid = path.suffix.lower(),[*TABLE_READERS, *(task.readers if task else ())]
+    if ending not in valid: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(valid)}; or a folder.{_OLD.get(ending, '')}")
 
 def _read_path(path, task, labelled, sheet=None):
-    check_source(path)
+    check_source(path, task)
     if path.is_dir(): return _read_folder(path, task, labelled),Path.cwd(),str(path)
+    if (reader := task.readers.get(path.suffix.lower())) is not None: return reader(path, sheet),path.parent,path.name
     return _read_table(path, sheet),path.parent,path.name
 
 def _near_path(path):
@@ -106,7 +108,7 @@ def _is_item(source, task):
     first,p = task.inputs[0],Path(source)
     try: p = p.expanduser()
     except RuntimeError: pass
-    if p.suffix.lower() in TABLE_READERS and (first.files or _is_there(p)): return False
+    if p.suffix.lower() in {*TABLE_READERS, *task.readers}-{'.txt'} and (first.files or _is_there(p)): return False
     return not (_is_there(p) and p.is_dir()) if first.files else _is_text(source, p, len(task.inputs)==1 and bool(first.endings))
 
 # %% ../../nbs/data/06_rows.ipynb #b301effd

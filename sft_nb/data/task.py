@@ -32,6 +32,7 @@ class Task:
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
     equal_together = False # Whether rows with equal inputs stay on one side of a split that is made
     forms = () # Columns of other usual forms of its data, which `reshaped` reads
+    readers = {} # Ending -> function of a path and a sheet that reads a further kind of table file, as those of `TABLE_READERS` do
     converses = False # Whether its models answer conversations, as `Conversation` leads them
     both_in_one = False # Whether input and target may be the two fields of one column of objects, as `translation` of `datasets` is
     modules = () # Modules that must be importable

@@ -121,11 +121,13 @@ def predict(
     folder=None, # Folder in which the files of a table lie; None: that of the table
     ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
     sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
-)->pd.DataFrame: # item, prediction, probability (0 to 1; NaN of a number, which has low and high, the ends of its interval); a row an item, in their order
+)->pd.DataFrame: # item, prediction, probability (0 to 1; NaN of a number, which has low and high, the ends of its interval), of tags spans; a row an item, in their order
     "Predict items"
     rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec), folder=folder, ending=ending, sheet=sheet)
-    ends = {c:out[c].astype(float) if c in out else pd.Series(dtype=float) for c in self.task.target.beside} if self.task.target.interval else {}
-    return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float), **ends))
+    t = self.task.target
+    out = t.with_inputs(out, rows)
+    more = {c:out[c].astype(float) if c in out else pd.Series(dtype=float) for c in t.beside} if t.interval else {c:out[c] for c in t.beside if c in out}
+    return pd.DataFrame(dict(item=rows['item'], prediction=out['prediction'], probability=out['probability'].astype(float), **more))
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8c56abe9
 @patch

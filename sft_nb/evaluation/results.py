@@ -77,6 +77,7 @@ def report(
     seed:int=0, # Of the draws
 )->pd.DataFrame: # metric, value, low, high, and in `.attrs['scores']` how a text's are counted; or class, support, precision, recall, f1 and the interval of f1
     "The metrics with their 95 % intervals"
+    if by_class and (table := self.task.target.class_table(self, draws or 1000, seed)) is not None: return table
     if by_class: self.task.target.need_classes(self.task, ". Call report() without by_class.")
     scores = self.scores()
     if by_class: return self._by_class(scores, draws or 1000, seed)

@@ -153,7 +153,7 @@ def load_evaluation(
         probs = table[_PROBS].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, len(info['vocab']))
         table = table.drop_columns([_PROBS])
     rows = table.to_pandas()
-    if info['multi_label']: rows = rows.assign(**{c:[list(v) for v in rows[c]] for c in ('target','prediction')})
+    rows = rows.assign(**{c:[list(v) if isinstance(v, np.ndarray) else v for v in rows[c]] for c in ('target','prediction') if rows[c].dtype==object})
     task = get_task(info['task'])
     if 'target' in info: task = task.with_target(info['target'])
     return Evaluation(rows, task, info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options') if language is None else _how(task, language))

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/inspection/cards.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'picture_uri', 'heat_overlay', 'tokens_html', 'align_html', 'losses_html', 'placeholders_html', 'audio_uri',
-           'sound_html', 'row_text', 'card_html', 'cells_html', 'detail_html']
+           'sound_html', 'row_text', 'marked_html', 'card_html', 'cells_html', 'detail_html']
 
 # %% ../../nbs/inspection/02_cards.ipynb #b0723627
 import codecs, html, io, re
@@ -234,7 +234,7 @@ def sound_html(
 # %% ../../nbs/inspection/02_cards.ipynb #201227f1
 _OWN = ('item','target','prediction','probability','loss','correct','group')
 
-def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row'}
+def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row', *(task.target.beside if task.target.error_kinds else ())}
 
 def _missing(v): return v is None or pd.api.types.is_scalar(v) and bool(pd.isna(v))
 
@@ -270,6 +270,7 @@ def _short(v): return f'{v:.5g}' if isinstance(v, float) and not _missing(v) els
 
 def _line(row, n=60):
     "Target and prediction, short"
+    if _has(row, 'errors'): return f'{_verdict(row)} <b>{show_value(list(row["errors"]), n) if len(row["errors"]) else ""}</b>'
     t,p = show_value(_short(row.get('target')), n),show_value(_short(row.get('prediction')), n)
     if not _has(row, 'target') or row.get('correct') and not isinstance(row['prediction'], float): return f'{_verdict(row)} <b>{p}</b>'
     return f'{_verdict(row)} <b>{t}</b> → <b>{p}</b>'
@@ -288,6 +289,7 @@ class _Address(str): pass
 
 def _small(row, task, n=140):
     "The inputs, small"
+    if found := task.target.marked(row): return f'<span class="sft-snip">{marked_html(found, n)}</span>'
     out = ''
     for k in (k for k in task.inputs if _has(row, k.column)):
         cell = row[k.column]
@@ -296,6 +298,33 @@ def _small(row, task, n=140):
         elif shown is None or isinstance(shown, _Address): out += _img(shown, str(row['item']))
         else: out += f'<span class="sft-snip">{show_value(_said(shown), n)}</span>'
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
+
+# %% ../../nbs/inspection/02_cards.ipynb #ef10c731
+_HUES = (210, 30, 130, 285, 0, 175, 50, 330, 95, 245)
+
+def _hue(label): return _HUES[sum(map(ord, label))%len(_HUES)]
+
+def _bar(span, at, side):
+    "The stretch of a mark in one segment; its label stands where it begins"
+    if span is None: return f'<i class="sft-{side}"></i>'
+    a,_,label,wrong = span
+    name = html.escape(label) if at==a else ''
+    said = html.escape(f"{'right' if side=='gold' else 'found'}: {label}{f', {wrong}' if wrong else ''}")
+    return f'<i class="sft-{side}{" sft-wrong" if wrong else ""}" style="--hue:{_hue(label)}" title="{said}">{name}</i>'
+
+def marked_html(
+    found:dict, # From `TargetKind.marked`
+    most:int=20_000, # Characters that are shown
+)->str: # HTML
+    "A text with what is right above it and what was found below"
+    text,sides = found['text'],(found['target'],found['prediction'])
+    ends = sorted({0, min(most, len(text)), *(min(most, o) for side in sides for s in side for o in s[:2])})
+    out = ''
+    for a,b in zip(ends, ends[1:]):
+        gold,said = (next((s for s in side if s[0]<=a and b<=s[1]), None) for side in sides)
+        body = html.escape(text[a:b])
+        out += f'<span class="sft-span">{_bar(gold, a, "gold")}<span>{body}</span>{_bar(said, a, "said")}</span>' if gold or said else body
+    return f'<p class="sft-text sft-marked">{out}{" …" if most<len(text) else ""}</p>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #fdc29d13
 def _sure(row, task):
@@ -320,7 +349,9 @@ def cells_html(
     mark=None, # From `Marks`; None: none
 )->list: # HTML of each cell: item, input, target, prediction, probability, loss, mark
     "A row in a table"
-    return [show_value(row['item'], 60), _small(row, task, 200), show_value(_short(row.get('target')), 120), f'{_verdict(row)} {show_value(_short(row.get("prediction")), 120)}',
+    if found := task.target.marked(row): target,said = (show_value([f'{found["text"][a:b]}: {label}' for a,b,label,_ in found[k]], 120) for k in ('target','prediction'))
+    else: target,said = (show_value(_short(row.get(k)), 120) for k in ('target','prediction'))
+    return [show_value(row['item'], 60), _small(row, task, 200), target, f'{_verdict(row)} {said}',
             _number(row.get('probability')), _number(row.get('loss')), _badge(mark)]
 
 # %% ../../nbs/inspection/02_cards.ipynb #d1cfb71c
@@ -371,6 +402,9 @@ def detail_html(
     "All of a row"
     there,a = [k for k in task.inputs if _has(row, k.column)],attribution or {}
     head = f'<h3>{show_value(row["item"], 120)} {_badge(mark)}</h3>'
+    if found := task.target.marked(row):
+        note = '<p class="sft-note">Above the text what is right, below it what was found; a dashed frame is wrong. Point at one to read how.</p>'
+        return f'{head}<p class="sft-what">{_line(row, 200)}</p>{marked_html(found)}{note}<dl class="sft-facts">{_facts(row, task)}</dl>'
     if not task.target.aligned:
         parts = ''.join(_input_part(k, row, a.get(k.column)) for k in there)
         return f'{head}<p class="sft-what">{_line(row, 200)}</p>{parts}<dl class="sft-facts">{_facts(row, task)}</dl>'
@@ -410,6 +444,14 @@ _ROW_STYLE = '''
 .sft-facts { display:flex; flex-wrap:wrap; gap:2px 18px; margin:.8em 0 0; font-size:.9em; } .sft-facts div { display:flex; gap:6px; } .sft-facts dt { color:var(--dim); } .sft-facts dd { margin:0; overflow-wrap:anywhere; }
 '''
 
+# %% ../../nbs/inspection/02_cards.ipynb #2797542e
+_MARK_STYLE = '''
+.sft-marked { line-height:1.5; } .sft-span { display:inline-grid; grid-template-rows:1.25em auto 1.25em; vertical-align:middle; white-space:pre; } .sft-span>span { padding:0; }
+.sft-span i { font-style:normal; font-size:.72em; line-height:1.25em; height:1.25em; padding:0 2px; overflow:visible; } .sft-span i[style] { background:hsl(var(--hue) 70% 50% / .3); }
+.sft-span i.sft-gold[style] { border-bottom:3px solid hsl(var(--hue) 70% 45%); } .sft-span i.sft-said[style] { border-top:3px solid hsl(var(--hue) 70% 45%); }
+.sft-span i.sft-wrong { outline:2px dashed var(--bad); outline-offset:-1px; } .sft-snip .sft-marked { font-size:1em; margin:0; }
+'''
+
 # %% ../../nbs/inspection/02_cards.ipynb #fe6c9139
 _TABLE_STYLE = '''
 .sft table { border-collapse:collapse; width:100%; font-size:.92em; } .sft th,.sft td { padding:3px 8px; text-align:left; border-bottom:1px solid var(--line); vertical-align:top; overflow-wrap:anywhere; }
@@ -421,4 +463,4 @@ _TABLE_STYLE = '''
 .sft-axis { display:flex; justify-content:space-between; max-width:640px; color:var(--dim); font-size:.86em; } .sft svg { font-size:11px; fill:currentColor; max-width:640px; display:block; }
 .sft svg .g { stroke:currentColor; stroke-opacity:.15; } .sft svg .t { font-weight:600; font-size:13px; } .sft-empty { padding:24px; color:var(--dim); text-align:center; }
 '''
-STYLE = _BASE_STYLE+_CARD_STYLE+_ROW_STYLE+_TABLE_STYLE
+STYLE = _BASE_STYLE+_CARD_STYLE+_ROW_STYLE+_MARK_STYLE+_TABLE_STYLE

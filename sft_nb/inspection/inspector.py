@@ -79,9 +79,11 @@ def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
     sel,late = self.sel,dict(continuous_update=False)
     by_class = {} if not self.ev.task.target.listed else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
+    kinds = self.ev.task.target.error_kinds
+    by_error = dict(error=_dropdown('error', _choices(kinds), '170px')) if kinds else {}
     by_slice = dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {}
     which,(low,high) = ('residual' if self.ev.task.target.interval else 'probability'),self._ends
-    return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), text=_named(W.Text, 'text', '190px', placeholder='search', **late),
+    return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), **by_error, text=_named(W.Text, 'text', '190px', placeholder='search', **late),
                 **{which:_named(W.FloatRangeSlider, which, '330px', value=(low,high), min=low, max=high, step=(high-low)/100, **late)},
                 marks=_dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px'), **by_slice)
 

@@ -35,7 +35,7 @@ def _record(sel, i, rank, slices, told, whole):
     row,task = sel.row(i),sel.task
     shown = row if whole else {**row, **{k.column:None for k in task.inputs if k.icon}}
     places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
-    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(_asked(row, task)), c=bool(row.get('correct')), r=places, x=row_text(row, task), s=values,
+    return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(_asked(row, task)), c=bool(row.get('correct')), e=list(row['errors']) if task.target.error_kinds and 'errors' in row else [], r=places, x=row_text(row, task), s=values,
                 card=card_html(row, task), full=detail_html(shown, task, told))
 
 # %% ../../nbs/inspection/06_page.ipynb #4d20da4f
@@ -69,6 +69,7 @@ function passes(o) {
   if (t && o.t !== D.names[t]) return false;
   if (p && o.p !== D.names[p]) return false;
   if (r && o.c !== (r === 'correct')) return false;
+  if (val('f-error') && !o.e.includes(val('f-error'))) return false;
   if (!within(o.q, parseFloat(val('f-low')), parseFloat(val('f-high')))) return false;
   if (s && v && o.s[s] !== D.slices[s][v]) return false;
   return fold(val('f-text')).split(/\s+/).every(w => o.x.includes(w));
@@ -149,14 +150,15 @@ def _select(id, name, options):
     body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o)[:60])}</option>' for v,o in options)
     return f'<label>{name} <select id="f-{id}">{body}</select></label>'
 
-def _filter_form(names, slices, interval=False):
-    "`interval`: whether predictions are numbers, which have a residual in the place of a probability"
+def _filter_form(names, slices, interval=False, errors=()):
+    "`interval`: whether predictions are numbers, which have a residual in the place of a probability; `errors`: their kinds"
     every = [('', 'all')]
     by_class = [] if names is None else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
     by_slice = [_select('slice', 'slice', [*every, *((k,k) for k in slices)]), _select('value', 'is', every)] if slices else []
     ends = 'step="any"' if interval else 'min="0" max="1" step="0.01"'
     bounds = [f'<label>{n} <input id="f-{k}" type="number" {ends} size="5"></label>' for k,n in (('low',f'{"residual" if interval else "probability"} from'),('high','to'))]
-    parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *bounds, *by_slice,
+    by_error = [_select('error', 'error', [*every, *((k,k) for k in errors)])] if errors else []
+    parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *by_error, *bounds, *by_slice,
              '<label>text <input id="f-text" type="search"></label>', _select('order', 'order', list(ORDERS.items())),
              '<label><input id="f-reverse" type="checkbox"> reversed</label>', '<button id="clear" type="button">Clear filters</button>']
     return f'<form id="filters" aria-label="Filters">{"".join(parts)}</form>'
@@ -231,5 +233,5 @@ def evaluation_page(
     told = _told(learn if listed or ev.task.converses else None, sel, chosen, explain)
     rows = [_record(sel, i, rank, slices, told.get(i), n<sounds) for n,i in enumerate(chosen)]
     names = [str(o) for o in sel.confusion().index] if listed else None
-    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, ev.task.target.interval), ev.task), _views_part(ev, sel)])
+    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, ev.task.target.interval, ev.task.target.error_kinds), ev.task), _views_part(ev, sel)])
     return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names or [])))

@@ -123,6 +123,7 @@ def _mask(self:Selection, k, v):
     r = self.rows
     if k=='target': return _is(self._target, v)
     if k=='prediction': return _is(self._prediction, v)
+    if k=='error': return np.array([o is not None and v in o for o in r.get('errors', [None]*len(r))], dtype=bool)
     if k=='result': return r['correct'].to_numpy(dtype=bool)==(v=='correct')
     if k=='probability':
         p = self.numbers('probability')
@@ -133,13 +134,13 @@ def _mask(self:Selection, k, v):
         return np.fromiter((all(w in t for w in words) for t in self._texts), bool, len(r))
     if k=='items': return r['item'].isin(v[0]).to_numpy()==v[1]
     if k=='column': return _is(self.slices()[v[0]], v[1])
-    raise DataError(f"filter {k!r}.{near(k, ('target','prediction','result','probability','residual','text','items','column'))}")
+    raise DataError(f"filter {k!r}.{near(k, ('target','prediction','result','error','probability','residual','text','items','column'))}")
 
 # %% ../../nbs/inspection/03_selection.ipynb #ec47081d
 @patch
 def filter(
     self:Selection,
-    **filters, # target, prediction: a name; result: 'correct' or 'wrong'; probability, and of numbers residual (prediction less target): (low, high); text: words; items: (names, whether they are wanted or not); column: (name of a slice, value); None takes a filter away
+    **filters, # target, prediction: a name; result: 'correct' or 'wrong'; error: a kind of error; probability, and of numbers residual (prediction less target): (low, high); text: words; items: (names, whether they are wanted or not); column: (name of a slice, value); None takes a filter away
 )->Selection: # Itself
     "Change some filters, and keep the others"
     for k,v in filters.items():

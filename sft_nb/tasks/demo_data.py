@@ -8,7 +8,7 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/demo_data.html.md"""
 
 # %% auto #0
 __all__ = ['DEMOS', 'digits_demo', 'sentiment_demo', 'ratings_table', 'stamps_table', 'stamps_demo', 'translation_demo',
-           'prompts_demo', 'options_table', 'options_demo', 'make_demo']
+           'prompts_demo', 'options_table', 'options_demo', 'tags_demo', 'make_demo']
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #57cd732b
 import gzip, re, shlex
@@ -268,8 +268,20 @@ def options_demo(
     if not out.exists(): write_atomic(out, options_table(source).to_csv(index=False))
     return dict(source=out, load=dict(valid=.2, group='command'), fine_tune=dict(freeze_epochs=4, epochs=0, head_lr=5e-4), untuned=True, keep_best=False)
 
+# %% ../../nbs/tasks/02_demo_data.ipynb #8010e1f4
+def tags_demo(
+    folder, # Where the sentences go; those that are there already stay
+)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    "Tweets with their entities, as a CoNLL file"
+    from sft_nb.checkpoints.assets import fetch
+    out = Path(folder)/'tweets.conll'
+    if not out.exists(): write_atomic(out, next(fetch('tweet-entities').rglob('ner.txt')).read_text(encoding='utf-8'))
+    return dict(source=out, load=dict(valid=.2), fine_tune=dict(get_task('tokens').recipe, freeze_epochs=4))
+
+
+
 # %% ../../nbs/tasks/02_demo_data.ipynb #c0506dd8
-DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, chat=options_demo)
+DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, chat=options_demo, tokens=tags_demo)
 
 def make_demo(
     task, # A `Task`, or its name

@@ -14,7 +14,7 @@ __all__ = []
 
 # %% ../../nbs/training/06_linear_head.ipynb #68a06c8c
 import time
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.learner import CastToTensor, Recorder
 from torch import nn
@@ -30,18 +30,26 @@ def _linear_layer(model):
     return layer if type(layer) is nn.Linear and layer.bias is not None and len(names)==2 else None
 
 # %% ../../nbs/training/06_linear_head.ipynb #fa8e22a1
-def _inputs(model, layer, dl, batch=256):
-    "`(rows, d)` inputs of a layer for all rows of a cached loader, in order, and their targets; None where the scores are not its output"
-    seen,targets = [],[]
+def _per_word(loss_func, scores, y):
+    "Whether each row has several places with a class of their own"
+    return scores.ndim==3 and y.shape==scores.shape[:2] and isinstance(getattr(loss_func, 'func', loss_func), nn.CrossEntropyLoss)
+
+def _inputs(model, layer, dl, loss_func, batch=256):
+    "`(rows, d)` inputs of a layer for all rows of a cached loader, in order, their targets, and how many of them each row has (None: one); None where the scores are not its output"
+    seen,targets,counts = [],[],[]
     hook = layer.register_forward_pre_hook(lambda _,i: seen.append(i[0].detach().float()))
     try:
         for i in range(0, len(dl.targets), batch):
             x,y = dl.rows_batch(range(i, min(len(dl.targets), i+batch)))
             scores = model(x)
+            if len(seen)==len(targets)+1 and _per_word(loss_func, scores, y):
+                on = y!=-100
+                seen[-1],scores,y = seen[-1][on],scores[on],y[on]
+                counts += on.sum(1).tolist()
             targets.append(y)
             if len(seen)!=len(targets) or seen[-1].ndim!=2 or not torch.allclose(nn.functional.linear(seen[-1], layer.weight, layer.bias), scores, atol=1e-3): return None
     finally: hook.remove()
-    return torch.cat(seen),torch.cat([torch.as_tensor(o) for o in targets])
+    return torch.cat(seen),torch.cat([torch.as_tensor(o) for o in targets]),counts or None
 
 # %% ../../nbs/training/06_linear_head.ipynb #3649548e
 def _solve(x, y, loss_func, penalty, start):
@@ -94,6 +102,12 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
         layer.bias.copy_(found[1]-found[0]@mean/scale)
     return penalty,losses
 
+# %% ../../nbs/training/06_linear_head.ipynb #17efb7a1
+def _words_of(rows, counts):
+    "A row per word, grouped by the rows or their groups, so that no row is in two folds"
+    groups = group_codes(rows)
+    return pd.DataFrame(dict(group=np.repeat(np.arange(len(rows)) if groups is None else groups, counts).astype(str)))
+
 # %% ../../nbs/training/06_linear_head.ipynb #6a65ad31
 def _solved_head(learn, dtype='float32', also=()):
     "Solve for the head on cached features and write its row into `learn.history`; False where it is not linear, or cannot be cached"
@@ -101,9 +115,10 @@ def _solved_head(learn, dtype='float32', also=()):
     if layer is None or why_not(learn) or cache_border(learn.model)!=len(learn.model.groups)-1: return False
     dls,rows = _border_dls(learn, cache_border(learn.model), dtype, 0, also),learn.spec.split('train')
     learn.model.eval()
-    with torch.no_grad(): found = _inputs(learn.model, layer, dls.train)
+    with torch.no_grad(): found = _inputs(learn.model, layer, dls.train, learn.loss_func)
     if found is None: return False
-    penalty,losses = _set_layer(layer, *found, learn.loss_func, rows, learn.seed)
+    *found,counts = found
+    penalty,losses = _set_layer(layer, *found, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
     learn.state.head_penalty,learn.state.head_left = penalty,losses[penalty]/max(losses[_PENALTIES[0]], 1e-12)
     with torch.no_grad(): train_loss = float(learn.loss_func(layer(found[0]), found[1]))
     others = [c for c in learn.cbs if not isinstance(c, (TrainEvalCallback, Recorder, CastToTensor))]
