@@ -10,12 +10,14 @@ Docs: https://sft-nb.github.io/sft_nb/data/sound_classes.html.md"""
 
 # %% auto #0
 __all__ = ['cut_windows', 'sound_kind', 'open_extractor', 'SoundCoder', 'longest_window', 'sound_coder', 'check_sound_rows',
-           'SoundAugment', 'SpectrogramMask', 'SoundDL', 'sound_loaders', 'sound_item_loader', 'sound_lengths']
+           'loudness', 'band_powers', 'SoundAugment', 'SpectrogramMask', 'SoundDL', 'sound_loaders',
+           'sound_item_loader', 'sound_lengths']
 
 # %% ../../nbs/data/24_sound_classes.ipynb #10ae798b
 import copy, math
 from functools import lru_cache
 import numpy as np, pandas as pd, torch
+import torch.nn.functional as F
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.torch_core import default_device, to_device
 from fastai.vision.augment import RandTransform
@@ -149,6 +151,28 @@ def check_sound_rows(
     most = spec.options.get('max_seconds', 600)
     if isinstance(most, bool) or not isinstance(most, (int,float)) or not 0<most<math.inf: raise DataError(f"max_seconds={most!r}: expected seconds above 0.")
     return check_sounds(rows, most, _shortest(spec.checkpoint), open_extractor(spec.checkpoint).sampling_rate)
+
+# %% ../../nbs/data/24_sound_classes.ipynb #77e0656e
+def loudness(
+    samples:np.ndarray, # `(time,)` or `(time, channel)`, -1 to 1
+)->float: # Decibels, 0 for a sine of full scale; at least -120
+    "How loud a sound is as a whole"
+    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.
+    return 10*math.log10(max(2*power, 1e-12))
+
+def band_powers(
+    sound, # As `read_sound` takes it
+    bands:int=40, # Of frequency, narrow where it is low
+    rate:int=16000, # Hz
+)->np.ndarray: # `(2*bands,)`: mean and spread over time of decibels
+    "How loud each band of frequency is, and how much that varies"
+    x = torch.as_tensor(read_sound(sound, rate))
+    x = F.pad(x, (0, max(0, 512-len(x))))
+    power = torch.stft(x, 512, 160, window=torch.hann_window(512), return_complex=True).abs()**2
+    edges = torch.linspace(0, math.log(257), bands+1).exp().long()-1
+    db = torch.stack([10*power[a:max(b, a+1)].mean(0).clamp(min=1e-10).log10() for a,b in zip(edges, edges[1:])])
+    return torch.cat([db.mean(1), db.std(1, unbiased=False)]).numpy()
+
 
 # %% ../../nbs/data/24_sound_classes.ipynb #aa1a54a7
 _MILD = dict(gain=6., shift=.1, noise=(20.,40.), mask=.1)

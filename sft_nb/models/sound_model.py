@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/models/sound_model.html.md"""
 
 # %% auto #0
 __all__ = ['sound_groups', 'SoundModel', 'WhisperSounds', 'WaveSounds', 'SpectrogramSounds', 'sound_model', 'save_sound_model',
-           'load_sound_model']
+           'load_sound_model', 'sound_onnx_inputs']
 
 # %% ../../nbs/models/13_sound_model.ipynb #cef9d0f1
 import re
@@ -55,9 +55,10 @@ def sound_groups(
     return out
 
 # %% ../../nbs/models/13_sound_model.ipynb #ccd5b56e
-def _flat(t, mask): return t.flatten(0, 1) if mask.all() else t[mask.bool()]
+def _flat(t, mask): return t.flatten(0, 1) if mask is None or mask.all() else t[mask.bool()]
 
 def _placed(t, mask):
+    if mask is None: return t[:,None]
     if mask.all(): return t.unflatten(0, mask.shape)
     out = t.new_zeros(*mask.shape, *t.shape[1:])
     out[mask.bool()] = t
@@ -67,7 +68,7 @@ def _first(o): return o[0] if isinstance(o, tuple) else o
 
 def _chunked(f, *ts, most=64):
     "Many windows a few at a time, where nothing is kept for a backward pass"
-    if torch.is_grad_enabled() or len(ts[0])<=most: return f(*ts)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(ts[0])<=most: return f(*ts)
     return torch.cat([f(*(t[i:i+most] for t in ts)) for i in range(0, len(ts[0]), most)])
 
 # %% ../../nbs/models/13_sound_model.ipynb #76aaf195
@@ -94,10 +95,11 @@ class SoundModel(SFTModel):
 # %% ../../nbs/models/13_sound_model.ipynb #41e4328e
 @patch
 def begin(self:SoundModel,
-    x, # dict of features `(sound, window, …)`, `heard` and `mask` `(sound, window)`
+    x, # dict of features `(sound, window, …)`, `heard` and `mask` `(sound, window)`; without `mask` each sound is one window, `(sound, …)` and `(sound,)`
 ):  # dict of `hidden` `(sound, window, place, component)`, `places` and `mask` `(sound, window)`
     "From features to what enters the first layer"
-    mask,key = x['mask'],next(o for o in ('input_features','input_values') if o in x)
+    mask,key = x.get('mask'),next(o for o in ('input_features','input_values') if o in x)
+    if mask is None: x = {k:x[k][:,None] for k in (key,'heard')}
     heard = _flat(x['heard'], mask)
     return dict(hidden=_placed(_chunked(self.embed, _flat(x[key], mask), heard), mask), places=_placed(self.count(heard), mask), mask=mask)
 
@@ -277,3 +279,13 @@ def load_sound_model(
     model = _assemble(spec, opened(folder, 'AutoModelForAudioClassification' if isinstance(head, str) and head=='hf' else own), head, 0.)
     if model.head is not None: model.head.load_state_dict(load_file(Path(folder)/'head.safetensors'))
     return model.eval()
+
+# %% ../../nbs/models/13_sound_model.ipynb #2a644d7f
+def sound_onnx_inputs(
+    model:SoundModel, # What is exported
+    spec, # What is known
+)->dict: # Name -> example of two sounds of one window
+    "What an ONNX file reads: features of one window per sound, and how many of its columns are sound"
+    if isinstance(model, WaveSounds): raise CheckpointError(f"{type(model.net).__name__} is not written as ONNX. Valid: encoders of Whisper and spectrogram transformers.")
+    return {k:v[:,0].cpu() for k,v in model.example[0].items() if k!='mask'}
+
