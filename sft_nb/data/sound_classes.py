@@ -1,8 +1,9 @@
 """Sounds of any length as windows of features for Whisper, wav2vec2 and its kin, and spectrogram transformers; augmentation of waves and spectrograms
 
-The data side of the task `audio`. An encoder of sounds reads windows of one length. A `SoundCoder` holds the feature extractor of a checkpoint and that length: a short sound is one window with
-silence behind it, a long one is cut into windows that overlap as far as they must, so that every sample is heard. How much of each window is sound is handed on, so that a model pools over
-what was heard and not over padding. The window is the same in training and in prediction: what is said of a sound never depends on what it is batched with.
+The data side of the task `audio`. An encoder of sounds reads windows of one length. A `SoundCoder` holds the feature extractor of a checkpoint and that
+length: a short sound is one window with silence behind it, a long one is cut into windows that overlap as far as they must, so that every sample is heard.
+How much of each window is sound is handed on, so that a model pools over what was heard and not over padding. The window is the same in training and in
+prediction: what is said of a sound never depends on what it is batched with.
 
 Docs: https://sft-nb.github.io/sft_nb/data/sound_classes.html.md"""
 

@@ -1,7 +1,8 @@
 """Whisper's encoder, wav2vec2 and its kin, and spectrogram transformers in named groups, pooled over what was heard, with a new output layer
 
-A `SoundModel` runs the encoder over each window of a sound, takes the mean over the places that are sound, whichever window they are in, and gives it to a head. Padding is never pooled, so that a prediction is
-the same whatever a sound is batched with. The encoder is cut between its layers (of wav2vec2 and its kin: behind the convolutions and below the head), so that what is frozen is computed once.
+A `SoundModel` runs the encoder over each window of a sound, takes the mean over the places that are sound, whichever window they are in, and gives it to a
+head. Padding is never pooled, so that a prediction is the same whatever a sound is batched with. The encoder is cut between its layers (of wav2vec2 and its
+kin: behind the convolutions and below the head), so that what is frozen is computed once.
 
 Docs: https://sft-nb.github.io/sft_nb/models/sound_model.html.md"""
 
