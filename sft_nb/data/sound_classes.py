@@ -271,7 +271,9 @@ def labels(self:SoundDL,
     return [', '.join(map(str, o)) if isinstance(o, (list,tuple)) or hasattr(o, 'items') and not isinstance(o, str) else str(o) for o in map(read.decode, y)]
 
 @patch
-def decode_batch(self:SoundDL, b, max_n=9, full=True): return list(zip(b[0]['sounds'][:max_n], *(self.labels(y[:max_n]) for y in b[1:2])))
+def decode_batch(self:SoundDL, b, max_n=9, full=True):
+    "(sound, label) pairs of a batch"
+    return list(zip(b[0]['sounds'][:max_n], *(self.labels(y[:max_n]) for y in b[1:2])))
 
 @patch
 def show_batch(self:SoundDL, b=None, max_n=5, show=True, unique=False, **kwargs):
