@@ -33,6 +33,7 @@ Modules:
 - `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share, in the place of a class
 - `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
+- `sft_nb.data.sound_classes`: Sounds of any length as windows of features for Whisper, wav2vec2 and its kin, and spectrogram transformers; augmentation of waves and spectrograms
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
 - `sft_nb.data.spec`: `Recipe`: what a saved model needs to know of its data; `DataSpec`: a recipe and the rows, as `dls.sft`
 - `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
@@ -79,11 +80,13 @@ Modules:
 - `sft_nb.models.kernels`: The same network in less time: channels last for convolutions, batch norm folded into them where it is frozen
 - `sft_nb.models.model`: `SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
 - `sft_nb.models.seq2seq`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
+- `sft_nb.models.sound_model`: Whisper's encoder, wav2vec2 and its kin, and spectrogram transformers in named groups, pooled over what was heard, with a new output layer
 - `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
 - `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
 - `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
 - `sft_nb.models.token_model`: A transformers network with a tag for each word: windows, named groups, cuts between its layers
 - `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
+- `sft_nb.tasks.audio`: The task `audio`: a sound → its class, or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
 - `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
 - `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
 - `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head

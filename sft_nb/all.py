@@ -43,6 +43,7 @@ from .data.images import check_pictures, colour_histogram, picture_item_loader, 
 from .data.images import set_augment, spec_from_dls
 from .data.texts import check_texts, LazyTokens, POOLINGS, text_coder, text_item_loader, text_lengths, text_loaders, TextCoder, TextDL, Tokens
 from .data.texts import truncation
+from .data.sound_classes import cut_windows, sound_kind, SoundAugment, SoundCoder, SoundDL, SpectrogramMask
 from .data.sounds import check_sounds, lengths_line, read_samples, read_sound, show_sounds, Sound, sound_problem, sound_seconds, spectrogram, spectrogram_png
 from .data.image_text import caption_item_loader, caption_loaders, CaptionDL, check_captions, fill_up, missing_sides
 from .data.token_targets import pad_labels, sequence_item_loader, sequence_loaders, SequenceDL, SequenceTargets
@@ -69,6 +70,7 @@ from .models.fusion import FusionHead, FusionModel, pair_net, PairNet, SIDES
 from .models.seq2seq import fixed_as_buffers, Generated, sequence_groups, sequence_loss, sequence_losses, SequenceModel, token_losses
 from .models.causal_model import answer_losses, causal_groups, CAUSAL_FAMILIES, CausalModel
 from .models.token_model import TokenModel, word_vectors
+from .models.sound_model import sound_groups, SoundModel, SpectrogramSounds, WaveSounds, WhisperSounds
 from .models.speech_model import ctc_groups, ctc_row_losses, CTCLoss, CTCModel, cut_window, WhisperModel
 
 # %% ../nbs/01_all.ipynb #dc75f9dd
@@ -117,11 +119,12 @@ from .deployment.predictor import load_predictor, Predictor, save_predictor
 from .deployment.onnx_file import export_onnx, ExportError
 
 # %% ../nbs/01_all.ipynb #f28d3133
-from .tasks.small_nets import CHATML, sentence_pieces, small_ctc, small_llama, small_marian, small_whisper, word_pieces
+from .tasks.small_nets import CHATML, sentence_pieces, small_ctc, small_llama, small_marian, small_spectrogram_net, small_whisper, word_pieces
 from .tasks.image import ImageTask
 from .tasks.text import TextTask
 from .tasks.image_text import ImageTextTask
 from .tasks.translation import TranslatedText, TranslationTask
+from .tasks.audio import AudioTask, SoundInput
 from .tasks.speech import SpeechTask, SpokenText
 from .tasks.chat import Answer, ChatTask
 from .tasks.tokens import TokensTask

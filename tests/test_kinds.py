@@ -17,7 +17,7 @@ from test_house import MODULES
 
 KINDS = 'image|audio|text|source|speech|translation|image_text'
 # Modules of one modality or of one kind of target; the networks; which tasks a checkpoint is for
-OWN = {'data.kinds', 'data.images', 'data.texts', 'data.sounds', 'data.speech', 'data.translation', 'data.image_text', 'data.token_targets', 'data.class_targets'}
+OWN = {'data.kinds', 'data.images', 'data.texts', 'data.sounds', 'data.sound_classes', 'data.speech', 'data.translation', 'data.image_text', 'data.token_targets', 'data.class_targets'}
 OWN_FOLDERS = ('tasks.', 'models.', 'checkpoints.')
 ASKS = re.compile(rf"""\b(task|target)\.(classes|sequence)\b|\btask\.(decode|score|parts)\b(?!\()|FILE_COLUMNS|isinstance\([^()]*\b({'|'.join(o.__name__ for o in
     (AudioInput, ClassTarget, ImageInput, TextInput, TextTarget))})\b|['"]({KINDS})['"]\s+(not\s+)?in\b|[=!]=\s*\(?['"]({KINDS})['"]|\bin\s*\(['"]({KINDS})['"]

@@ -70,7 +70,7 @@ def test_tasks_are_known_without_torch():
 import json, sys
 from sft_nb.data.task import all_tasks
 print(json.dumps([sorted(all_tasks()), [o for o in {heavy} if o in sys.modules]]))"""
-    assert python(code)==[['chat','image','image_text','speech','text','tokens','translation'], []]
+    assert python(code)==[['audio','chat','image','image_text','speech','text','tokens','translation'], []]
 
 mistakes = [('finetune image nowhere --out OUT', 'nowhere is missing'), ('finetune imagee . --out OUT', "no task 'imagee'"), ('finetune image EMPTY --out OUT', 'EMPTY'),
             ('finetune text TABLE --input txt --out OUT', "no column 'txt'"), ('finetune text TABLE --option sise=3 --out OUT', "no option 'sise'"),

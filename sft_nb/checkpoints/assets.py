@@ -94,6 +94,16 @@ ASSETS |= {a.name:a for a in [
         'Options of commands with their descriptions, as the fish shell completes them', root='usr/share/fish/completions/'),
 ]}
 
+# %% ../../nbs/checkpoints/00_assets.ipynb #340eb02b
+_VOICES = dict(es=('Spanish', 'es_MX_f_Allison', 'CC-BY-SA-3.0', 23767256, '9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903'),
+               fr=('French', 'fr_CA_f_June', 'CC-BY-SA-3.0', 18516060, '8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e'),
+               it=('Italian', 'it_IT_m_Carlo', 'CC-BY-3.0', 18262124, '5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb'),
+               ru=('Russian', 'ru_RU_f_IvrvoiceRU', 'CC-BY-3.0', 18788860, 'ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201'))
+ASSETS |= {f'asterisk-prompts-{code}':Asset(f'asterisk-prompts-{code}', 'deb', f'asterisk-core-sounds-{code}-wav', '1.6.1-1', sha256,
+    {f'usr/share/asterisk/sounds/{voice}/*.wav': None}, licence, size, f'The prompts of asterisk-prompts in {language}, one voice, 8 kHz', root=f'usr/share/asterisk/sounds/{voice}/')
+    for code,(language,voice,licence,size,sha256) in _VOICES.items()}
+
+
 # %% ../../nbs/checkpoints/00_assets.ipynb #1686e753
 def _stamp(a): return a.folder/'.asset.json'
 

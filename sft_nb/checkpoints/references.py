@@ -89,7 +89,7 @@ def _read_json(path):
     return value
 
 _TASK_TABLES = dict(image=('IMAGE_CLASSIFICATION',), text=('SEQUENCE_CLASSIFICATION', 'CAUSAL_LM'), translation=('SEQ_TO_SEQ_CAUSAL_LM',),
-                    speech=('SPEECH_SEQ_2_SEQ', 'CTC'), image_text=('ZERO_SHOT_IMAGE_CLASSIFICATION',), chat=('CAUSAL_LM',))
+                    speech=('SPEECH_SEQ_2_SEQ', 'CTC'), audio=('AUDIO_CLASSIFICATION',), image_text=('ZERO_SHOT_IMAGE_CLASSIFICATION',), chat=('CAUSAL_LM',))
 
 def _hf_tasks(model_type):
     from transformers.models.auto import modeling_auto as auto
@@ -130,7 +130,7 @@ def _hf_preprocess(folder, config, tasks):
     pp = pp.get('image_processor') or pp.get('feature_extractor') or pp
     res = _text_preprocess(folder, config) if {'text', 'translation', 'image_text', 'chat'} & set(tasks) else {}
     if {'image', 'image_text'} & set(tasks): res |= _image_preprocess(pp)
-    if 'speech' in tasks: res |= dict(sampling_rate=pp.get('sampling_rate', 16000))
+    if {'speech', 'audio'} & set(tasks): res |= dict(sampling_rate=pp.get('sampling_rate', 16000))
     return res
 
 # %% ../../nbs/checkpoints/04_references.ipynb #96a43a04

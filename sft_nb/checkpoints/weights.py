@@ -61,7 +61,7 @@ class _Packaged:
 
 _PIP = {'efficientnet-lite0': _Packaged(('image',), 4_652_008, 'tf_efficientnet_lite0'),
         'all-minilm-l6-v2': _Packaged(('text',), 22_713_216),
-        'whisper-tiny.en': _Packaged(('speech',), 37_760_256, layout='ctranslate'),
+        'whisper-tiny.en': _Packaged(('speech','audio'), 37_760_256, layout='ctranslate'),
         'smollm2-135m-instruct': _Packaged(('chat','text'), 134_515_008, layout='gguf')}
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #0651b162
@@ -270,13 +270,13 @@ def tokenizer(
 # %% ../../nbs/checkpoints/01_weights.ipynb #ac1a85e2
 def opened(
     folder, # A folder of `save_pretrained`
-    name:str, # Class of transformers
+    name, # A class of transformers with `from_pretrained`, or its name
     **kw, # For `from_pretrained`
 ):  # The network
     "A network of transformers with every weight of the folder, and no other"
     import transformers
     with quiet_libraries():
-        net,info = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
+        net,info = (getattr(transformers, name) if isinstance(name, str) else name).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
                                                                local_files_only=True, output_loading_info=True, **kw)
     for what in ('missing_keys','unexpected_keys','mismatched_keys'):
         names = sorted(map(str, info[what]))

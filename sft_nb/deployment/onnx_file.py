@@ -31,7 +31,7 @@ class _ByName(nn.Module):
     def __init__(self, model, names, units=noop):
         super().__init__()
         self.model,self.names,self.units = model,names,units
-    def forward(self, *xs): return self.units(scaled_scores(self.model, self.model(dict(zip(self.names, xs)) if 'input_ids' in self.names else xs[0])))
+    def forward(self, *xs): return self.units(scaled_scores(self.model, self.model(dict(zip(self.names, xs)) if isinstance(self.model.example[0], dict) else xs[0])))
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #15bf803b
 def _inputs(model, spec):
@@ -51,7 +51,7 @@ def _dynamic(inputs):
 def _others(inputs):
     "Inputs of another size than the example: three items, and five tokens more, some of them padding"
     g = torch.Generator().manual_seed(0)
-    if 'input_ids' not in inputs: return {k:torch.randn(3, *v.shape[1:], generator=g) for k,v in inputs.items()}
+    if 'input_ids' not in inputs: return {k:torch.randn(3, *v.shape[1:], generator=g) if v.is_floating_point() else v[torch.arange(3)%len(v)] for k,v in inputs.items()}
     size = inputs['input_ids'].shape[1]+5
     out = {k:torch.zeros(3, size, dtype=v.dtype) for k,v in inputs.items()}
     out['input_ids'] = inputs['input_ids'][torch.zeros(3, dtype=torch.long)][:,torch.arange(size)%inputs['input_ids'].shape[1]]

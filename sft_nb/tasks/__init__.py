@@ -1,2 +1,2 @@
 "The tasks that the package brings along; importing this folder registers them and imports no torch"
-from . import chat, image, image_text, speech, text, tokens, translation
+from . import audio, chat, image, image_text, speech, text, tokens, translation

@@ -8,7 +8,8 @@ Docs: https://sft-nb.github.io/sft_nb/tasks/demo_data.html.md"""
 
 # %% auto #0
 __all__ = ['DEMOS', 'digits_demo', 'sentiment_demo', 'ratings_table', 'stamps_table', 'stamps_demo', 'translation_demo',
-           'prompts_demo', 'options_table', 'options_demo', 'tags_demo', 'make_demo']
+           'prompts_demo', 'languages_table', 'languages_demo', 'options_table', 'options_demo', 'tags_demo',
+           'make_demo']
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #57cd732b
 import gzip, re, shlex
@@ -219,6 +220,32 @@ def prompts_demo(
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
     return demo
 
+# %% ../../nbs/tasks/02_demo_data.ipynb #43450433
+_LANGUAGES = {'English':'asterisk-prompts', **{l:f'asterisk-prompts-{c}' for l,c in dict(French='fr', Italian='it', Russian='ru', Spanish='es').items()}}
+_TONES = ('beep','beeperr','ascending-2tone','descending-2tone','confbridge-join','confbridge-leave','tt-monkeys')
+
+def languages_table(
+    folders:dict, # Language -> folder of its prompts
+    shortest:float=.6, # Seconds; a prompt that is shorter in some language is left out
+    longest:float=6., # Seconds; one that is longer in some language, too
+)->pd.DataFrame: # audio (path), label (the language), prompt (its name, the same in all languages)
+    "Spoken prompts that are there in every language"
+    names = set.intersection(*({f.stem for f in Path(o).glob('*.wav')} for o in folders.values()))-set(_TONES)
+    files = {n:{l:Path(o)/f'{n}.wav' for l,o in folders.items()} for n in sorted(names)}
+    fit = [n for n,o in files.items() if all(shortest<=sound_seconds(f)<=longest for f in o.values())]
+    return pd.DataFrame([(str(files[n][l]), l, n) for n in fit for l in folders], columns=['audio','label','prompt'])
+
+def languages_demo(
+    folder, # Where the table goes; one that is there already stays
+)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    "Telephone prompts in five languages → which language is spoken; all languages of a prompt stand on one side of the split"
+    from sft_nb.checkpoints.assets import fetch
+    out = Path(folder)/'languages.csv'
+    if not out.exists(): write_atomic(out, languages_table({l:fetch(a) for l,a in _LANGUAGES.items()}).to_csv(index=False))
+    say('Each language is read by one voice, which may give it away; English and Spanish are read by the same one, so that telling these two apart is what shows that a language was heard')
+    return dict(source=out, load=dict(group='prompt', augment=False), fine_tune=dict(epochs=0))
+
+
 # %% ../../nbs/tasks/02_demo_data.ipynb #8a7e4cc0
 def _words(line):
     "Words of a line of shell; none where its quotes do not end"
@@ -281,7 +308,8 @@ def tags_demo(
 
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #c0506dd8
-DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, chat=options_demo, tokens=tags_demo)
+DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, translation=translation_demo, speech=prompts_demo, audio=languages_demo, chat=options_demo,
+             tokens=tags_demo)
 
 def make_demo(
     task, # A `Task`, or its name
