@@ -33,14 +33,18 @@ class Accumulate(Callback):
     def before_fit(self): self.learn.model.zero_grad()
     def before_train(self): self._reset()
     def _reset(self): self.n,self.total = 0,0.
-    def after_loss(self):
+    def before_batch(self):
         rows,n = own_rows(self.learn),find_bs(self.yb)
-        if rows.stop is not None: n = rows.stop-rows.start
-        self.seen,self.now = over_processes([n, loss_weight(self.loss_func, self.yb, n) if self.weight is None or not n else float(self.weight(*self.yb))])
+        self.rows = n if rows.stop is None else rows.stop-rows.start
+        self.seen, = over_processes([self.rows])
+        self.accumulating = self.n+self.seen<self.items and self.iter<self.n_iter-1
+    def after_loss(self):
+        own = not self.rows or self.weight is None
+        self.now, = over_processes([loss_weight(self.loss_func, self.yb, self.rows) if own else float(self.weight(*self.yb))])
         self.learn.loss_grad = self.loss_grad*self.now
     def before_step(self):
         self.n,self.total = self.n+self.seen,self.total+self.now
-        if self.n<self.items and self.iter<self.n_iter-1: raise CancelBatchException()
+        if self.accumulating: raise CancelBatchException()
         for p in self.model.parameters():
             if p.grad is not None: p.grad.div_(self.total)
         self._reset()
@@ -71,12 +75,12 @@ class Autocast(Callback):
     def before_fit(self):
         kind = self._kind()
         if self.frozen: return
-        model = self.model
+        model,inner = self.model,self.model.forward
         def forward(*x):
             if self.learn is None:
                 vars(model).pop('forward', None)
                 return model(*x)
-            with torch.autocast(kind, dtype=self.dtype): return to_float(type(model).forward(model, *x))
+            with torch.autocast(kind, dtype=self.dtype): return to_float(inner(*x))
         model.forward = forward
     def after_fit(self): vars(self.model).pop('forward', None)
 

@@ -1,7 +1,7 @@
 """A fit that was started as several processes trains as one, with the same steps and the same figures
 
-`accelerate launch` and `torchrun` start the same program several times. Every fit of an `SFTLearner` notices it: each process takes its part of every batch, gradients are summed before
-the step, metrics are taken over all rows, and the first process alone writes and speaks. `batch_size` stays the batch of the step, so that the number of processes changes how long a
+`accelerate launch` and `torchrun` start the same program several times. Every fit of an `SFTLearner` notices it: each process takes its part of every batch, `accelerate` wraps what trains
+for PyTorch's DDP, which averages gradients during the backward pass, metrics are taken over all rows, and the first process alone writes and speaks. `batch_size` stays the batch of the step, so that the number of processes changes how long a
 run takes and not what it learns. In a single process nothing of this happens.
 
 Docs: https://sft-nb.github.io/sft_nb/training/distributed.html.md"""
@@ -12,13 +12,14 @@ Docs: https://sft-nb.github.io/sft_nb/training/distributed.html.md"""
 __all__ = ['part_loader', 'SharedSteps', 'shared_fit']
 
 # %% ../../nbs/training/02_distributed.ipynb #075c7bea
-import contextlib, copy
-from functools import partial
+import contextlib, copy, gc
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastcore.basics import patch
+from torch import nn
 from ..core.basics import FitError, process_count
-from ..core.processes import exchange_device, explain_lost_process, from_first, from_processes, join_processes, over_processes
+from ..core.processes import explain_lost_process, from_first, join_processes, over_processes
 from ..core.losses import loss_weight
 from ..models.grouping import RUNNING_NORMS
 
@@ -69,72 +70,125 @@ def part_loader(
     return out
 
 # %% ../../nbs/training/02_distributed.ipynb #5d7ac97e
-def _norm_buffers(model): return [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if b.is_floating_point()]
+class _Trained(nn.Module):
+    "What trains of a model, and how it runs, as an engine takes them"
+    def __init__(self, model):
+        super().__init__()
+        self.trained,self.run = nn.ParameterList(p for p in model.parameters() if p.requires_grad),model.forward
+    def forward(self, *x): return self.run(*x)
 
-def _exchange(tensors, how):
-    "Put tensors through a collective, in place, in one piece for each kind of numbers; in one order in all processes"
-    for dtype in dict.fromkeys(t.dtype for t in tensors):
-        some = [t for t in tensors if t.dtype==dtype]
-        flat = torch.cat([t.flatten() for t in some]).to(exchange_device())
-        how(flat)
-        for t,o in zip(some, flat.split([t.numel() for t in some])): t.copy_(o.view_as(t))
-
-def _sum_gradients(model):
-    "Gradients of all processes, summed, and running statistics, averaged"
-    ps = [p for p in model.parameters() if p.requires_grad]
-    used = over_processes([p.grad is not None for p in ps], most=True)
-    for p,u in zip(ps, used):
-        if u and p.grad is None: p.grad = torch.zeros_like(p)
-    norms = _norm_buffers(model)
-    for b in norms: b.div_(process_count())
-    with torch.no_grad(): _exchange([p.grad for p in ps if p.grad is not None]+norms, torch.distributed.all_reduce)
-
-# %% ../../nbs/training/02_distributed.ipynb #c543766f
-def _joined(parts, fill):
-    "Tensors of several processes as one, filled up to one size"
-    size = [max(p.shape[d] for p in parts) for d in range(1, parts[0].ndim)]
-    out = parts[0].new_full((sum(map(len, parts)), *size), fill)
-    at = 0
-    for p in parts:
-        out[(slice(at, at+len(p)), *(slice(s) for s in p.shape[1:]))] = p
-        at += len(p)
+def _accelerator():
+    "Accelerate as it was launched, where a fit can follow it"
+    from accelerate import Accelerator
+    out = Accelerator()
+    if out.mixed_precision!='no':
+        raise FitError(f"accelerate was asked for mixed_precision={out.mixed_precision!r}, which a fit takes from its callbacks. Launch with --mixed_precision no; cbs=Autocast() computes in bfloat16.")
+    kind = out.distributed_type.value
+    if not kind.startswith('MULTI_'): raise FitError(f"accelerate was asked for {kind}, a fit takes DDP. Launch without it.")
     return out
 
-def _of_all(t, n, fill):
-    "The first `n` rows of a tensor, of all processes"
-    if not isinstance(t, torch.Tensor): raise FitError(f"A {type(t).__name__} cannot be put together from {process_count()} processes. Train in one process.")
-    parts = from_processes(t.detach().as_subclass(torch.Tensor)[:n].cpu())
-    return _joined(parts, fill).to(t.device).as_subclass(type(t))
+@contextlib.contextmanager
+def _ddp(model):
+    "Training batches of a model go through DDP within the block"
+    gc.collect()
+    plain,engine = model.forward,_accelerator().prepare_model(_Trained(model), device_placement=False)
+    model.forward = lambda *x: (engine if model.training and torch.is_grad_enabled() else plain)(*x)
+    try: yield engine
+    finally: vars(model).pop('forward', None)
+
+# %% ../../nbs/training/02_distributed.ipynb #031e9160
+class _Connected(torch.autograd.Function):
+    "A loss that depends on parameters which it may not use; those get no gradient from it"
+    @staticmethod
+    def forward(ctx, loss, *params):
+        ctx.n = len(params)
+        return loss.clone()
+    @staticmethod
+    def backward(ctx, grad): return grad,*[None]*ctx.n
+
+class _Unused:
+    "Parameters that no process has used in this fit so far"
+    def __init__(self, params):
+        self.left,self.used = [p for p in params if p.grad is None],set()
+        self.hooks = [p.register_post_accumulate_grad_hook(self._note) for p in self.left]
+    def _note(self, p):
+        if p.grad is not None: self.used.add(id(p))
+    def clear(self):
+        "Take the gradients of those away that are still unused"
+        if not self.left: return
+        used = over_processes([id(p) in self.used for p in self.left], most=True)
+        self.left = [p for p,u in zip(self.left, used) if not u]
+        for p in self.left: p.grad = None
+    def close(self):
+        for h in self.hooks: h.remove()
+
+def _average_norms(model):
+    "Running statistics of norm layers that train, averaged over the processes"
+    from accelerate.utils import reduce
+    norms = [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if b.is_floating_point()]
+    if not norms: return
+    flat = reduce(torch.cat([b.flatten() for b in norms]))
+    for b,o in zip(norms, flat.split([b.numel() for b in norms])): b.copy_(o.view_as(b))
+
+# %% ../../nbs/training/02_distributed.ipynb #c543766f
+def _of_all(
+    t, # The rows of this process, `(row, …)`
+    rows, # Number of rows of each process
+    fill, # What fills up rows of different sizes
+):  # The rows of all processes
+    "The rows of a tensor, of all processes"
+    from accelerate.utils import gather, pad_across_processes
+    if not isinstance(t, torch.Tensor): raise FitError(f"A {type(t).__name__} cannot be put together from {len(rows)} processes. Train in one process.")
+    out = t.detach().as_subclass(torch.Tensor)
+    for d in range(out.ndim): out = pad_across_processes(out, d, fill)
+    return torch.cat([o[:n] for o,n in zip(gather(out).chunk(len(rows)), rows)]).as_subclass(type(t))
 
 # %% ../../nbs/training/02_distributed.ipynb #5fa2fbd2
 class SharedSteps(Callback):
     "Make one step of the parts that the processes have computed, and one validation"
     order = MixedPrecision.order-2
-    def after_loss(self):
-        if not len(self.yb): return
-        a,b,_ = self.dl.parts[self.iter]
-        w,whole = loss_weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(m, 'own_rows', False) for m in self.learn.metrics)
-        if not self.training: self.learn.yb = tuple(_of_all(y, b-a, -100) for y in self.yb)
-        if whole:
-            self.learn.pred = _of_all(self.pred, b-a, 0)
-            self.learn.loss = self.loss_func(self.pred, *self.yb)
-            return
-        self.weight = self._weigh(w)
-    def _weigh(self, w):
-        loss = self.loss.mean()
-        total,summed = over_processes([w, w*loss.item() if w else 0.])
-        self.learn.loss = loss.new_tensor(summed/total if total else 0.)
-        self.learn.loss_grad = self.loss_grad*(w/total if total else 0.)
-        return total
-    def before_step(self): _sum_gradients(self.model)
+    def __init__(self, engine): self.engine = engine
+    def before_fit(self):
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.unused,self.quiet = _Unused(self.params),contextlib.ExitStack()
+    def before_batch(self):
+        if self.training and any(getattr(c, 'accumulating', False) for c in self.learn.cbs): self.quiet.enter_context(self.engine.no_sync())
+    def after_batch(self): self.quiet.close()
+    def after_fit(self): self.unused.close()
+
+# %% ../../nbs/training/02_distributed.ipynb #76cced8c
+@patch
+def after_loss(self:SharedSteps):
+    "Weigh the loss of this part; in validation put all parts together"
+    if not len(self.yb): return
+    a,b,size = self.dl.parts[self.iter]
+    w,whole = loss_weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(m, 'own_rows', False) for m in self.learn.metrics)
+    if not self.training:
+        cuts = [_piece(size, k, process_count()) for k in range(process_count()+1)]
+        rows = [j-i for i,j in zip(cuts, cuts[1:])]
+        self.learn.yb = tuple(_of_all(y[:b-a], rows, -100) for y in self.yb)
+    if whole:
+        self.learn.pred = _of_all(self.pred[:b-a], rows, 0)
+        self.learn.loss = self.loss_func(self.pred, *self.yb)
+        return
+    self.weight = self._weigh(w)
+    if self.training: self.learn.loss_grad = _Connected.apply(self.loss_grad, *self.params)
+
+@patch
+def _weigh(self:SharedSteps, w):
+    loss = self.loss.mean()
+    total,summed = over_processes([w, w*loss.item() if w else 0.])
+    self.learn.loss = loss.new_tensor(summed/total if total else 0.)
+    self.learn.loss_grad = self.loss_grad*(w*process_count()/total if total else 0.)
+    return total
+
+@patch
+def before_step(self:SharedSteps):
+    "DDP has averaged the gradients"
+    self.unused.clear()
+    with torch.no_grad(): _average_norms(self.model)
 
 # %% ../../nbs/training/02_distributed.ipynb #72f71206
-def _same_start(model):
-    "Weights and buffers of the first process"
-    with torch.no_grad():
-        own = [t for t in (*(p for p in model.parameters() if p.requires_grad), *model.buffers()) if t.is_floating_point()]
-        _exchange(own, partial(torch.distributed.broadcast, src=0))
-
 @contextlib.contextmanager
 def shared_fit(
     learn, # A learner that is about to fit, with the loaders that it will use
@@ -147,8 +201,7 @@ def shared_fit(
     live = list(learn.dls.loaders)
     learn.dls.loaders = [part_loader(dl, rank, n) for dl in live[:2]]+live[2:]
     try:
-        with explain_lost_process(), learn.added_cbs(SharedSteps()), contextlib.ExitStack() as quiet:
+        with explain_lost_process(), _ddp(learn.model.to(learn.dls.device)) as engine, learn.added_cbs(SharedSteps(engine)), contextlib.ExitStack() as quiet:
             for o in (learn.no_bar, learn.no_logging) if rank else (): quiet.enter_context(o())
-            _same_start(learn.model)
             yield
     finally: learn.dls.loaders = live
