@@ -1,7 +1,8 @@
 """A fit that was started as several processes trains as one, with the same steps and the same figures
 
 `accelerate launch` and `torchrun` start the same program several times. Every fit of an `SFTLearner` notices it: each process takes its part of every batch, `accelerate` wraps what trains
-for PyTorch's DDP, which averages gradients during the backward pass, metrics are taken over all rows, and the first process alone writes and speaks. `batch_size` stays the batch of the step, so that the number of processes changes how long a
+for PyTorch's DDP, which averages gradients during the backward pass, metrics are taken over all rows, and the first process alone writes and speaks. `batch_size` stays the
+batch of the step, so that the number of processes changes how long a
 run takes and not what it learns. In a single process nothing of this happens.
 
 Docs: https://sft-nb.github.io/sft_nb/training/distributed.html.md"""
@@ -82,7 +83,8 @@ def _accelerator():
     from accelerate import Accelerator
     out = Accelerator()
     if out.mixed_precision!='no':
-        raise FitError(f"accelerate was asked for mixed_precision={out.mixed_precision!r}, which a fit takes from its callbacks. Launch with --mixed_precision no; cbs=Autocast() computes in bfloat16.")
+        raise FitError(f"accelerate was asked for mixed_precision={out.mixed_precision!r}, which a fit takes from its callbacks. Launch with --mixed_precision no; "
+                       "cbs=Autocast() computes in bfloat16.")
     kind = out.distributed_type.value
     if not kind.startswith('MULTI_'): raise FitError(f"accelerate was asked for {kind}, a fit takes DDP. Launch without it.")
     return out
