@@ -1,7 +1,7 @@
 """Mistakes of device without a device: networks, losses, borders of the cache and the optimizer run on tensors that say they are on CUDA and hold no numbers
 
 A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
-anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks), memory, speed.
+anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks, the words and windows of a batch), memory, speed.
 """
 import importlib.util, random, sys, traceback
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_borders_of_the_cache_stay_on_their_device(name, fake):
             inside = learn.model.prefix(border, *x)
             assert cuda_alone(inside) and cuda_alone(learn.model.suffix(border, inside)), border
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('name', [*TASKS, 'tokens', 'audio'])
 def test_the_optimizer_stays_on_its_device(name, fake):
     learn,x,y,mode = fake(name)
     learn.create_opt()
@@ -149,10 +149,11 @@ class Reads(Callback):
         self.was = {}
     after_cancel_batch = after_cancel_fit = after_batch
 
-# of the batch in texts: on a CPU alone; of the sides of a row: once per batch; of the flag: a number that stands on the host
-_ALLOWED = {'text_model._parts', 'fusion._rows_with', 'guards._late'}
+# of the batch in texts: on a CPU alone; of the sides of a row and the words of a batch: once per batch; of the flag: a number that stands on the host;
+# of windows: per layer, so that nothing is computed for windows that a sound does not have
+_ALLOWED = {'text_model._parts', 'fusion._rows_with', 'guards._late', 'token_model.word_vectors', 'sound_model._flat', 'sound_model._placed'}
 
-@pytest.mark.parametrize('name', [*TASKS, 'image_text'])
+@pytest.mark.parametrize('name', [*TASKS, 'image_text', 'tokens', 'audio'])
 @pytest.mark.parametrize('way', ['plain', 'autocast', 'l2sp', 'clip', 'planted'])
 def test_steps_read_nothing_back(name, way, tmp_path, monkeypatch):
     "fastai and the libraries read back on their own account; ours does not, but for what `_ALLOWED` names"

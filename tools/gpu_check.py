@@ -66,12 +66,16 @@ def real(task, folder, n=96):
     if task=='image_text': return dict(image=pictures(folder/'p', n, 256), text=sentences(n, 30), label=labels),f"{resnet}+{bert(folder/'bert')}",dict(side, max_length=64)
     if task=='translation': return dict(source=sentences(n, 30), target=sentences(n, 30, 1)),small_marian(WORDS, folder/'marian', size=200, width=512, layers=6),{}
     if task=='speech': return dict(audio=sounds(folder/'s', n), text=sentences(n, 5)),small_whisper(folder/'whisper', width=512, layers=6, seconds=30),{}
+    if task=='audio': return dict(audio=sounds(folder/'s', n), label=labels),small_whisper(folder/'whisper', width=512, layers=6, seconds=30),{}
+    if task=='tokens':
+        words = [o.split() for o in sentences(n, 40)]
+        return dict(tokens=words, tags=[['B-PLACE' if o in WORDS[:4] else 'O' for o in row] for row in words]),bert(folder/'bert'),{}
     if task=='chat':
         net = small_llama(WORDS, folder/'llama', width=576, layers=30, longest=1024, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536)
         return dict(prompt=sentences(n, 40), completion=sentences(n, 20, 1)),net,{}
     raise SystemExit(f'--tasks {task}: valid are {", ".join(TASKS)}')
 
-TASKS = ('image', 'text', 'image_text', 'translation', 'speech', 'chat')
+TASKS = ('image', 'text', 'image_text', 'translation', 'speech', 'chat', 'tokens', 'audio')
 
 def made(task, folder, size):
     "A function of (device, seed) that gives a learner"
