@@ -46,7 +46,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch, args, words):
 
 def test_a_task_that_writes_token_after_token(tmp_path):
     learn = learner('translation', tmp_path/'toy')
-    with pytest.raises(ExportError, match="Task 'translation' cannot be written as ONNX. Valid: image, text"): export_onnx(learn, tmp_path/'m.onnx')
+    with pytest.raises(ExportError, match="Task 'translation' cannot be written as ONNX. Valid: audio, image, text"): export_onnx(learn, tmp_path/'m.onnx')
 
 @pytest.mark.slow
 def test_packaged_image(tmp_path):
