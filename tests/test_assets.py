@@ -46,7 +46,7 @@ def test_all_are_pinned():
     for a in ASSETS.values():
         assert len(a.sha256)==64 and a.version and a.members and a.licence and a.size and a.client in assets._CLIENTS
         assert all(h is None or len(h)==64 for h in a.members.values())
-    assert [a.name for a in ASSETS.values() if a.client=='sdist']==['sentiment'] and 'build step' in ASSETS['sentiment'].note
+    assert [a.name for a in ASSETS.values() if a.client=='sdist']==['sentiment','tweet-entities'] and 'build step' in ASSETS['sentiment'].note
 
 
 def test_wheel_by_pip(home):

@@ -313,9 +313,9 @@ def get_task(
 def task_of(
     columns, # Names of the columns of a table
     default:str='text', # Name of the task where none of them is an input
-)->Task: # The one that has most of its columns there, and all of its inputs
+)->Task: # The one that has most of its columns there, and all of its inputs; of two alike the one that writes texts
     "The task that a table is for"
     has,tasks = set(columns),all_tasks()
-    def fit(t): return len(set(t.input_columns) & has),len(set(t.columns) & has)
+    def fit(t): return len(set(t.input_columns) & has),len(set(t.columns) & has),t.target.aligned
     fits = [t for t in tasks.values() if t.inputs and set(t.input_columns)<=has]
     return max(fits, key=fit) if fits else get_task(default)
