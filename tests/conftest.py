@@ -1,5 +1,6 @@
 "Fixtures that several test files share"
 import os, random, sys
+from pathlib import Path
 import pytest
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -45,3 +46,11 @@ def displayed(monkeypatch, capsys):
     "What fastai displays as a table, as text: outside of a notebook IPython says of HTML no more than that it is some"
     monkeypatch.setattr('IPython.display.display', lambda *objects, **kw: print(*(getattr(o, 'data', o) for o in objects)))
     return lambda: capsys.readouterr().out
+
+@pytest.fixture(scope='module')
+def shared():
+    "The helper; forks of a process that has never used gloo or a second thread"
+    sys.path.insert(0, str(Path(__file__).parent))
+    import shared
+    yield shared
+    sys.path.remove(str(Path(__file__).parent))

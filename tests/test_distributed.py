@@ -7,14 +7,6 @@ from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
-@pytest.fixture(scope='module')
-def shared():
-    "The helper; forks of a process that has never used gloo or a second thread"
-    sys.path.insert(0, str(Path(__file__).parent))
-    import shared
-    yield shared
-    sys.path.remove(str(Path(__file__).parent))
-
 @pytest.fixture
 def run(shared, tmp_path, monkeypatch):
     for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')

@@ -18,14 +18,6 @@ from sft_nb.training.learner import SFTLearner
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
-@pytest.fixture(scope='module')
-def shared():
-    "The helper; forks of a process that has never used gloo or a second thread"
-    sys.path.insert(0, str(Path(__file__).parent))
-    import shared
-    yield shared
-    sys.path.remove(str(Path(__file__).parent))
-
 class Sides(nn.Module):
     "One branch for all rows, one for those that have it, one for nobody"
     def __init__(self):
