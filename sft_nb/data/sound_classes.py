@@ -12,7 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/data/sound_classes.html.md"""
 # %% auto #0
 __all__ = ['cut_windows', 'sound_kind', 'open_extractor', 'SoundCoder', 'longest_window', 'sound_coder', 'check_sound_rows',
            'loudness', 'band_powers', 'SoundAugment', 'SpectrogramMask', 'SoundDL', 'sound_loaders',
-           'sound_item_loader', 'sound_lengths']
+           'sound_item_loader']
 
 # %% ../../nbs/data/24_sound_classes.ipynb #10ae798b
 import copy, math
@@ -328,10 +328,3 @@ def sound_item_loader(
     coder = sound_coder(spec)
     dset = Datasets(list(range(len(rows))), [[_ReadSound(list(rows['audio']), coder)]])
     return _loader(dset, coder, min(batch_size, 16), shuffle=False, device=default_device())
-
-def sound_lengths(
-    spec, # Taken for the sake of `Task.lengths`
-    rows:pd.DataFrame, # With a column `audio`
-)->list: # Seconds of each sound
-    "What to sort rows by, so that few batches have sounds of many windows"
-    return list(rows['seconds']) if 'seconds' in rows else [sound_seconds(o) for o in rows['audio']]

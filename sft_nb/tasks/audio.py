@@ -55,8 +55,8 @@ def check_rows(self:AudioTask, rows, spec):
 
 @patch
 def lengths(self:AudioTask, spec, rows):
-    from sft_nb.data.sound_classes import sound_lengths
-    return sound_lengths(spec, rows)
+    from sft_nb.data.speech import speech_lengths
+    return speech_lengths(spec, rows)
 
 # %% ../../nbs/tasks/10_audio.ipynb #876dbfaa
 @patch
