@@ -16,7 +16,7 @@ def _cells(values, side):
     return F.adaptive_avg_pool2d(values[None,None], side)[0,0].flatten()
 
 def _visible(x, side, least=.02):
-    "Numbers of the cells of a picture `(3, height, width)` that differ from its median colour"
+    "Numbers of the cells of a picture `(3, height, width)` that differ from its median color"
     d = (x-_empty(x[None])[0]).abs().mean(0)
     return (_cells(d, side)>least*d.max().clamp(min=1e-9)).nonzero()[:,0].cpu().numpy()
 
@@ -133,7 +133,7 @@ def report(out):
 
 `python benchmarks/deletion.py`: of each item the parts that speak most for the predicted class are removed, and as many at random (10 draws). A difference above 0 means
 that the attribution finds what the prediction rests on; in brackets its 95 % interval over the items (bootstrap). {which}. A removed token is hidden; a removed cell of
-a picture gets the picture's median colour, and only cells that differ from it are counted.
+a picture gets the picture's median color, and only cells that differ from it are counted.
 
 | data | attribution | removed | probability before | without the most attributed | without random ones | difference |
 |---|---|---|---|---|---|---|

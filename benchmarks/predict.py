@@ -122,7 +122,7 @@ def int8_table(rows):
 def page(found):
     return f"""# Prediction
 
-`python benchmarks/predict.py` measures this. Every way gets the same list of texts or files and the same trained weights, and answers with one class an item: reading, tokenising and decoding are
+`python benchmarks/predict.py` measures this. Every way gets the same list of texts or files and the same trained weights, and answers with one class an item: reading, tokenizing and decoding are
 inside the time. They run in turn, {ROUNDS} rounds in one process; a figure is the median over the rounds of the ratio within a round (least to most). One run, one model a data set, two CPU cores.
 
 {chr(10).join(speed_table(o)+chr(10) for o in found['speed'])}
@@ -133,7 +133,7 @@ inside the time. They run in turn, {ROUNDS} rounds in one process; a figure is t
 
 ## What 8 bits cost
 
-`export_onnx(int8=True)`: dynamic quantisation of the linear layers. *amazon*, `pip:all-minilm-l6-v2`, fine-tuned for one epoch with the recipe of the task; the 20 % that were held out.
+`export_onnx(int8=True)`: dynamic quantization of the linear layers. *amazon*, `pip:all-minilm-l6-v2`, fine-tuned for one epoch with the recipe of the task; the 20 % that were held out.
 
 {int8_table(found['int8'])}
 

@@ -21,7 +21,7 @@ here = Path(__file__).parent
 BATCH = 16
 
 class Steps(Callback):
-    "Seconds of each epoch's training part, which is one batch here: reading it, forward, backward, optimiser"
+    "Seconds of each epoch's training part, which is one batch here: reading it, forward, backward, optimizer"
     def before_fit(self): self.took = []
     def before_train(self): self.start = time.perf_counter()
     def after_train(self): self.took.append(time.perf_counter()-self.start)
@@ -75,7 +75,7 @@ def step_text(s):
     if not s: return ''
     return f"""## A training step
 
-The same {s['batch']} prompts, one thread, one run: reading the batch, forward, backward, optimiser. With the encoder frozen and cached and the window cut to {s['window']:g} s (the longest prompt): **{s['fast']:.2f} s**.
+The same {s['batch']} prompts, one thread, one run: reading the batch, forward, backward, optimizer. With the encoder frozen and cached and the window cut to {s['window']:g} s (the longest prompt): **{s['fast']:.2f} s**.
 All of the network trained, nothing cached, 30 s heard: **{s['slow']:.2f} s**, {s['ratio']:.1f} times as long. The first trains {s['trained_fast']/1e6:.1f} million parameters, the second {s['trained_slow']/1e6:.1f}. Medians;
 what the cache costs once (one pass of the encoder over the cut window) is not in it.
 """
@@ -86,7 +86,7 @@ def wer_text(rows):
     fit = r['recipe']
     return f"""## Zero-shot and fine-tuned
 
-{len(rows)} seeds, each with a new split by normalised text, 20 % held out (seed {r['seed']}: {r['n_train']} prompts to train on, {r['n_valid']} held out with {r['words']} words). Both models hear 30 s.
+{len(rows)} seeds, each with a new split by normalized text, 20 % held out (seed {r['seed']}: {r['n_train']} prompts to train on, {r['n_valid']} held out with {r['words']} words). Both models hear 30 s.
 
 {means}
 

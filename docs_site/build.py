@@ -38,13 +38,13 @@ def configuration(folder):
     return cfg
 
 def theme(folder, cfg):
-    "Colours of the light and the dark theme, from the SCSS files that `_quarto.yml` names"
-    def colours(files):
+    "Colors of the light and the dark theme, from the SCSS files that `_quarto.yml` names"
+    def colors(files):
         found = {}
         for f in (o for o in ([files] if isinstance(files, str) else files) if o.endswith('.scss')):
             found |= dict(re.findall(r'^\$([\w-]+):\s*([^;]+?)(?: !default)?;', (folder/f).read_text(), re.M))
         return '\n'.join(f'  --{k}: {v};' for k,v in found.items())
-    light,dark = (colours(cfg['format']['html']['theme'][k]) for k in ('light', 'dark'))
+    light,dark = (colors(cfg['format']['html']['theme'][k]) for k in ('light', 'dark'))
     return f':root {{\n{light}\n}}\n:root[data-theme="dark"] {{\n{dark}\n}}\n'
 
 class Site:

@@ -44,7 +44,7 @@ def offline(monkeypatch, tmp_path):
 
 def test_all_are_pinned():
     for a in ASSETS.values():
-        assert len(a.sha256)==64 and a.version and a.members and a.licence and a.size and a.client in assets._CLIENTS
+        assert len(a.sha256)==64 and a.version and a.members and a.license and a.size and a.client in assets._CLIENTS
         assert all(h is None or len(h)==64 for h in a.members.values())
     assert [a.name for a in ASSETS.values() if a.client=='sdist']==['sentiment','tweet-entities'] and 'build step' in ASSETS['sentiment'].note
 

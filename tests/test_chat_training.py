@@ -86,7 +86,7 @@ def test_a_wrong_mask_is_found(toy, monkeypatch, wrong, name, attention):
     (scores,_,grads),(packed,_,pgrads),y = both(m, coder, conversations(coder, toy))
     assert (scores-packed)[y!=-100].abs().max()>1e-2*scores.abs().max() and (grads-pgrads).norm()>1e-2*grads.norm()
 
-def test_an_edit_of_one_conversation_leaves_its_neighbours(toy):
+def test_an_edit_of_one_conversation_leaves_its_neighbors(toy):
     m,coder = network(toy, 'llama', 'sdpa')
     items = conversations(coder, toy)[:4]
     x = {**coder.learned(items), **coder.packed(items, [[0,1,2,3]])}

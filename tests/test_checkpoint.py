@@ -59,7 +59,7 @@ def error(cls): return cls.__new__(cls)
 def test_packaged_image(ref):
     c = open_checkpoint(ref, 'image')
     assert (c.ref, c.kind, c.arch, c.params, c.bytes) == ('pip:efficientnet-lite0', 'timm', 'tf_efficientnet_lite0', 4_652_008, 18_826_032)
-    assert c.sha256.startswith('579344248a93') and c.licence=='Apache-2.0'
+    assert c.sha256.startswith('579344248a93') and c.license=='Apache-2.0'
     assert json.loads(json.dumps(c.preprocess))==c.preprocess
     m = c.timm_model(num_classes=5, drop_rate=.1)
     assert m.num_classes==5 and 'state_dict' not in m.pretrained_cfg
@@ -107,7 +107,7 @@ def test_timm_with_weights_from_the_hub(hub, timm_folder, tmp_path):
 def test_hub_folder(hub, timm_folder, ref, repo, revision):
     calls = hub(timm_folder)
     c = open_checkpoint(ref, 'image')
-    assert (c.kind, c.licence, c.ref)==('timm', 'mit', 'hf:'+ref.removeprefix('hf:'))
+    assert (c.kind, c.license, c.ref)==('timm', 'mit', 'hf:'+ref.removeprefix('hf:'))
     name,kw = calls[0]
     assert (name, kw['revision'])==(repo, revision)
     assert 'model.safetensors' in kw['allow_patterns'] and not any(o.endswith(('.bin', '.py', '.pt')) for o in kw['allow_patterns'])
@@ -139,7 +139,7 @@ def test_hub_that_cannot_be_reached(tmp_path):
 def test_timm_folder(timm_folder):
     for ref in (timm_folder, str(timm_folder)):
         c = open_checkpoint(ref, 'image')
-        assert (c.kind, c.arch, c.folder, c.licence)==('timm', 'test_resnet', timm_folder, 'mit')
+        assert (c.kind, c.arch, c.folder, c.license)==('timm', 'test_resnet', timm_folder, 'mit')
     x = torch.randn(2,3,64,64)
     want = timm.create_model(f'local-dir:{timm_folder}', pretrained=True).eval()
     assert torch.equal(c.timm_model().eval()(x), want(x)) and c.timm_model().num_classes==3
@@ -170,7 +170,7 @@ def test_a_pickle_is_not_opened(timm_folder, copy, tmp_path):
 
 def test_hf_folder(hf_folder):
     c = open_checkpoint(hf_folder, 'text')
-    assert (c.kind, c.arch, c.licence, c.preprocess)==('hf', 'bert', 'apache-2.0', dict(max_length=32, pooling=None))
+    assert (c.kind, c.arch, c.license, c.preprocess)==('hf', 'bert', 'apache-2.0', dict(max_length=32, pooling=None))
     m = c.hf_model('AutoModel')
     assert c.params==sum(p.numel() for p in m.parameters()) and c.sha256==sha256_file(hf_folder/'model.safetensors')
     assert c.tokenizer()('a b')['input_ids']==[2,5,6,3]
@@ -277,7 +277,7 @@ def test_tasks_of_hf_models(tmp_path, config, processor, task, preprocess):
     assert c.params>0 and preprocess.items()<=c.preprocess.items()
 
 
-def test_preprocess_with_a_centre_crop(tmp_path):
+def test_preprocess_with_a_center_crop(tmp_path):
     transformers.ViTConfig(**VIT, image_size=28).save_pretrained(tmp_path)
     (tmp_path/'preprocessor_config.json').write_text(json.dumps(dict(size=dict(shortest_edge=32), crop_size=dict(height=28, width=28), resample=3)))
     p = open_checkpoint(tmp_path, pretrained=False).preprocess
@@ -295,7 +295,7 @@ def test_wrong_library(timm_folder, hf_folder):
 def test_list_fetches_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv('SFT_NB_HOME', str(tmp_path))
     t = list_checkpoints()
-    assert list(t.columns)==['ref', 'task', 'params', 'size_mb', 'licence', 'here'] and not t.here.any() and not list(tmp_path.iterdir())
+    assert list(t.columns)==['ref', 'task', 'params', 'size_mb', 'license', 'here'] and not t.here.any() and not list(tmp_path.iterdir())
 
 
 def test_the_record_is_plain(timm_folder):

@@ -111,7 +111,7 @@ def test_tasks_and_checkpoints():
     code,text,_ = run('tasks')
     assert code==0 and 'image' in text and 'pip:efficientnet-lite0' in text
     code,text,_ = run('checkpoints')
-    assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'licence', 'here']
+    assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'license', 'here']
     assert [o.split()[0] for o in run('checkpoints', 'chat')[1].splitlines()]==['ref', 'pip:smollm2-135m-instruct']
     assert "task='chatt': no packaged checkpoint is for it. Did you mean 'chat'" in fails('checkpoints', 'chatt')
 

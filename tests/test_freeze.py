@@ -118,7 +118,7 @@ def test_fastai_methods_mean_these_groups(shapes, arch, size):
     with pytest.raises(GroupError, match='valid are'): learn.freeze_to(-n-1)
     assert trains(m)==upto(m, 0)
 
-def test_optimiser_groups_are_the_layer_groups(shapes):
+def test_optimizer_groups_are_the_layer_groups(shapes):
     learn = learner(shapes)
     learn.create_opt()
     assert [len(ps) for ps in learn.opt.param_lists]==[len(ns) for ns in learn.model.groups.values()]

@@ -250,7 +250,7 @@ def test_the_packaged_model_answers_and_stops(one_thread):
     import torch
     from sft_nb.checkpoints.references import open_checkpoint
     ckpt = open_checkpoint('pip:smollm2-135m-instruct', task='chat')
-    assert (ckpt.kind, ckpt.arch, ckpt.params, ckpt.licence, ckpt.preprocess['max_length'])==('hf', 'llama', 134_515_008, 'Apache-2.0', 8192) and 'chat' in ckpt.tasks
+    assert (ckpt.kind, ckpt.arch, ckpt.params, ckpt.license, ckpt.preprocess['max_length'])==('hf', 'llama', 134_515_008, 'Apache-2.0', 8192) and 'chat' in ckpt.tasks
     tok,net = ckpt.tokenizer(),ckpt.hf_model('AutoModelForCausalLM').eval()
     assert tok.convert_ids_to_tokens(tok('\n\n1. in 2024').input_ids)==['ĊĊ','1','.','Ġin','Ġ','2','0','2','4'] and len(tok)==49_152
     assert 'quantized model' in (ckpt.folder/'README.md').read_text() and sum(o.numel() for o in net.parameters())==ckpt.params

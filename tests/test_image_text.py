@@ -97,7 +97,7 @@ def test_rows_without_a_side_are_judged(toy, tmp_path):
     assert lost.any() and ev.rows.text.isna().any() and {type(v) for v in ev.rows.image} == {str, type(None)}
     cut = ev.slices(['brightness','length'], least=1)
     assert cut.set_index('slice').rows['brightness is missing'] == lost.sum()
-    assert list(ev.baselines()) == ['majority', 'colours', 'words', 'untuned'] and not ev.compare().empty
+    assert list(ev.baselines()) == ['majority', 'colors', 'words', 'untuned'] and not ev.compare().empty
     assert load_evaluation(ev.save(tmp_path/'rows.parquet')).rows.image.isna().tolist() == lost.tolist()
     assert audit(dls).duplicates.empty
 

@@ -70,7 +70,7 @@ def trained(name, folder):
     dls = load_data(name, toy['source'], checkpoint=toy['checkpoint'], pretrained=False, **{**toy['load'], 'valid':.5})
     return sft_learner(dls)
 
-@pytest.mark.parametrize('name,own', [('image','colours'), ('text','words')])
+@pytest.mark.parametrize('name,own', [('image','colors'), ('text','words')])
 def test_baselines(name, own, tmp_path):
     "The most frequent class, a plain model of the input, a linear head on what the checkpoint gives: on the same rows, in the same order"
     learn = trained(name, tmp_path)
@@ -84,7 +84,7 @@ def test_baselines(name, own, tmp_path):
     with pytest.raises(TaskError, match='no baseline'): ev.baselines(['majorty'])
 
 def test_baselines_of_pairs_of_texts_and_of_speech_have_names():
-    assert baseline_names(get_task('image_text'))==['majority','colours','words','untuned']
+    assert baseline_names(get_task('image_text'))==['majority','colors','words','untuned']
     assert baseline_names(get_task('translation'))==['majority','copy','nearest','untuned']
     assert baseline_names(get_task('speech'))==['majority','untuned']
 

@@ -72,7 +72,7 @@ def rating(tmp_path, home):
     toy = make_toy('text', tmp_path/'toy')
     rows = pd.read_csv(toy['source'])
     frame = pd.DataFrame(dict(text=rows.text, stars=[float(len(o)%7)+(l=='good') for o,l in zip(rows.text, rows.label)]))
-    register(get_task('text').copy(name='rating', target=Number(), metric='mae', maximise=False))
+    register(get_task('text').copy(name='rating', target=Number(), metric='mae', maximize=False))
     yield load_data('rating', frame, checkpoint=toy['checkpoint'], valid=.25),frame
     tasks._tasks.pop('rating')
 

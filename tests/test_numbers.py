@@ -83,7 +83,7 @@ def test_what_is_no_number_is_named(toy, home):
     for words in ("label '3,5' is no number; write a point", "label 'many' is no number", 'label inf is not finite'): assert words in str(e.value)
     assert len(load_data('text', frame, bad='skip', **kw).sft.rows)==57
     with pytest.raises(DataError, match='one value only'): load_data('text', frame.assign(label=1.5), **kw)
-    with pytest.raises(TaskError, match="'colour'.*Valid: 'class', 'number'"): load_data('text', frame, **{**kw, 'target_kind':'colour'})
+    with pytest.raises(TaskError, match="'color'.*Valid: 'class', 'number'"): load_data('text', frame, **{**kw, 'target_kind':'color'})
     with pytest.raises(TaskError, match="task 'speech' has no such target"): load_data('speech', frame, target_kind='number')
     dls = load_data('text', rated(toy), **kw)
     with pytest.raises(FitError, match='is for classes'): sft_learner(dls, class_weights='balanced')

@@ -21,7 +21,7 @@ def test_transparent_on_white():
     im.putpixel((1,0), (0,0,0,0)); im.putpixel((2,0), (0,0,0,128))
     assert through(im).tolist()==[[[255,0,0],[255,255,255],[127,127,127]]]
 
-def test_grey_with_alpha():
+def test_gray_with_alpha():
     im = Image.new('LA', (2,1), (100,255))
     im.putpixel((1,0), (0,0))
     assert through(im)[0,:,0].tolist()==[100,255]
@@ -32,11 +32,11 @@ def test_palette_with_transparency(transparency):
     im.putpalette([10,20,30,40,50,60]); im.putpixel((1,0), 1)
     assert through(im, transparency=transparency).tolist()==[[[10,20,30],[255,255,255]]]
 
-@pytest.mark.parametrize('mode,colour', [('RGB',(1,2,3)), ('L',7)])
-def test_one_colour_is_transparent(mode, colour):
-    im = Image.new(mode, (2,1), colour)
+@pytest.mark.parametrize('mode,color', [('RGB',(1,2,3)), ('L',7)])
+def test_one_color_is_transparent(mode, color):
+    im = Image.new(mode, (2,1), color)
     im.putpixel((1,0), (9,9,9) if mode=='RGB' else 9)
-    assert through(im, transparency=colour).tolist()==[[[255]*3,[9]*3]]
+    assert through(im, transparency=color).tolist()==[[[255]*3,[9]*3]]
 
 @pytest.mark.parametrize('turn', range(1,9))
 def test_exif_rotation(turn):
@@ -49,7 +49,7 @@ def test_exif_rotation(turn):
 def test_broken_exif_is_no_obstacle():
     assert through(Image.new('RGB', (2,2), 'red'), 'JPEG', exif=b'Exif\0\0MM\0*\xff\xff').shape==(2,2,3)
 
-def test_grey_and_one_bit():
+def test_gray_and_one_bit():
     assert through(Image.new('L', (1,1), 77)).tolist()==[[[77]*3]]
     im = Image.new('1', (2,1), 1); im.putpixel((1,0), 0)
     assert through(im)[0].tolist()==[[255]*3,[0]*3]
@@ -63,8 +63,8 @@ def test_sixteen_bits_are_scaled(kind):
     deep = np.array([[0,257,25700,65535]], np.uint16)
     assert through(Image.fromarray(deep), kind)[0,:,0].tolist()==[0,1,100,255]
 
-def grey(values, dtype=np.uint16): return np.array([values], dtype)
-def greys(o, bits=None): return np.asarray(read_picture(o, bits))[0,:,0].tolist()
+def gray(values, dtype=np.uint16): return np.array([values], dtype)
+def grays(o, bits=None): return np.asarray(read_picture(o, bits))[0,:,0].tolist()
 def stored(im, kind='PNG', **kw):
     f = io.BytesIO()
     im.save(f, kind, **kw)
@@ -74,8 +74,8 @@ def stored(im, kind='PNG', **kw):
                                   lambda a: a.astype(np.int32), torch.tensor, lambda a: dict(bytes=stored(Image.fromarray(a)), path=None)],
                          ids=['array','PIL','PNG','TIFF','int32','tensor','cell'])
 def test_twelve_bits_in_sixteen(form):
-    assert greys(form(grey([0,2048,4095])))==[0,128,255] and greys(form(grey([0,4096,65535])))==[0,16,255]
-    assert greys(form(grey([0,300,4000])), 16)==[0,1,16] and greys(form(grey([0,300,4000])), 12)==[0,19,249] and greys(form(grey([0,300,60000])), 12)==[0,19,255]
+    assert grays(form(gray([0,2048,4095])))==[0,128,255] and grays(form(gray([0,4096,65535])))==[0,16,255]
+    assert grays(form(gray([0,300,4000])), 16)==[0,1,16] and grays(form(gray([0,300,4000])), 12)==[0,19,249] and grays(form(gray([0,300,60000])), 12)==[0,19,255]
 
 def test_the_same_scene_is_scaled_the_same_way(tmp_path, capsys):
     "A camera of 12 bits with a dark picture; one of 16 bits with dark pictures; the model keeps which it was"
@@ -103,7 +103,7 @@ def test_an_older_transform_takes_sixteen_bits():
     assert PictureTransform(8).bits==16
     with pytest.raises(DataError, match='bits=10: expected 8, 12 or 16'): PictureTransform(8, bits=10)
 
-def test_sixteen_bits_a_colour_of_which_twelve_are_used():
+def test_sixteen_bits_a_color_of_which_twelve_are_used():
     import struct, zlib
     def png(a):
         def chunk(k, d): return struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d))
@@ -111,7 +111,7 @@ def test_sixteen_bits_a_colour_of_which_twelve_are_used():
         return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(raw))+chunk(b'IEND', b'')
     a = np.zeros((4,4,3), np.uint16)
     a[1] = 4000
-    with pytest.raises(PictureError, match='of 16 bits a colour, of which the lower 12 alone are used'): read_picture(png(a))
+    with pytest.raises(PictureError, match='of 16 bits a color, of which the lower 12 alone are used'): read_picture(png(a))
     assert np.asarray(read_picture(png(a*16))).max()==250 and np.asarray(read_picture(png(a*0))).max()==0
 
 @pytest.mark.parametrize('data,words', [(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'pointer of a Git LFS file, whose content was not fetched (git lfs pull)'),

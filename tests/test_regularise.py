@@ -33,7 +33,7 @@ def far(a, b): return max((p-q).abs().max().item() for p,q in zip(a.model.parame
 def slow(**kw): return dict(lr=1e-3, wd=0., **kw)
 
 class Steps(Callback):
-    "Counts steps of the optimiser"
+    "Counts steps of the optimizer"
     def before_fit(self): self.n = 0
     def after_step(self): self.n += 1
 

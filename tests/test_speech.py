@@ -14,7 +14,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table, load_evaluation
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import small_ctc, small_whisper
-from sft_nb.core.metrics import normalised, speech_note, speech_parts, speech_scores, spoken_language
+from sft_nb.core.metrics import normalized, speech_note, speech_parts, speech_scores, spoken_language
 from sft_nb.data.speech import speech_coder, speech_rows_loader, speech_train_loader
 from sft_nb.models.speech_model import speech_model
 from sft_nb.tasks.demo_data import prompts_demo
@@ -218,8 +218,8 @@ def test_the_language_of_a_checkpoint_by_its_name(toy, ctc, tmp_path):
     with pytest.raises(DataError, match="language='speech' is not the code of a language"): data(toy, checkpoint=ctc, language='speech')
 
 def test_the_text_of_a_row_has_words_in_any_script():
-    for o in ('हूँ', 'ดี', '今天', 'שָׁ', '100 %'): assert normalised(o)
-    for o in ('[beep]', '…', '♪♪', '\u200b'): assert not normalised(o)
+    for o in ('हूँ', 'ดี', '今天', 'שָׁ', '100 %'): assert normalized(o)
+    for o in ('[beep]', '…', '♪♪', '\u200b'): assert not normalized(o)
 
 @pytest.mark.parametrize('language', ['de','zh',None])
 def test_plain_transformers_writes_the_same_in_the_language(toy, tmp_path, language):

@@ -115,7 +115,7 @@ def test_overfits_eight_items(toy):
         if toy.task.classes and after==1: return
         if not toy.task.classes and learn.recorder.log[1]<.05: break
     assert not toy.task.classes, f'{metric} of the training items is {after}'
-    assert after>before if toy.task.maximise else after<before
+    assert after>before if toy.task.maximize else after<before
 
 @pytest.mark.parametrize('place', ['head', 'lowest'])
 def test_cached_training_equals_live(toy, place):
@@ -182,7 +182,7 @@ def test_lr_find_changes_nothing(toy, fitted):
         return state(learn.model)
     assert apart(run(False), run(True))==0
 
-def test_unfreezing_after_the_optimiser_trains(toy):
+def test_unfreezing_after_the_optimizer_trains(toy):
     learn = toy.learner()
     learn.fit(1, 1e-3)
     was = state(learn.model)

@@ -155,7 +155,7 @@ def learner(data):
 def bare(x): return {k:v for k,v in x.items() if k!='labels'}
 def weights(model): return {k:v.detach().clone() for k,v in model.state_dict().items()}
 
-def test_both_sides_are_tokenised_as_the_library_does_it(data, folders, kind):
+def test_both_sides_are_tokenized_as_the_library_does_it(data, folders, kind):
     dls = data(kind)
     coder,(s,t) = pair_coder(dls.sft),LANGS.get(kind, (None,None))
     tok = hf.AutoTokenizer.from_pretrained(folders(kind), **(dict(src_lang=s, tgt_lang=t) if s else {}))

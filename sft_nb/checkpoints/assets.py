@@ -33,7 +33,7 @@ class Asset:
     version:str # Pinned version
     sha256:str # Of the archive
     members:dict # Pattern of paths inside the archive -> SHA-256 of that file, or None where the archive's hash is enough
-    licence:str # SPDX name
+    license:str # SPDX name
     size:int # Of the archive, bytes
     note:str # What it is, one line
     root:str='' # Leading part of the paths that is dropped
@@ -100,8 +100,8 @@ _VOICES = dict(es=('Spanish', 'es_MX_f_Allison', 'CC-BY-SA-3.0', 23767256, '9283
                it=('Italian', 'it_IT_m_Carlo', 'CC-BY-3.0', 18262124, '5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb'),
                ru=('Russian', 'ru_RU_f_IvrvoiceRU', 'CC-BY-3.0', 18788860, 'ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201'))
 ASSETS |= {f'asterisk-prompts-{code}':Asset(f'asterisk-prompts-{code}', 'deb', f'asterisk-core-sounds-{code}-wav', '1.6.1-1', sha256,
-    {f'usr/share/asterisk/sounds/{voice}/*.wav': None}, licence, size, f'The prompts of asterisk-prompts in {language}, one voice, 8 kHz', root=f'usr/share/asterisk/sounds/{voice}/')
-    for code,(language,voice,licence,size,sha256) in _VOICES.items()}
+    {f'usr/share/asterisk/sounds/{voice}/*.wav': None}, license, size, f'The prompts of asterisk-prompts in {language}, one voice, 8 kHz', root=f'usr/share/asterisk/sounds/{voice}/')
+    for code,(language,voice,license,size,sha256) in _VOICES.items()}
 
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #1686e753
@@ -114,9 +114,9 @@ def _is_here(a):
         return saved['sha256']==a.sha256 and all((p := a.folder/n).is_file() and p.stat().st_size==size for n,size in saved['files'].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
 
-def asset_info()->list: # One dict an asset: name, package, version, client, size_mb, licence, here, note
+def asset_info()->list: # One dict an asset: name, package, version, client, size_mb, license, here, note
     "The assets that can be fetched by name"
-    return [dict(name=a.name, package=a.package, version=a.version, client=a.client, size_mb=round(a.size/1e6, 1), licence=a.licence,
+    return [dict(name=a.name, package=a.package, version=a.version, client=a.client, size_mb=round(a.size/1e6, 1), license=a.license,
                  here=_is_here(a), note=a.note) for a in ASSETS.values()]
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #953539bd
@@ -314,7 +314,7 @@ def _install(a, archive, show):
 def _inner(a, archive, work):
     "The archive inside an archive, where there is one"
     if not a.inner: return archive
-    outer = Asset(a.name, a.client, a.package, a.version, a.sha256, {a.inner:None}, a.licence, a.size, a.note)
+    outer = Asset(a.name, a.client, a.package, a.version, a.sha256, {a.inner:None}, a.license, a.size, a.note)
     _unpack(outer, archive, work/'inner')
     return work/'inner'/a.inner
 

@@ -238,7 +238,7 @@ def _tokenizer(values):
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #cdb7dfeb
 _CARD = '''---
-license: {licence}
+license: {license}
 ---
 
 # {name}
@@ -247,10 +247,10 @@ Made from `{file}`: the quantized model with its numbers written out in float16,
 '''
 
 def _card(values, path):
-    "A model card with the licence that the file names"
-    licence,name = (str(values.get(f'general.{k}', ''))[:100] for k in ('license','name'))
-    plain = all(o.isalnum() or o in '.-+' for o in licence)
-    return _CARD.format(licence=licence if licence and plain else 'unknown', name=' '.join(name.split()) or path.stem, file=path.name)
+    "A model card with the license that the file names"
+    license,name = (str(values.get(f'general.{k}', ''))[:100] for k in ('license','name'))
+    plain = all(o.isalnum() or o in '.-+' for o in license)
+    return _CARD.format(license=license if license and plain else 'unknown', name=' '.join(name.split()) or path.stem, file=path.name)
 
 def llama_folder(
     path, # A GGUF file with a Llama

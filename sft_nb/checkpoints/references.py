@@ -97,7 +97,7 @@ def _hf_tasks(model_type):
     if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or {'translation','speech'} & set(found): found = [t for t in found if t!='chat']
     return tuple(t for t in found if t!='text' or 'speech' not in found)
 
-def _licence(folder):
+def _license(folder):
     "From the first lines of a model card"
     card = folder/'README.md'
     found = re.search(r'''^license:[ \t]*(?:\r?\n[ \t]*-[ \t]+)?["']?(\w[\w.\-+]*)''', card.read_text(encoding='utf-8', errors='replace')[:5000], re.M) if card.is_file() else None
@@ -147,7 +147,7 @@ def _open_hf(ref, folder, config, pretrained=True, tasks=None):
     stored,tasks = _check_header(files),tasks or _hf_tasks(kind)
     params = _hf_count(ref, folder, _bound(stored))
     _check_params(ref, params, stored)
-    return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(f.stat().st_size for f in files) or None, _licence(folder),
+    return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(f.stat().st_size for f in files) or None, _license(folder),
                       _hf_preprocess(folder, config, tasks), _hash(files), pretrained, files)
 
 def _pickles(folder):
@@ -198,7 +198,7 @@ def _open_timm_folder(ref, folder, config, pretrained):
     if pretrained and not files:
         raise CheckpointError(f"{folder} holds no model.safetensors. Copy it there, or pass pretrained=False (--from-scratch) for fresh weights.")
     cfg = dict(config.get('pretrained_cfg', config))
-    if (said := _licence(folder))!='unknown': cfg['license'] = said
+    if (said := _license(folder))!='unknown': cfg['license'] = said
     args = {'num_classes':config.get('num_classes', cfg.get('num_classes', 1000)), **config.get('model_args', {})}
     return _checked(_timm_checkpoint(ref, config['architecture'], cfg, files, folder, args, pretrained))
 
@@ -237,7 +237,7 @@ def _open_pip(name, pretrained):
     else:
         files = (folder/'efficientnet-lite0-57934424.pth',) if folder else ()
         ckpt = _timm_checkpoint(ref, p.arch, timm.get_pretrained_cfg(p.arch).to_dict(), files, folder, None, pretrained, p.tasks)
-    ckpt.licence = a.licence
+    ckpt.license = a.license
     if ckpt.sha256 not in (None, *((_converted_hash(folder),) if p.layout else a.members.values())):
         raise CheckpointError(f"{ckpt.weights[0]} was changed after it was fetched (SHA-256 {ckpt.sha256}). Delete {folder} and try again.")
     return ckpt
@@ -298,7 +298,7 @@ def _open_pair(ref, image, text, pretrained, folder=None):
     "Both halves as one checkpoint; `folder`: where they lie together"
     parts = dict(image=_half('image', image, pretrained), text=_half('text', text, pretrained))
     a,b = parts.values()
-    said = ' AND '.join(dict.fromkeys(o.licence for o in (a,b)))
+    said = ' AND '.join(dict.fromkeys(o.license for o in (a,b)))
     sha = hashlib.sha256((a.sha256+b.sha256).encode()).hexdigest() if a.sha256 and b.sha256 else None
     return Checkpoint(ref or f'{a.ref}+{b.ref}', 'pair', f"{a.arch.split('.')[0]}+{b.arch}", folder, ('image_text',), a.params+b.params,
                       (a.bytes or 0)+(b.bytes or 0) or None, said, {**a.preprocess, **b.preprocess}, sha, pretrained, (*a.weights, *b.weights), parts)
@@ -335,9 +335,9 @@ def _open_hub(name, pretrained):
 # %% ../../nbs/checkpoints/04_references.ipynb #60f28d8d
 def list_checkpoints(
     task:str|None=None, # Name of a task; None: all
-)->pd.DataFrame: # One row a checkpoint: ref, task, params, size_mb, licence, here
+)->pd.DataFrame: # One row a checkpoint: ref, task, params, size_mb, license, here
     "The packaged checkpoints; nothing is fetched"
     info,known = {o['name']:o for o in asset_info()},{t for p in _PIP.values() for t in p.tasks}
     if task is not None and task not in known: raise CheckpointError(f"task={task!r}: no packaged checkpoint is for it.{near(task, sorted(known))}")
-    return pd.DataFrame([dict(ref=f'pip:{n}', task=', '.join(p.tasks), params=p.params, size_mb=info[n]['size_mb'], licence=info[n]['licence'],
+    return pd.DataFrame([dict(ref=f'pip:{n}', task=', '.join(p.tasks), params=p.params, size_mb=info[n]['size_mb'], license=info[n]['license'],
                               here=info[n]['here']) for n,p in _PIP.items() if task in (None, *p.tasks)])

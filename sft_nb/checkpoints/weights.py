@@ -30,7 +30,7 @@ class Checkpoint:
     tasks:tuple # Names of the tasks that it fits
     params:int # Parameters of the library's own model
     bytes:int|None # Size of the weights; None: there are none here
-    licence:str # SPDX name, or 'unknown'
+    license:str # SPDX name, or 'unknown'
     preprocess:dict # JSON-able. Pictures: size (pixels), mean, std, interpolation, crop_pct; text: max_length (tokens), pooling; sound: sampling_rate (Hz)
     sha256:str|None=None # Of the weights; None: there are none here
     pretrained:bool=True # Whether models are built with these weights, where the call does not say
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def __repr__(self):
         size = f'{self.bytes/1e6:.1f} MB, SHA-256 {self.sha256[:12]}…' if self.bytes else 'no weights'
-        return f"{self.ref}: {self.kind} {self.arch}, {self.params:,} parameters, {size}, {self.licence}, fits {', '.join(self.tasks) or 'no known task'}"
+        return f"{self.ref}: {self.kind} {self.arch}, {self.params:,} parameters, {size}, {self.license}, fits {', '.join(self.tasks) or 'no known task'}"
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #abfdf29d
 @patch

@@ -11,7 +11,7 @@ Docs: https://sft-nb.github.io/sft_nb/core/metrics.html.md"""
 # %% auto #0
 __all__ = ['CLASS_SCORES', 'group_codes', 'draw_weights', 'interval', 'class_scores', 'class_codes', 'class_names',
            'weighted_auc', 'ClassScores', 'drawn', 'value_table', 'SumScores', 'joined', 'bleu_sums', 'error_sums',
-           'language_code', 'normalised', 'speech_parts', 'speech_scores', 'spoken_language', 'speech_note',
+           'language_code', 'normalized', 'speech_parts', 'speech_scores', 'spoken_language', 'speech_note',
            'placeholders', 'same_placeholders', 'translation_parts', 'translation_scores', 'translation_signature',
            'answer_parts']
 
@@ -292,8 +292,8 @@ def _closed(text): return _unspaced()[1].sub('', text)
 
 # %% ../../nbs/core/05_metrics.ipynb #35a4fd01
 def error_sums(
-    target, # Texts, normalised as they are to be compared
-    prediction, # Texts, normalised alike
+    target, # Texts, normalized as they are to be compared
+    prediction, # Texts, normalized alike
 )->SumScores: # wer, cer: errors a word and a character, from 0; above 1 where much was added
     "Word and character error rates"
     jiwer = need('jiwer', 'speech')
@@ -352,7 +352,7 @@ def _english():
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
     return EnglishTextNormalizer({})
 
-def normalised(
+def normalized(
     text:str, # What is said
     language:str|None=None, # As `language_code` takes it: the English rule is for English; None: not known
     plain:bool=False, # The rule of all other languages for English too
@@ -368,7 +368,7 @@ def _rates(sums): return {k:a/max(1, n) for k,(a,n) in zip(_KEYS, np.asarray(sum
 
 def _errors(rows, language, plain):
     "Errors and lengths of each row, in words and in letters"
-    texts = [[normalised(o, language, plain) for o in rows[c]] for c in ('target','prediction')]
+    texts = [[normalized(o, language, plain) for o in rows[c]] for c in ('target','prediction')]
     return error_sums(*texts).sums.reshape(-1, 4)
 
 def speech_parts(
@@ -404,7 +404,7 @@ def speech_note(
     from importlib.metadata import version
     code = language_code(language) or spoken_language(spec)
     if code=='en':
-        return (f"wer, cer: jiwer {version('jiwer')} after Whisper's English normaliser (transformers {version('transformers')}, no spelling table); "
+        return (f"wer, cer: jiwer {version('jiwer')} after Whisper's English normalizer (transformers {version('transformers')}, no spelling table); "
                 "wer_plain, cer_plain: without case and punctuation")
     unspaced = f'{_WITHOUT_SPACES[code]} is' if code in _WITHOUT_SPACES else 'Chinese, Japanese, Thai, Lao, Khmer and Burmese are' if code is None else ''
     whose = f'language {code}' if code else 'any language (none is named)'

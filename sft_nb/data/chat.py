@@ -104,7 +104,7 @@ def numbers(
     self:ChatCoder,
     text:str, # Rendered
 )->list: # Numbers of its tokens
-    "Tokenise a rendered text; the special tokens that it holds are those of the template"
+    "Tokenize a rendered text; the special tokens that it holds are those of the template"
     return self.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids'] if text else []
 
 @patch

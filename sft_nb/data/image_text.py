@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from ..core.basics import DataError, say
 from .spec import prepared, _batch_size, _sides
 from .images import check_pictures, picture_transform, _augmentation, _batch_tfms, _num_workers, _PictureDL, _ReadInput, _square
-from .texts import check_texts, text_coder, Tokens, _label, _shown, _tokenised
+from .texts import check_texts, text_coder, Tokens, _label, _shown, _tokenized
 
 # %% ../../nbs/data/15_image_text.ipynb #8de67c98
 def _there(cells): return [o is not None for o in cells]
@@ -94,7 +94,7 @@ def fill_up(
 # %% ../../nbs/data/15_image_text.ipynb #c88c6344
 def _captions(spec, max_length=None, pooling=None):
     "(spec with its preprocessing, coder, tokens) of all rows, padded to one length where the network asks for it"
-    spec,coder,tokens = _tokenised(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
+    spec,coder,tokens = _tokenized(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
     spec.preprocess['padded'] = spec.checkpoint.arch in _PADDED
     return spec,coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
 

@@ -142,7 +142,7 @@ def place(
 # %% ../../nbs/data/19_kinds.ipynb #0d521524
 class ImageInput(InputKind):
     "A picture: a file, its bytes, an array or a PIL picture"
-    column,word,files,pictured,baseline = 'image','pictures',True,True,'colours'
+    column,word,files,pictured,baseline = 'image','pictures',True,True,'colors'
     endings = tuple('.jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif .heic .heif'.split())
     measured = ('width','height','aspect','brightness','contrast')
     explained = ('ig','gradcam','gradient')
@@ -153,11 +153,11 @@ class ImageInput(InputKind):
     def measures(self, cell):
         from sft_nb.data.images import read_picture
         im = read_picture(cell)
-        grey = np.asarray(im.convert('L'), dtype=np.float32)/255
-        return dict(width=im.width, height=im.height, aspect=im.width/im.height, brightness=float(grey.mean()), contrast=float(grey.std()))
+        gray = np.asarray(im.convert('L'), dtype=np.float32)/255
+        return dict(width=im.width, height=im.height, aspect=im.width/im.height, brightness=float(gray.mean()), contrast=float(gray.std()))
     def features(self, train, cells):
-        from sft_nb.data.images import colour_histogram
-        return tuple(np.stack([colour_histogram(o) for o in progress(list(s), 'Colours')]) for s in (train, cells))
+        from sft_nb.data.images import color_histogram
+        return tuple(np.stack([color_histogram(o) for o in progress(list(s), 'Colors')]) for s in (train, cells))
 
 # %% ../../nbs/data/19_kinds.ipynb #8e25457e
 _SIDE = 24
@@ -421,7 +421,7 @@ def empty(
 
 # %% ../../nbs/data/19_kinds.ipynb #b31207c0
 @patch
-def recognised(
+def recognized(
     self:TargetKind,
     cells, # Of a target that was read as classes
 )->list|None: # Values; None: it is not plain that they are of this kind

@@ -273,7 +273,7 @@ def _plain_kind(task, rows):
     "(task, rows) with another kind of target, where the column is plainly of that kind"
     name = task.target.column
     for t in task.other_targets:
-        if (values := t.recognised(rows[name])) is None: continue
+        if (values := t.recognized(rows[name])) is None: continue
         say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; target_kind={task.target.kind!r} makes classes of them")
         return task.with_target(t.kind),rows.assign(**{name:pd.Series(values, index=rows.index, dtype=object)})
     return task,rows

@@ -56,7 +56,7 @@ def _problem(v, column):
 
 # %% ../../nbs/data/22_number_target.ipynb #3ba5bc9f
 @patch
-def recognised(self:NumberTarget, cells):
+def recognized(self:NumberTarget, cells):
     values = [number_of(v) for v in cells]
     known = [v for v in values if v is not None]
     if not all(isinstance(v, float) and np.isfinite(v) for v in known): return None
@@ -159,9 +159,9 @@ def pictures(self:NumberTarget, ev):
 def _draw(ax, bars, rows, most=5000):
     some = rows if len(rows)<=most else rows.sample(most, random_state=0)
     ends = [min(rows.target.min(), rows.prediction.min()),max(rows.target.max(), rows.prediction.max())]
-    ax.plot(ends, ends, color='grey', linestyle=':')
+    ax.plot(ends, ends, color='gray', linestyle=':')
     ax.scatter(some.target, some.prediction, s=9, alpha=.5)
     ax.set(xlabel='target', ylabel='prediction')
     bars.hist(rows.prediction-rows.target, bins=30)
-    bars.axvline(0, color='grey', linestyle=':')
+    bars.axvline(0, color='gray', linestyle=':')
     bars.set(xlabel='prediction less target', ylabel='rows')

@@ -390,7 +390,7 @@ def _own_names(task):
     "Names that the table of rows uses itself, with those that the loaders of a task add"
     return {'item','row','split','group',*task.columns,*task.adds}
 
-def _normalise(frame, finder, cols, task, what, delim=None, prefix='', taken=(), empty_label='raise'):
+def _normalize(frame, finder, cols, task, what, delim=None, prefix='', taken=(), empty_label='raise'):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, what is wrong, then what else the source has"
     used = {o for c in cols.values() for o in _each(c)}|{'split'}
     empty = pd.Series([None]*len(frame), dtype=object)
@@ -429,7 +429,7 @@ def table_rows(
     with name_in_errors(what):
         if input is None and target is None: frame = task.reshaped(frame, labelled)
         cols = _columns(frame, task, input, target, group, labelled, what)
-        rows,multi = _normalise(frame, _files_at(base, task, folder, ending), cols, task, what, label_delim, prefix, taken, empty_label)
+        rows,multi = _normalize(frame, _files_at(base, task, folder, ending), cols, task, what, label_delim, prefix, taken, empty_label)
     return rows,multi,what
 
 # %% ../../nbs/data/06_rows.ipynb #73c99ece

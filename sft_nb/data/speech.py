@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fasttransform import Transform
 from ..core.basics import CheckpointError, DataError, say
-from ..core.metrics import language_code, normalised
+from ..core.metrics import language_code, normalized
 from .spec import prepared
 from .texts import network_config, tokenizer_fingerprint, _text_problem
 from .sounds import check_sounds, lengths_line, read_sound, show_sounds, Sound, sound_seconds
@@ -214,7 +214,7 @@ def _said_problem(text, coder):
     "What is wrong with a text"
     problem = _text_problem(text)
     if problem: return problem
-    if not normalised(text): return f'no words in {text[:60]!r}'
+    if not normalized(text): return f'no words in {text[:60]!r}'
     n,most = len(coder.labels([text])[0]),coder.most
     if not n: return f'no letter of {text[:60]!r} is one that the model can write'
     if most and n>most: return f'{n:,} tokens, at most {most:,} can be written'

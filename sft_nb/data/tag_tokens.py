@@ -97,7 +97,7 @@ def encode(
     self:TagCoder,
     cells, # Texts, or lists of words
 )->list: # `Tokens`, whose `taken` says how many words have their vector at each
-    "Tokenise, find the first token of each word, and cut what is long into windows"
+    "Tokenize, find the first token of each word, and cut what is long into windows"
     found = [words_of(o) for o in cells]
     if not found: return []
     enc = self.tokenizer([t for t,_ in found], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)

@@ -26,7 +26,7 @@ class Task:
     other_targets = () # Kinds that it may have in the place of `target`
     checkpoint = '' # Reference of the default checkpoint
     metric = 'accuracy' # Key of the metric that models are selected on
-    maximise = True # Whether more of `metric` is better
+    maximize = True # Whether more of `metric` is better
     recipe = {} # Arguments of `fine_tune` that suit this task, where the command line names none
     options = {} # Options of `load_data` that this task takes, name -> what it means
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
@@ -60,7 +60,7 @@ def with_target(
     for t in self.other_targets:
         if t.kind!=kind: continue
         summary = f"{self.summary.partition(' → ')[0]} → {t.summary}"
-        return self.copy(target=t, other_targets=(self.target,), metric=t.metric, maximise=t.metric not in t.lower, summary=summary)
+        return self.copy(target=t, other_targets=(self.target,), metric=t.metric, maximize=t.metric not in t.lower, summary=summary)
     kinds = [t.kind for t in (self.target, *self.other_targets) if t.kind]
     valid = f"Valid: {', '.join(map(repr, kinds))}." if kinds else 'Leave target_kind out.'
     raise TaskError(f"target_kind={kind!r}: task {self.name!r} has no such target. {valid}")

@@ -1,6 +1,6 @@
 """Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
 
-Text tasks share this: all texts are tokenised once, when the data are loaded, and kept in memory as lists of numbers; batches are padded to their
+Text tasks share this: all texts are tokenized once, when the data are loaded, and kept in memory as lists of numbers; batches are padded to their
 longest text, and texts of like length come together. What is longer than the model can read is cut, and how much is lost is said.
 
 Docs: https://sft-nb.github.io/sft_nb/data/texts.html.md"""
@@ -81,7 +81,7 @@ def encode(
     self:TextCoder,
     texts, # Texts, or pairs of texts as tuples
 )->list: # One `Tokens` a text
-    "Tokenise, and cut what is too long; of a pair the longer one"
+    "Tokenize, and cut what is too long; of a pair the longer one"
     texts = [_cell(o) for o in texts]
     if not texts: return []
     ids,kinds = _numbers(self.tokenizer, texts)
@@ -287,11 +287,11 @@ def _report_merged(spec, tokens):
 
 # %% ../../nbs/data/13_texts.ipynb #89b0d6c9
 class LazyTokens:
-    "Tokens of texts that are read and tokenised when they are asked for"
+    "Tokens of texts that are read and tokenized when they are asked for"
     def __init__(self,
         cells, # A `LazyArray` of texts
         coder, # `TextCoder`
-        part:int=1, # Texts that are tokenised at once, for those who go through them in order
+        part:int=1, # Texts that are tokenized at once, for those who go through them in order
     ):
         self.cells,self.coder,self.part,self.at,self.held = cells,coder,part,None,[]
     def __len__(self): return len(self.cells)
@@ -316,7 +316,7 @@ def _report_lost(spec, coder, ckpt, tokens, cells):
     task = getattr(spec, 'task', None)
     if task is not None and task.target.contradicts and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
 
-def _tokenised(spec, ckpt, cells, max_length, pooling):
+def _tokenized(spec, ckpt, cells, max_length, pooling):
     "(spec with the preprocessing and the column `tokens`, coder, tokens of each cell); says what is cut"
     config,tokenizer,new = network_config(ckpt),ckpt.tokenizer(),copy.copy(spec)
     first = 'tokenizer' not in spec.preprocess
@@ -339,7 +339,7 @@ def text_loaders(
     pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: as the checkpoint says
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.tokens` are tokens of each text before the cut
     "Loaders of texts with their classes"
-    spec,coder,tokens = _tokenised(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
+    spec,coder,tokens = _tokenized(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
     sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], spec.task.target.transforms(spec)], splits=sides)

@@ -66,7 +66,7 @@ def encode(
     self:PairCoder,
     texts, # Sources
 )->list: # One `Tokens` a source
-    "Tokenise sources, and cut what is too long"
+    "Tokenize sources, and cut what is too long"
     return super(PairCoder, self).encode([self.prefix+str(o) for o in texts])
 
 @patch
@@ -74,7 +74,7 @@ def labels(
     self:PairCoder,
     texts, # Targets
 )->list: # One list of tokens a target, the end token included
-    "Tokenise targets as targets, and cut what is too long"
+    "Tokenize targets as targets, and cut what is too long"
     if not len(texts): return []
     how = dict(return_attention_mask=False, truncation=True, max_length=self.max_target_length, split_special_tokens=True)
     return self.tokenizer(text_target=list(map(str, texts)), **how)['input_ids']

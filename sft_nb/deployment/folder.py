@@ -28,7 +28,7 @@ def _head_json(head):
     from torch import nn
     return dict(module=repr(head)) if isinstance(head, nn.Module) else list(head) if isinstance(head, tuple) else head
 
-def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','licence','params','preprocess')}
+def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','license','params','preprocess')}
 
 def _data_json(spec):
     counts = {f'n_{s}':int((spec.rows.split==s).sum()) if spec.has_rows else 0 for s in ('train','valid','test')}
@@ -93,8 +93,8 @@ def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(
 
 def _list(names, n=50): return ', '.join(_cell(o) for o in names[:n])+(f' and {len(names)-n:,} more' if len(names)>n else '')
 
-def _licence(name):
-    "A licence as the first lines of a card name it; 'other' where it is no plain word"
+def _license(name):
+    "A license as the first lines of a card name it; 'other' where it is no plain word"
     return name.lower() if name and re.fullmatch(r'[\w.\-+]+', name) else 'other'
 
 # %% ../../nbs/deployment/00_folder.ipynb #28989846
@@ -120,14 +120,14 @@ def _card(info, summary):
     rows = '\n'.join(f'| {_cell(k)} | {v:.4f} |' for k,v in info['metrics'].items())
     library = dict(timm='timm', hf='transformers', pair='sft_nb')[ckpt['kind']]
     return f"""---
-license: {_licence(ckpt['licence'])}
+license: {_license(ckpt['license'])}
 library_name: {library}
 tags: [sft_nb]
 ---
 
 # {_cell(summary)}
 
-Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, licence {_cell(ckpt['licence'])}).
+Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, license {_cell(ckpt['license'])}).
 
 - Task: {_cell(info['task'])}{', several labels an item' if info['multi_label'] else ''}
 - {_target_line(info)}{_calibrated(info)}
@@ -184,7 +184,7 @@ def _is_head(o):
     return o is None or isinstance(o, str) or _has(o, module=lambda v: isinstance(v, str)) or isinstance(o, list) and all(_is_count(v) for v in o)
 
 def _is_checkpoint(o):
-    return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf','pair'), arch=_is_text, licence=_is_text, preprocess=lambda v: isinstance(v, dict),
+    return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf','pair'), arch=_is_text, license=_is_text, preprocess=lambda v: isinstance(v, dict),
                 params=_is_count, sha256=lambda v: v is None or _is_hash(v))
 
 def _is_target(o):
@@ -194,7 +194,7 @@ def _is_target(o):
 
 
 # %% ../../nbs/deployment/00_folder.ipynb #f701a44e
-_SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object with ref, kind, arch, licence, params, preprocess and sha256'),
+_SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object with ref, kind, arch, license, params, preprocess and sha256'),
     vocab=(_is_names, 'a list of different names'), multi_label=(lambda o: isinstance(o, bool), 'true or false'),
     preprocess=(lambda o: isinstance(o, dict), 'an object'), head=(_is_head, 'null, a text, widths, or a described module'),
     groups=(lambda o: _all(o, _is_count), 'an object of counts'), options=(lambda o: isinstance(o, dict), 'an object'),
@@ -221,6 +221,12 @@ def _check_info(info, path):
     if not _is_number(t := info.get('temperature', 1.)) or t<=0: raise FolderError(f"{path}: 'temperature' should be a number above 0, it is {json.dumps(t)[:100]}. Save the folder again.")
 
 # %% ../../nbs/deployment/00_folder.ipynb #0e7cccf7
+def _current(info):
+    "With the names of today: older versions wrote `licence`"
+    ckpt = info.get('checkpoint') if isinstance(info, dict) else None
+    if isinstance(ckpt, dict) and 'licence' in ckpt: ckpt['license'] = ckpt.pop('licence')
+    return info
+
 def read_info(
     path, # Of a folder of `save_predictor`; ~ is the home folder
 )->dict: # The content of `sft.json`
@@ -230,7 +236,7 @@ def read_info(
     path = folder/_SPEC
     if not folder.is_dir(): raise FolderError(f"There is no folder {folder}. Pass one that save_predictor (sft_nb finetune) has written.")
     if not path.is_file(): raise FolderError(f"{folder} holds no {_SPEC}: save_predictor (sft_nb finetune) has not written it, or it was copied in part.")
-    info = safe_json(safe_path(folder, _SPEC))
+    info = _current(safe_json(safe_path(folder, _SPEC)))
     _check_info(info, path)
     for given in (info['preprocess'], info['checkpoint']['preprocess']): check_preprocess(given, path)
     return info

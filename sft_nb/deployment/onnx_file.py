@@ -84,7 +84,7 @@ def _describe_file(path, spec):
     onnx.helper.set_model_props(model, {'sft_nb':json.dumps(_facts(spec), default=str)})
     onnx.save(model, path)
 
-def _quantise(path, spec):
+def _quantize(path, spec):
     "8-bit weights in the linear layers of a transformers network"
     from onnxruntime.quantization import QuantType, quantize_dynamic
     if spec.checkpoint.kind!='hf': raise ExportError(f"int8=True is offered for transformers networks, {spec.checkpoint.arch} is a {spec.checkpoint.kind} one. Leave it out.")
@@ -99,7 +99,7 @@ def _write(net, spec, inputs, work, int8, tolerance, path):
     program = torch.onnx.export(named, tuple(inputs.values()), dynamo=True, dynamic_shapes=(_dynamic(inputs),), input_names=list(inputs), output_names=['scores'], verbose=False)
     program.save(str(file), external_data=False)
     _check_same(named, file, inputs, tolerance)
-    if int8: file = _quantise(file, spec)
+    if int8: file = _quantize(file, spec)
     _describe_file(file, spec)
     os.replace(file, path)
 
@@ -116,7 +116,7 @@ def export_onnx(
     path = Path(path)
     if path.suffix.lower()!='.onnx': raise ExportError(f"{path} has the ending {path.suffix!r}. Valid: .onnx.")
     inputs,device = _inputs(net, spec),next(net.parameters()).device
-    if int8 and spec.checkpoint.kind!='hf': _quantise(path, spec)
+    if int8 and spec.checkpoint.kind!='hf': _quantize(path, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with eval_mode(net), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as work:

@@ -249,7 +249,7 @@ def _spec_of(info, folder):
     if ckpt.kind!=was['kind'] or ckpt.arch.split('.')[0]!=was['arch'].split('.')[0]:
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
-    ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','licence','sha256','preprocess')})
+    ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','license','sha256','preprocess')})
     scaling = {k:v for k,v in info.get('target', {}).items() if k!='kind'}
     return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'], scaling)
 

@@ -154,13 +154,13 @@ def _from_afar(f):
         "Raghu et al. 2019, arXiv:1902.07208"
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #e435f228
-def _regularising(f):
+def _regularizing(f):
     "(topic, suggestion, reason, source)"
-    if f['rows']<2000: yield 'regularise',"sft_learner(dropout=.1), augmentation on, KeepBest; L2SP holds weights near the checkpoint", \
+    if f['rows']<2000: yield 'regularize',"sft_learner(dropout=.1), augmentation on, KeepBest; L2SP holds weights near the checkpoint", \
         f"{f['rows']:,} rows against {f['params']:,} parameters", \
         "Li et al. 2018, arXiv:1802.01483"
     if f['rows']<1000: yield 'seeds',"several seeds (cross_validate)",\
-        "on few rows results differ by seed, and runs fail in optimisation more than for want of rows", \
+        "on few rows results differ by seed, and runs fail in optimization more than for want of rows", \
         "Mosbach et al. 2021, arXiv:2006.04884"
     if f['ratio']>=5: yield 'imbalance',"class_weights='balanced', judge by balanced accuracy",\
         f"the largest class has {f['ratio']:.0f} times the rows of the smallest, and rare events are underestimated", \
@@ -179,9 +179,9 @@ def _computing(f):
 def suggest(
     dls, # DataLoaders of `load_data`
 )->pd.DataFrame: # topic, suggestion, reason, source
-    "Where to begin: the plan of `fine_tune`, regularisation, cost"
+    "Where to begin: the plan of `fine_tune`, regularization, cost"
     f = _facts(dls)
-    return pd.DataFrame([*_planned(dls), *_from_afar(f), *_regularising(f), *_computing(f)], columns=['topic','suggestion','reason','source'])
+    return pd.DataFrame([*_planned(dls), *_from_afar(f), *_regularizing(f), *_computing(f)], columns=['topic','suggestion','reason','source'])
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #107b6b86
 def _trained(spec, fit, kwargs):

@@ -20,7 +20,7 @@ from ..data.class_targets import linear_probe
 from ..data.labels import alike_classes
 from ..evaluation.slices import item_measures
 from .features import item_features
-from .duplicates import duplicate_pairs, item_prints, neighbours
+from .duplicates import duplicate_pairs, item_prints, neighbors
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #74dfd4aa
 def _folds(x, y, groups=None, k=5, seed=0):
@@ -87,8 +87,8 @@ def two_sample_test(
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #c278da63
 def outlier_scores(
-    cosines, # `(rows, k)` of the nearest neighbours
-):  # Distance of each row from its neighbours, and whether it is an outlier
+    cosines, # `(rows, k)` of the nearest neighbors
+):  # Distance of each row from its neighbors, and whether it is an outlier
     "How far each item is from those nearest to it"
     d = 1-np.asarray(cosines).mean(1)
     low,high = np.percentile(d, [25,75])
@@ -282,7 +282,7 @@ def audit(
     rows = spec.rows.reset_index(drop=True)
     x = item_features(dls, rows)
     pairs = duplicate_pairs(rows, spec.task, x, item_prints(rows, spec.task))
-    distance,outlier = outlier_scores(neighbours(x, min(10, len(x)-1))[0])
+    distance,outlier = outlier_scores(neighbors(x, min(10, len(x)-1))[0])
     quality,suspect = _judged(spec, rows, x, learn)
     seen = rows.assign(quality=quality, suspect=suspect, distance=distance, outlier=outlier)
     classes = data_summary(spec) if spec.vocab else pd.DataFrame()

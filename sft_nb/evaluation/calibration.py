@@ -128,7 +128,7 @@ def plot(self:Calibration):
     import matplotlib.pyplot as plt
     t = self.table
     fig,(ax,below) = plt.subplots(2, 1, figsize=(5,5.5), sharex=True, gridspec_kw=dict(height_ratios=[4,1]))
-    ax.plot([0,1], [0,1], color='grey', linestyle=':')
+    ax.plot([0,1], [0,1], color='gray', linestyle=':')
     ax.errorbar(t.confidence, t.accuracy, yerr=[t.accuracy-t.accuracy_low, t.accuracy_high-t.accuracy], fmt='o-', capsize=3)
     ax.set(ylabel='accuracy', xlim=(0,1), ylim=(0,1), title=repr(self).removeprefix('Calibration: ').split(';')[0])
     below.bar(t.low, t.rows, width=t.high-t.low, align='edge', edgecolor='white')

@@ -108,7 +108,7 @@ def confusion(
 def _plain(text): return str(text).replace('$', r'\$')
 
 def _heat_map(counts):
-    "Shares of each row as colour, counts as numbers where they fit"
+    "Shares of each row as color, counts as numbers where they fit"
     import matplotlib.pyplot as plt
     n,m = counts.shape
     share = counts.to_numpy()/np.maximum(counts.to_numpy().sum(1, keepdims=True), 1)

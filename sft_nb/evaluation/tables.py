@@ -81,7 +81,7 @@ def _how(task, language):
 def _kind_of(task, cells, target_kind):
     "The task with the kind of target that is named, or that the cells plainly have"
     if target_kind is not None: return task.with_target(target_kind)
-    return next((task.with_target(t.kind) for t in task.other_targets if t.recognised(cells) is not None), task)
+    return next((task.with_target(t.kind) for t in task.other_targets if t.recognized(cells) is not None), task)
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None, target_kind=None):
     "What `evaluate_table` returns, for a table that was read"

@@ -48,7 +48,7 @@ class Attribution:
 def _captum(): return need('captum.attr', 'inspect')
 
 def _empty(x):
-    "Pictures `(batch, channel, height, width)` of their median colour"
+    "Pictures `(batch, channel, height, width)` of their median color"
     return x.flatten(2).median(-1)[0][:,:,None,None].expand_as(x)
 
 def _pixels_ig(score, x, args, model, steps):
@@ -186,7 +186,7 @@ def blank(self:_Explainer, ids):
 
 # %% ../../nbs/inspection/00_attributions.ipynb #e69c5f0f
 def _seen_picture(x, preprocess):
-    "A normalised picture `(3, height, width)` as people see it"
+    "A normalized picture `(3, height, width)` as people see it"
     mean,std = (torch.tensor(preprocess.get(k, d))[:,None,None] for k,d in (('mean',[.5]*3),('std',[.5]*3)))
     return Image.fromarray(((x.cpu()*std+mean).clamp(0, 1)*255).round().byte().permute(1,2,0).numpy())
 

@@ -52,12 +52,12 @@ def heat_overlay(
     a, # `Attribution` of a picture
     side:int=320, # Longest side, pixels
 )->Image.Image: # RGB
-    "The picture in grey with the attribution in colour"
+    "The picture in gray with the attribution in color"
     v = a.values/max(np.percentile(np.abs(a.values), 99), 1e-12)
     strength = np.abs(v).clip(0, 1)[...,None]**.7
-    colour = np.where(v[...,None]>0, np.array([230.,97,1]), np.array([33.,102,220]))
-    grey = np.asarray(a.picture.convert('L').convert('RGB'), dtype=float)*.6+80
-    out = Image.fromarray((grey*(1-strength)+colour*strength).clip(0, 255).astype(np.uint8))
+    color = np.where(v[...,None]>0, np.array([230.,97,1]), np.array([33.,102,220]))
+    gray = np.asarray(a.picture.convert('L').convert('RGB'), dtype=float)*.6+80
+    out = Image.fromarray((gray*(1-strength)+color*strength).clip(0, 255).astype(np.uint8))
     return out.resize([max(1, round(side*o/max(out.size))) for o in out.size], Image.Resampling.BICUBIC)
 
 def _heat(a, item):
@@ -104,7 +104,7 @@ def _token_texts(tokens):
     return _from_letters(tokens) or [t[2:] if t.startswith('##') else ' '+t for t in tokens]
 
 # %% ../../nbs/inspection/02_cards.ipynb #f112ca63
-def _coloured(tokens, values):
+def _colored(tokens, values):
     "(text, value) of what can be shown: tokens that end within a letter are taken together with the next"
     held = 0.
     for t,v in zip(_token_texts(tokens), values):
@@ -115,15 +115,15 @@ def _coloured(tokens, values):
 
 def _token_html(text, v, top):
     body = text.strip() or text
-    colour = '230,97,1' if v>0 else '33,102,220'
+    color = '230,97,1' if v>0 else '33,102,220'
     before,after = text.split(body, 1)
-    return f'{before}<span class="sft-tok" title="{v:+.3f}" style="background:rgba({colour},{.75*abs(v)/top:.2f})">{html.escape(body)}</span>{after}'
+    return f'{before}<span class="sft-tok" title="{v:+.3f}" style="background:rgba({color},{.75*abs(v)/top:.2f})">{html.escape(body)}</span>{after}'
 
 def tokens_html(
     a, # `Attribution` of a text
 )->str: # HTML
-    "A text whose tokens are coloured by what they add"
-    parts = list(_coloured(a.tokens, a.values))
+    "A text whose tokens are colored by what they add"
+    parts = list(_colored(a.tokens, a.values))
     top = max((abs(v) for _,v in parts), default=0) or 1
     return f'<p class="sft-text">{"".join(_token_html(t, v, top) for t,v in parts).strip()}</p>'
 

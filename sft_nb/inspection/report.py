@@ -32,7 +32,7 @@ def show_value(
 def _short(text, cut): return text if len(text)<=cut else text[:cut-1]+'…'
 
 # %% ../../nbs/inspection/01_report.ipynb #0dde6e91
-_colours = ['#4477aa', '#ee6677', '#228833', '#aa7711', '#66aacc', '#aa3377']
+_colors = ['#4477aa', '#ee6677', '#228833', '#aa7711', '#66aacc', '#aa3377']
 
 def _finite(v): return v is not None and math.isfinite(v)
 
@@ -62,12 +62,12 @@ def _scales(values, n, w, h, left, top):
 def _ends(n): return [(0, 'start'), (n-1, 'end')] if n>1 else [(0, 'middle')]
 
 # %% ../../nbs/inspection/01_report.ipynb #a75c407f
-def _series_svg(name, values, colour, px, py, x, top):
+def _series_svg(name, values, color, px, py, x, top):
     "Line, points and key of one series"
     for run in _runs(values):
-        yield f'<path d="M{"L".join(f"{px(a):.1f} {py(b):.1f}" for a,b in run)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        yield from (f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="2.5" fill="{colour}"/>' for a,b in run)
-    yield f'<text x="{x:.0f}" y="{top-8}" fill="{colour}">{html.escape(name)}</text>'
+        yield f'<path d="M{"L".join(f"{px(a):.1f} {py(b):.1f}" for a,b in run)}" fill="none" stroke="{color}" stroke-width="2"/>'
+        yield from (f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="2.5" fill="{color}"/>' for a,b in run)
+    yield f'<text x="{x:.0f}" y="{top-8}" fill="{color}">{html.escape(name)}</text>'
 
 # %% ../../nbs/inspection/01_report.ipynb #de792125
 def line_chart(
@@ -84,7 +84,7 @@ def line_chart(
     out = [f'<text x="0" y="12" class="t">{html.escape(title)}</text>']
     for t in ticks: out.append(f'<path d="M{left} {py(t):.1f}H{w-10}" class="g"/><text x="{left-6}" y="{py(t)+4:.1f}" text-anchor="end">{t:.6g}</text>')
     out += [f'<text x="{px(i):.1f}" y="{h-6}" text-anchor="{a}">{html.escape(str(labels[i]))}</text>' for i,a in _ends(len(labels))]
-    for i,(k,v) in enumerate(series.items()): out += _series_svg(k, v, _colours[i%len(_colours)], px, py, left+i*(w-left-10)/max(4, len(series)), top)
+    for i,(k,v) in enumerate(series.items()): out += _series_svg(k, v, _colors[i%len(_colors)], px, py, left+i*(w-left-10)/max(4, len(series)), top)
     return f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="{html.escape(title)}">{"".join(out)}</svg>'
 
 # %% ../../nbs/inspection/01_report.ipynb #14997f3a

@@ -15,7 +15,7 @@ import html
 from functools import lru_cache
 import ipywidgets as W
 from ..core.basics import need
-from .report import confusion_html, _colours
+from .report import confusion_html, _colors
 from .cards import card_html, cells_html, STYLE
 
 # %% ../../nbs/inspection/04_widgets.ipynb #f6924f72
@@ -82,8 +82,8 @@ def _table_html(page, marks, at, task):
 def _cell_button(n, of, i, j, a, b):
     if not n: return '<td></td>'
     name,strength = f'{n:,} rows: target {a}, prediction {b}',.12+.6*n/max(of, 1)
-    colour = '68,119,170' if i==j else '238,102,119'
-    return (f'<td style="background:rgba({colour},{strength:.2f})"><button data-do="cell" data-value="{i},{j}" title="{html.escape(name)}" '
+    color = '68,119,170' if i==j else '238,102,119'
+    return (f'<td style="background:rgba({color},{strength:.2f})"><button data-do="cell" data-value="{i},{j}" title="{html.escape(name)}" '
             f'aria-label="{html.escape(name)}">{n:,}</button></td>')
 
 _HINT = '<p class="sft-note">A row for each target, a column for each prediction. Click a number to see its rows.</p>'
@@ -118,18 +118,18 @@ def _axes_svg(px, py, right, bottom):
     lines = [f'<path d="M40 {py(y):.1f}H{right}" class="g"/><text x="34" y="{py(y)+4:.1f}" text-anchor="end">{y:g}</text>' for y in (0,.25,.5,.75,1)]
     return ''.join([*lines, *(f'<text x="{px(t):.1f}" y="{bottom}" text-anchor="middle">{t:g}</text>' for t in (0,.25,.5,.75,1))])
 
-def _curve_svg(pts, name, colour, x):
+def _curve_svg(pts, name, color, x):
     "A curve, and its name in the legend"
     dash = ' stroke-dasharray="6,3"' if name=='recall' else ''
-    return (f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a,b in pts)}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-            f'<path d="M{x} 10h22" stroke="{colour}" stroke-width="2"{dash}/><text x="{x+27}" y="14">{name}</text>')
+    return (f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a,b in pts)}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
+            f'<path d="M{x} 10h22" stroke="{color}" stroke-width="2"{dash}/><text x="{x+27}" y="14">{name}</text>')
 
 def _curves_html(curve, at, w=560, h=230):
     "Precision and recall over the threshold, with a line where it stands"
     px,py = lambda t: 40+(w-60)*t,lambda y: 24+(h-54)*(1-y)
     out = [_axes_svg(px, py, w-20, h-12)]
-    for name,colour,x in (('precision',_colours[0],40),('recall',_colours[1],130)):
-        out.append(_curve_svg([(px(t),py(y)) for t,y in zip(curve.threshold, curve[name]) if y==y], name, colour, x))
+    for name,color,x in (('precision',_colors[0],40),('recall',_colors[1],130)):
+        out.append(_curve_svg([(px(t),py(y)) for t,y in zip(curve.threshold, curve[name]) if y==y], name, color, x))
     r = curve.iloc[(curve.threshold-at).abs().argmin()]
     out.append(f'<path d="M{px(at):.1f} 24V{h-30}" stroke="currentColor"/>')
     said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {int(r.answered):,} rows' if r.answered else f'At {r.threshold:.2f} no row is left'

@@ -37,7 +37,7 @@ from .towers import dual_towers, picture_tower, text_tower, _clip_picture, _clip
 SIDES = ('image', 'text')
 
 class FusionHead(nn.Module):
-    "Two vectors, normalised, side by side, and an output layer on them"
+    "Two vectors, normalized, side by side, and an output layer on them"
     def __init__(self,
         widths:dict, # 'image' and 'text' -> components of the vector
         top:nn.Module, # `(batch, both widths)` -> `(batch, classes)`

@@ -95,7 +95,7 @@ def _is_layer(m):
 def is_norm(
     m:nn.Module, # A layer of any library
 )->bool: # Whether it is a norm layer: batch, layer, group, RMS
-    "Whether a layer normalises"
+    "Whether a layer normalizes"
     return isinstance(m, (*RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm)) or bool(_NORM.search(type(m).__name__))
 
 # %% ../../nbs/models/00_grouping.ipynb #6b89ad34

@@ -222,7 +222,7 @@ def image_model(
     spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
     head=None, # None, [512], 'flatten:1024', or a module
     dropout:float=0., # In front of the classifier
-)->PictureModel: # `(batch, 3, size, size)` normalised pictures -> `(batch, classes)` scores
+)->PictureModel: # `(batch, 3, size, size)` normalized pictures -> `(batch, classes)` scores
     "A timm network with a new output layer"
     kind,n_out = parse_head(head)[0],spec.task.target.outputs(spec)
     example = torch.zeros(1, 3, spec.preprocess['size'], spec.preprocess['size'])

@@ -52,7 +52,7 @@ class ChatTask(Task):
     "A prompt or a conversation → the answer"
     name,summary = 'chat','A prompt or a conversation → the answer of an assistant'
     inputs,target = (ConversationInput(),),Answer()
-    checkpoint,metric,maximise,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
+    checkpoint,metric,maximize,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
     adds,converses,equal_together,forms = ('turn',),True,True,('messages','conversations','conversation','instruction')
     recipe = dict(epochs=3, base_lr=1e-4, decay=.9, head_lr=2e-4)
     options = dict(system='said in front of every conversation that has no system message', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",

@@ -16,7 +16,7 @@ import gzip, re, shlex
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.basics import folder_atomic, say, TaskError, write_atomic
-from ..core.metrics import normalised
+from ..core.metrics import normalized
 from ..data.task import get_task
 from ..data.sounds import sound_seconds
 
@@ -215,7 +215,7 @@ def prompts_demo(
     demo = dict(source=out, load=dict(valid=.2, group='words'), fine_tune=dict(get_task('speech').recipe), untuned=True, keep_best=False)
     if out.exists(): return demo
     with gzip.open(fetch('asterisk-transcripts')/'core-sounds-en.txt.gz', 'rt', encoding='utf-8') as f: said = dict(_transcripts(f))
-    rows = [(str(sounds/f'{n}.wav'), t, normalised(t, 'en')) for n,t in said.items() if (sounds/f'{n}.wav').is_file() and normalised(t, 'en')]
+    rows = [(str(sounds/f'{n}.wav'), t, normalized(t, 'en')) for n,t in said.items() if (sounds/f'{n}.wav').is_file() and normalized(t, 'en')]
     rows = [o for o in rows if sound_seconds(o[0])<=longest]
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
     return demo

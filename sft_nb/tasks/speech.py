@@ -36,7 +36,7 @@ class SpeechTask(Task):
     "A sound → what is said"
     name,summary = 'speech','A sound → what is said'
     inputs,target = (AudioInput(),),SpokenText()
-    checkpoint,metric,maximise = 'pip:whisper-tiny.en','wer',False
+    checkpoint,metric,maximize = 'pip:whisper-tiny.en','wer',False
     adds,extra,modules = ('seconds',),'speech',('soundfile','soxr','jiwer')
     recipe = dict(epochs=0, freeze_epochs=3, head_lr=1e-4)
     options = dict(window="seconds that a Whisper hears in training; default the longest clip; 'whole' for all it can",

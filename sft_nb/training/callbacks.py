@@ -179,17 +179,17 @@ class KeepBest(Callback):
     order = Recorder.order+2
     def __init__(self,
         monitor:str|None=None, # 'valid_loss' or a metric; None: the metric that the task is selected on
-        maximise:bool|None=None, # Whether more is better; None: as the task says, less for 'valid_loss'
+        maximize:bool|None=None, # Whether more is better; None: as the task says, less for 'valid_loss'
         patience:int|None=None, # Stop after this many epochs without a better one; None: do not stop
-    ): self.monitor,self.maximise,self.patience = monitor,maximise,patience
+    ): self.monitor,self.maximize,self.patience = monitor,maximize,patience
 
     def before_fit(self):
         task,names = self.learn.spec and self.learn.spec.task,self.recorder.metric_names[1:]
         self.watched = self.monitor or (task.metric if task else 'valid_loss')
         if self.watched not in names: raise FitError(f"There is no {self.watched!r} to keep the best of.{near(self.watched, names)}")
-        known = {'valid_loss':False, **({task.metric:task.maximise} if task else {})}
-        if self.maximise is None and self.watched not in known: raise FitError(f"Say whether more {self.watched!r} is better: KeepBest({self.watched!r}, maximise=…).")
-        self.up = known[self.watched] if self.maximise is None else self.maximise
+        known = {'valid_loss':False, **({task.metric:task.maximize} if task else {})}
+        if self.maximize is None and self.watched not in known: raise FitError(f"Say whether more {self.watched!r} is better: KeepBest({self.watched!r}, maximize=…).")
+        self.up = known[self.watched] if self.maximize is None else self.maximize
         self.best,self.best_epoch,self.kept,self.at = None,None,None,names.index(self.watched)
 
 # %% ../../nbs/training/09_callbacks.ipynb #9b267d58

@@ -1,7 +1,7 @@
 """`SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 
 The one place that builds a `Learner`. An `SFTLearner` is fastai's `Learner`: every callback, `fit_one_cycle`, `lr_find`, `get_preds`
-and `show_results` go on working. What it changes: the parameter groups of the optimiser are the named layer groups, frozen groups really stand still,
+and `show_results` go on working. What it changes: the parameter groups of the optimizer are the named layer groups, frozen groups really stand still,
 and a fit is repeatable from its seed.
 
 Docs: https://sft-nb.github.io/sft_nb/training/learner.html.md"""
@@ -283,7 +283,7 @@ def fit(self:SFTLearner,
     lr=None, # A rate, a slice over the groups, or one rate a group; None: the learner's
     wd:float|None=None, # Weight decay; None: the learner's
     cbs=None, # Callbacks for this fit; what has `around_fit`, a context manager, surrounds it
-    reset_opt:bool=False, # Begin with a new optimiser
+    reset_opt:bool=False, # Begin with a new optimizer
     start_epoch:int=0, # Skip to this epoch
 ):
     "fastai's `fit`, repeatable from the seed, over what is not frozen"

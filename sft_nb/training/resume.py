@@ -1,6 +1,6 @@
 """Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
 
-A machine is taken away, a battery runs out, a cell is interrupted. `Resume(folder)` keeps what a run needs to go on: weights, optimiser, place in the schedule and in the data, random
+A machine is taken away, a battery runs out, a cell is interrupted. `Resume(folder)` keeps what a run needs to go on: weights, optimizer, place in the schedule and in the data, random
 states, what callbacks remember. The same call in a new process goes on from there; a call with other arguments or other data is refused. How it is written stands in `resume_files`, what is
 compared and put back in `resume_state`; here is when.
 
@@ -176,7 +176,7 @@ def _state(self:Resume, step, done):
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
     scaler,own = vars(learn).get('scaler'),from_processes(dict(order=self.start, random=_random_states()))
     return dict(place, journal=run.journal, pinned=run.pinned, weights={n:p for n,p in learn.model.named_parameters() if n in trained},
-                buffers=dict(learn.model.named_buffers()), frozen=self.frozen, optimiser=learn.opt.state_dict(), callbacks=_remembered(_others(learn)),
+                buffers=dict(learn.model.named_buffers()), frozen=self.frozen, optimizer=learn.opt.state_dict(), callbacks=_remembered(_others(learn)),
                 learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [],
                 scaler=scaler and scaler.state_dict(), cache=self._cache_keys(), versions=library_versions())
 
@@ -211,9 +211,9 @@ def _set_weights(self:Resume, state):
 
 @patch
 def _set_rest(self:Resume, state):
-    "Optimiser, callbacks, history"
+    "Optimizer, callbacks, history"
     learn,rest = self.learn,dict(state['learner'])
-    _set_opt(learn.opt, state['optimiser'])
+    _set_opt(learn.opt, state['optimizer'])
     _remind(_others(learn), state['callbacks'])
     for k,v in rest.items(): setattr(learn.state if k in vars(learn.state) else learn, k, v)
 

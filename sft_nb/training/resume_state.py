@@ -162,7 +162,7 @@ def _asked(
            'wd':learn.wd if wd is None else wd, 'start_epoch':start_epoch, 'seed':learn.seed, 'batch_size':train.bs, **_model_words(learn), 'data':data,
            'checkpoint':spec and f'{spec.checkpoint.ref} {str(spec.checkpoint.sha256)[:12]}', 'preprocess':spec and _word(spec.preprocess),
            'options':spec and {k:_word(v) for k,v in spec.options.items() if k not in ('batch_size','num_workers','max_items')},
-           'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimiser':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
+           'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimizer':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
            'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {})}
     return json.loads(json.dumps(out))
 
