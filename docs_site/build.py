@@ -64,7 +64,7 @@ class Site:
         if isinstance(o, dict) and 'section' in o: return dict(section=o['section'], contents=[self.entry(x) for x in o['contents']])
         name,text = (o['href'], o.get('text')) if isinstance(o, dict) else (o, None)
         if ':' in name: return dict(href=name, text=text, icon=o.get('icon'))
-        if name not in self.pages: raise PageError(f'_quarto.yml names {name}, which is no page')
+        if name not in self.pages: raise PageError(f'_quarto.yml names {name}, which is not a page')
         return dict(href=self.pages[name].href, text=text or self.pages[name].head['title'])
 
     def link(self, page, url):
@@ -74,7 +74,7 @@ class Site:
         path,hash,at = url.partition('#')
         if not path.endswith(('.ipynb', '.qmd')) or urlsplit(url).scheme: return url
         source = posixpath.normpath(posixpath.join(page.source.parent.as_posix(), path))
-        if source not in self.pages: raise PageError(f'{page.source} links to {url}, which is no page')
+        if source not in self.pages: raise PageError(f'{page.source} links to {url}, which is not a page')
         return posixpath.relpath(self.pages[source].href, posixpath.dirname(page.href) or '.')+hash+at
 
     def write(self):

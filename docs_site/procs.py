@@ -127,7 +127,7 @@ class api_docs(Processor):
         if cell.cell_type=='markdown': cell.source = re.sub(r'(?m)^##+ ([^{\n]+)$', self.aside, cell.source)
         if not getattr(cell, 'has_sd', False): return
         if any(o.startswith('_') for o in _shown_name(cell).split('.')):
-            # A method of a private class, or one that Python calls by itself, is no name to look up
+            # A method of a private class, or one that Python calls by itself, is not a name to look up
             cell.source,cell.outputs = '#| include: false',[]
             return
         md = '\n\n'.join(self.text(_shown_name(cell)))

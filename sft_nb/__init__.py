@@ -103,7 +103,7 @@ Modules:
 - `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
 - `sft_nb.training.curves`: How a fit went, and when it began to over-fit: `plot_curves` and `find_overfitting`
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
-- `sft_nb.training.guards`: Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
+- `sft_nb.training.guards`: Training stops before a loss that is not a number reaches the weights, and says what to lower when memory runs out
 - `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
 - `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
 - `sft_nb.training.metrics`: The losses that a fit shows, over what each batch is a mean of

@@ -22,7 +22,7 @@ from .data.task import all_tasks, get_task
 def _number(text, kind, what):
     "A number, or a message that says what was expected"
     try: return kind(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is no {what}') from None
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a {what}') from None
 
 def _count(text, least=0):
     n = _number(text, int, 'whole number')
@@ -592,7 +592,7 @@ def _one_line(e):
     return '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
 
 def _say(text):
-    "Print to standard output; a reader that has gone away is no error"
+    "Print to standard output; a reader that has gone away is not error"
     with contextlib.suppress(AttributeError): sys.stdout.reconfigure(errors='replace')
     _write(f'{text}\n')
 

@@ -88,7 +88,7 @@ def test_what_is_passed_over(pets, capsys):
     spec = load(pets).sft
     assert data_summary(spec)['all'].to_dict()==dict(cat=11, dog=9) and 'cat/deep/9.png' in set(spec.rows.item)
     err = capsys.readouterr().err
-    assert err==f"Passed over 3 files in {pets} that are no pictures of a class (1 .svg, 1 outside of the class folders, 1 .txt)\n"
+    assert err==f"Passed over 3 files in {pets} that are not pictures of a class (1 .svg, 1 outside of the class folders, 1 .txt)\n"
 
 def test_links_that_turn_in_circles(pets):
     (pets/'cat/again').symlink_to(pets, target_is_directory=True)
@@ -150,7 +150,7 @@ def test_max_items(pets, capsys):
 def test_exclude(pets):
     assert len(load(pets, exclude=['cat/0.png','dog/3.png']).sft.rows)==18
     assert load(pets, exclude=np.arange(20)<5).sft.rows.item[0]=='cat/5.png'
-    with pytest.raises(DataError, match=r"names 'cat/x\.png', which is no item\. Did you mean"): load(pets, exclude=['cat/x.png'])
+    with pytest.raises(DataError, match=r"names 'cat/x\.png', which is not an item\. Did you mean"): load(pets, exclude=['cat/x.png'])
     with pytest.raises(DataError, match='exclude has 3 values, the data have 20 rows'): load(pets, exclude=[True]*3)
 
 def test_labels_are_text(pets, frame):

@@ -67,7 +67,7 @@ def test_other_data(learn, tmp_path):
     (tmp_path/'more'/'oval').mkdir()
     (tmp_path/'more'/'square'/'1.png').rename(tmp_path/'more'/'oval'/'1.png')
     with pytest.raises(DataError) as e: evaluate(learn, on=tmp_path/'more')
-    assert '0.png: not a picture' in str(e.value) and "'oval' is no class of the model" in str(e.value)
+    assert '0.png: not a picture' in str(e.value) and "'oval' is not a class of the model" in str(e.value)
     assert len(evaluate(learn, on=tmp_path/'more', bad='skip'))==14
     with pytest.raises(DataError, match='is missing'): evaluate(learn, on=tmp_path/'nowhere')
     with pytest.raises(TaskError, match='no learner'): evaluate(learn.dls)

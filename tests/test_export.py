@@ -100,7 +100,7 @@ def test_save_again(saved, tmp_path):
     with pytest.raises(FolderError, match='exists already'): save_predictor(learn, path)
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'diary.txt').write_text('dear')
-    with pytest.raises(FolderError, match='is no saved model'): save_predictor(learn, tmp_path/'mine', overwrite=True)
+    with pytest.raises(FolderError, match='is not a saved model'): save_predictor(learn, tmp_path/'mine', overwrite=True)
     assert (tmp_path/'mine'/'diary.txt').read_text()=='dear'
     model = load_predictor(path)
     save_predictor(model, tmp_path/'again', metrics=dict(accuracy=.5))

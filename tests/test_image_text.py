@@ -295,7 +295,7 @@ def test_options_and_heads(toy):
     for kw,words in ((dict(size=4), 'size=4'), (dict(resize='stretch'), "resize='stretch'"), (dict(max_length=3), 'max_length=3'), (dict(pooling='sum'), "pooling='sum'")):
         with pytest.raises(DataError, match=words): data(toy, **kw)
     dls = data(toy)
-    for kw,words in ((dict(head='flatten:8'), 'towers give vectors'), (dict(drop_side=1.), 'drop_side=1.0 is no share'), (dict(head='big'), 'is no output layer')):
+    for kw,words in ((dict(head='flatten:8'), 'towers give vectors'), (dict(drop_side=1.), 'drop_side=1.0 is not a share'), (dict(head='big'), 'is not an output layer')):
         with pytest.raises(HeadError, match=words): sft_learner(dls, **kw)
 
 REFERENCES = [('pip:efficientnet-lite0', "does not fit task 'image_text'.*pip:efficientnet-lite0\\+pip:all-minilm-l6-v2"), ('pip:efficientnet-lite0+', 'The text half of the pair is empty'),

@@ -53,7 +53,7 @@ def test_columns_follow_from_the_kinds():
 class Number(TargetKind):
     "A number, in the scale of the training rows"
     column,lower = 'stars',('mae',)
-    def problems(self, cells, spec): return [None if isinstance(o, (int,float)) else f'{self.column} {o!r} is no number' for o in cells]
+    def problems(self, cells, spec): return [None if isinstance(o, (int,float)) else f'{self.column} {o!r} is not a number' for o in cells]
     def outputs(self, spec): return 1
     def encode(self, cells, spec): return torch.tensor([[float(o)] for o in cells])
     def loss(self, spec, loss=None, label_smoothing=0., class_weights=None): return MSELossFlat()
@@ -96,7 +96,7 @@ def test_its_bad_cells_are_named(rating):
     from sft_nb.core.basics import DataError
     _,frame = rating
     odd = frame.assign(stars=frame.stars.astype(object).where(frame.index!=2, 'many'))
-    with pytest.raises(DataError, match="stars 'many' is no number"): load_data('rating', odd, checkpoint='timm:test_resnet', pretrained=False)
+    with pytest.raises(DataError, match="stars 'many' is not a number"): load_data('rating', odd, checkpoint='timm:test_resnet', pretrained=False)
 
 def test_sounds_have_answers_where_the_target_is_a_class(tmp_path):
     "The way of the data for a task of sounds and classes: folders, problems, lengths, measures, baselines"

@@ -98,7 +98,7 @@ def test_a_folder_with_names_of_an_older_version(bert, tmp_path, old, now):
 
 def test_case_in_evaluation_is_asked_about(bert, tmp_path):
     p = model(to_frame(None, two('pos', 'neg')), bert, tmp_path/'m')
-    with pytest.raises(BadRows, match="label 'POS' is no class of the model. Did you mean 'pos'"): evaluate(p, to_frame(None, two('POS', 'neg')))
+    with pytest.raises(BadRows, match="label 'POS' is not a class of the model. Did you mean 'pos'"): evaluate(p, to_frame(None, two('POS', 'neg')))
 
 def test_validation_data_of_their_own(bert, tmp_path):
     dls = load_data('text', to_frame(None, two('TRUE', 'maybe')), valid=to_csv(tmp_path/'later.csv', two(True, 'maybe')), checkpoint=bert)

@@ -80,7 +80,7 @@ def test_what_is_no_number_is_named(toy, home):
     frame = rated(toy).astype(dict(label=object))
     frame.loc[3,'label'],frame.loc[5,'label'],frame.loc[7,'label'] = '3,5','many',float('inf')
     with pytest.raises(DataError) as e: load_data('text', frame, **kw)
-    for words in ("label '3,5' is no number; write a point", "label 'many' is no number", 'label inf is not finite'): assert words in str(e.value)
+    for words in ("label '3,5' is not a number; write a point", "label 'many' is not a number", 'label inf is not finite'): assert words in str(e.value)
     assert len(load_data('text', frame, bad='skip', **kw).sft.rows)==57
     with pytest.raises(DataError, match='one value only'): load_data('text', frame.assign(label=1.5), **kw)
     with pytest.raises(TaskError, match="'color'.*Valid: 'class', 'number'"): load_data('text', frame, **{**kw, 'target_kind':'color'})
@@ -97,7 +97,7 @@ def test_corrections_and_kept_evaluations(toy, home, learn, tmp_path):
     table = ev.rows[['text','target','prediction']]
     table.to_csv(tmp_path/'said.csv', index=False)
     assert evaluate_table(tmp_path/'said.csv', 'text').metrics['mae']==pytest.approx(ev.metrics['mae'])
-    with pytest.raises(DataError, match="'much' is no number"): evaluate_table(table.assign(prediction='much'), 'text', target_kind='number')
+    with pytest.raises(DataError, match="'much' is not a number"): evaluate_table(table.assign(prediction='much'), 'text', target_kind='number')
     dls = load_data('text', rated(toy), checkpoint=toy['checkpoint'], corrections=pd.DataFrame(dict(item=['row 0'], mark=['relabel'], label=['7.5'])), target_kind='number')
     assert dls.sft.rows.set_index('item').label['row 0']==7.5
 

@@ -191,7 +191,7 @@ def test_a_hard_link_is_not_written_through(made, tmp_path):
 
 def test_a_pipe_is_not_waited_for(copy):
     os.mkfifo(copy/'more')
-    refused(copy, 'more is no plain file')
+    refused(copy, 'more is not a plain file')
 
 def test_an_adapter_leads_elsewhere(text):
     (text/'adapter_config.json').write_text('{"base_model_name_or_path": "/tmp"}')

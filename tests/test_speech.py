@@ -46,7 +46,7 @@ def test_options_are_checked(toy, option, words):
 def test_several_languages_are_asked_for(toy, tmp_path):
     toy['checkpoint'] = str(small_whisper(tmp_path/'several', languages=('en','zh')))
     with pytest.raises(DataError, match='is for 2 languages: say which'): data(toy)
-    with pytest.raises(DataError, match="'xx' is no language"): data(toy, language='xx')
+    with pytest.raises(DataError, match="'xx' is not a language"): data(toy, language='xx')
     assert speech_coder(data(toy, language='en').sft).prompt==[257,258,261,265]
 
 def test_runs_in_two_languages_do_not_disturb_each_other(toy, tmp_path):
@@ -80,7 +80,7 @@ NOTHING_HEARD = {'channels cancel': ((np.stack([tone(), -tone()], 1), 16000), 'i
     'above what is heard': ((tone(rate=48000, hz=15000), 48000), 'is silent at 16,000 Hz: all that it holds lies above 8,000 Hz'),
     'nothing left': ((np.array([.5]), 192000), 'leave none at 16,000 Hz'), 'infinite': ((np.r_[tone(), np.inf].astype(np.float32), 16000), 'holds 1 samples that are NaN or infinite'),
     'NaN in one channel': ((np.stack([tone(), np.r_[tone()[1:], np.nan]], 1), 16000), 'holds 1 samples that are NaN'),
-    'sixteen bits as floats': ((tone(peak=32000), 16000), 'reaches 32,000: samples that are no whole numbers stand between -1 and 1. Divide them'),
+    'sixteen bits as floats': ((tone(peak=32000), 16000), 'reaches 32,000: samples that are not whole numbers stand between -1 and 1. Divide them'),
     'a rate of nothing': ((tone(), 7), 'has a rate of 7 Hz. Expected 1,000 to 1,000,000 Hz')}
 
 @pytest.mark.parametrize('what', NOTHING_HEARD)

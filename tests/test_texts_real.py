@@ -113,7 +113,7 @@ def test_a_text_that_is_the_name_of_a_file(days, tmp_path, monkeypatch, capsys):
     assert "'mails' is read as a folder of text files; pass ['mails'] (--as-items)" in capsys.readouterr().err
     assert [days.predict([o])['item'].tolist() for o in ('mails','days.csv','notes.txt','great')]==[['mails'],['days.csv'],['notes.txt'],['great']]
     with pytest.raises(DataError, match=r"notes.txt is a text file. Pass \['notes.txt'\] for the text itself"): days.predict('notes.txt')
-    with pytest.raises(DataError, match='great is no table that can be read'): days.predict(Path('great'))
+    with pytest.raises(DataError, match='great is not a table that can be read'): days.predict(Path('great'))
     assert len(days.predict('~ a day ~'))==1
 
 def test_the_command_line_takes_texts_that_are_names_of_files(days, tmp_path):

@@ -31,7 +31,7 @@ class _Reader:
     def number(self, kind): return struct.unpack('<'+kind, self.take(struct.calcsize('<'+kind)))[0]
     def name(self):
         try: return bytes(self.take(self.number('H'))[:-1]).decode()
-        except UnicodeDecodeError as e: raise CheckpointError(f"{self.path} is no CTranslate2 model, or damaged: byte {self.at:,} is in no name. Copy or fetch it again.") from e
+        except UnicodeDecodeError as e: raise CheckpointError(f"{self.path} is not a CTranslate2 model, or damaged: byte {self.at:,} is in no name. Copy or fetch it again.") from e
 
 # %% ../../nbs/checkpoints/02_ctranslate.ipynb #1de542e6
 def _tensor(r):
@@ -70,7 +70,7 @@ class _Names:
     "Tensors that move from the names of CTranslate2 to those of transformers"
     def __init__(self, tensors): self.left,self.out = dict(tensors),{}
     def take(self, name):
-        if name not in self.left: raise CheckpointError(f"The model has no variable {name!r}: it is no Whisper that can be converted.")
+        if name not in self.left: raise CheckpointError(f"The model has no variable {name!r}: it is not a Whisper that can be converted.")
         return self.left.pop(name)
     def move(self, new, old, names=('weight','bias'), of=('weight','bias')):
         for a,b in zip(names, of): self.out[f'{new}.{a}'] = self.take(f'{old}/{b}')

@@ -180,7 +180,7 @@ def llama_tensors(
     "The weights of a Llama under the names of transformers, and in their order of rows"
     left,out = dict(tensors),{}
     for old,new,shape,heads in _layout(_llama_settings(values), 'output.weight' not in tensors):
-        if old not in left: raise CheckpointError(f"The model has no tensor {old!r}: it is no Llama that can be converted. Copy or fetch it again.")
+        if old not in left: raise CheckpointError(f"The model has no tensor {old!r}: it is not a Llama that can be converted. Copy or fetch it again.")
         w = left.pop(old)
         if w.shape!=shape: raise CheckpointError(f"Tensor {old!r} has the shape {w.shape}, by the settings of the file it is {shape}. Copy or fetch it again.")
         out[new] = _rotary(w, heads) if heads else w

@@ -79,7 +79,7 @@ def _hash(files):
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #5a8617d5
 def _check_header(files):
-    "Size of each tensor of the files, as their headers say; None where one of them is no safetensors"
+    "Size of each tensor of the files, as their headers say; None where one of them is not safetensors"
     sizes = []
     for f in files:
         safe_path(f.parent, f.name, CheckpointError)

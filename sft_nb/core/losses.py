@@ -34,7 +34,7 @@ def _class_weights(weights, counts):
         if weights!='balanced' or counts is None: raise FitError(f"class_weights={weights!r} is unknown. Valid: None, 'balanced', one number a class.")
         return class_weights(counts)
     try: out = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-    except (TypeError,ValueError) as e: raise FitError(f"class_weights={weights!r} are no numbers. Valid: None, 'balanced', one number a class.") from e
+    except (TypeError,ValueError) as e: raise FitError(f"class_weights={weights!r} are not numbers. Valid: None, 'balanced', one number a class.") from e
     if out.ndim!=1 or counts is not None and len(out)!=len(counts):
         raise FitError(f"class_weights has {out.numel()} numbers for {'the' if counts is None else len(counts)} classes.")
     if not (out.isfinite() & (out>=0)).all() or not out.any(): raise FitError(f"class_weights={weights!r}: weights are finite, not below 0, and not all 0.")
@@ -52,7 +52,7 @@ def make_loss(
     "The loss for a classification head"
     if callable(loss): return loss
     if loss not in (None, *_LOSSES): raise FitError(f"loss={loss!r} is unknown.{near(loss, _LOSSES)}")
-    if not 0<=label_smoothing<1: raise FitError(f"label_smoothing={label_smoothing!r} is no share. Valid: 0 to below 1.")
+    if not 0<=label_smoothing<1: raise FitError(f"label_smoothing={label_smoothing!r} is not a share. Valid: 0 to below 1.")
     if multi_label and (loss=='focal' or label_smoothing):
         raise FitError("With several labels a row the loss is binary cross-entropy; focal and label_smoothing do not apply.")
     if loss=='focal' and label_smoothing: raise FitError("focal and label_smoothing do not go together: take one.")

@@ -22,7 +22,7 @@ def _patience():
     given = os.environ.get('SFT_NB_TIMEOUT') or 600
     try: s = float(given)
     except ValueError: s = 0
-    if not 0<s<=1e8: raise FitError(f"SFT_NB_TIMEOUT={given!r} is no number of seconds. Valid: above 0, at most 1e8, such as 600. Set it anew; where it is not set it is 600.")
+    if not 0<s<=1e8: raise FitError(f"SFT_NB_TIMEOUT={given!r} is not a number of seconds. Valid: above 0, at most 1e8, such as 600. Set it anew; where it is not set it is 600.")
     return s
 
 def join_processes(

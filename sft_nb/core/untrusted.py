@@ -32,7 +32,7 @@ def safe_path(
     "A path that stays inside a folder"
     parts = PurePosixPath(name).parts
     if re.search(r'[\\:\0-\x1f]', name) or not parts or '..' in parts or PurePosixPath(name).is_absolute():
-        raise error(f"{folder} names the file {name!r}, which is no path inside the folder. It is not opened.")
+        raise error(f"{folder} names the file {name!r}, which is not a path inside the folder. It is not opened.")
     path = Path(folder)/name
     if not any(path.resolve().is_relative_to(o) for o in _roots(folder)):
         raise error(f"{path} is a link that leaves the folder. It is not opened; copy the folder with its content instead (cp -L).")
@@ -41,7 +41,7 @@ def safe_path(
 # %% ../../nbs/core/03_untrusted.ipynb #3d643ef4
 JSON_BYTES,_DEPTH = 16*2**20,64
 
-def _refuse(word): raise ValueError(f'{word} is no JSON')
+def _refuse(word): raise ValueError(f'{word} is not JSON')
 
 def _bounded(text):
     if len(text)>64: raise ValueError(f'a whole number of {len(text):,} digits')
@@ -73,7 +73,7 @@ def safe_json(
             if _depth(value)>_DEPTH: raise ValueError(f'it is nested deeper than {_DEPTH}')
             return value
     except (ValueError,RecursionError,OSError) as e: raise error(f"{path} cannot be read as JSON ({str(e)[:200]}). Copy or save it again.") from e
-    if not path.is_file(): raise error(f"{path} is no plain file. Copy or save the folder again.")
+    if not path.is_file(): raise error(f"{path} is not a plain file. Copy or save the folder again.")
     raise error(f"{path} has {size:,} bytes; what it is for needs less than {limit:,}. It is not read.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #e8820877
@@ -118,7 +118,7 @@ def check_files(
     folder = Path(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink() or path.name.startswith('.'): continue
-        if not safe_path(folder, path.name, error).is_file(): raise error(f"{path} is no plain file. It is not opened; remove it.")
+        if not safe_path(folder, path.name, error).is_file(): raise error(f"{path} is not a plain file. It is not opened; remove it.")
     if (folder/'adapter_config.json').exists():
         raise error(f"{folder} holds adapter_config.json, which leads to another model. Merge the adapter into its model, save that, and pass its folder.")
     for path in folder.glob('*.index.json'):
@@ -127,7 +127,7 @@ def check_files(
         if not isinstance(names, dict) or not all(isinstance(o, str) for o in names.values()): raise error(f"{path} has no 'weight_map' of file names. Copy it again.")
         for name in sorted(set(names.values())):
             if '/' in name or not name.endswith('.safetensors') or not safe_path(folder, name, error).is_file():
-                raise error(f"{path} names {name!r}, which is no safetensors file of the folder. It is not opened.")
+                raise error(f"{path} names {name!r}, which is not a safetensors file of the folder. It is not opened.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #1806f612
 HEADER_BYTES = 16*2**20

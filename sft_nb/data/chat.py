@@ -70,7 +70,7 @@ def end_of_turn(
     tail = text.rpartition(_ANSWER)[2]
     found = [(tail.find(t), -len(t), t) for t in control_tokens(tokenizer) if t in tail]
     if not found:
-        raise DataError(f"The chat template of {ref} ends an answer with {tail!r}, which is no special token: a model tuned on it would not stop. "
+        raise DataError(f"The chat template of {ref} ends an answer with {tail!r}, which is not a special token: a model tuned on it would not stop. "
                         "Take another checkpoint, or template='plain'.")
     return min(found)[2]
 

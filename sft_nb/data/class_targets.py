@@ -127,7 +127,7 @@ def _class_table(frame, vocab, own):
 def _checked(probs, n, classes):
     "Probabilities as float32 `(n, classes)`"
     try: out = np.asarray(probs, dtype=np.float32)
-    except (TypeError,ValueError) as e: raise DataError(f"The probabilities are no numbers ({e}). Valid: one from 0 to 1 for each class.") from e
+    except (TypeError,ValueError) as e: raise DataError(f"The probabilities are not numbers ({e}). Valid: one from 0 to 1 for each class.") from e
     if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: a row an item, a column a class.")
     odd = np.flatnonzero(~((out>=-1e-6) & (out<=1+1e-6)).all(1))
     if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; scores become probabilities by a softmax.")
@@ -167,7 +167,7 @@ def class_losses(
 def _check_names(frame, vocab, multi):
     for c in ('target','prediction'):
         other = {l for v in frame[c] for l in (v if multi else [v])}-set(vocab)
-        if other: raise DataError(f"The {c} {sorted(other)[0]!r} is no class.{near(sorted(other)[0], vocab)}")
+        if other: raise DataError(f"The {c} {sorted(other)[0]!r} is not a class.{near(sorted(other)[0], vocab)}")
 
 def _filled_classes(frame, vocab, multi, probs):
     "Probability and loss where the table has none and the probabilities of the classes tell them; unknown classes are refused"

@@ -161,7 +161,7 @@ def storable_cell(
 
 def answer_of(
     cell, # A text, a number, or a list that holds the one message of the assistant
-):  # A text; None: nothing; what is no answer stays as it is, and is a problem of its row
+):  # A text; None: nothing; what is not an answer stays as it is, and is a problem of its row
     "What the assistant says"
     if is_blank(cell): return None
     found = messages_of(cell) if _listed(cell) is not None else []

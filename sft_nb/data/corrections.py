@@ -46,9 +46,9 @@ def _actions(data, path, first=1):
         line = line.decode('utf-8', 'replace')
         try: o = json.loads(line)
         except (json.JSONDecodeError,RecursionError) as e:
-            raise FolderError(f"{path} line {i} is no mark: {getattr(e, 'msg', e)}. Mend or delete this line; every line stands for itself.") from None
+            raise FolderError(f"{path} line {i} is not a mark: {getattr(e, 'msg', e)}. Mend or delete this line; every line stands for itself.") from None
         if not _is_action(o):
-            raise FolderError(f"{path} line {i} is no mark: {line[:80]!r}. Was another file meant?")
+            raise FolderError(f"{path} line {i} is not a mark: {line[:80]!r}. Was another file meant?")
         yield o
 
 # %% ../../nbs/data/09_corrections.ipynb #9ff8d563
@@ -153,7 +153,7 @@ def mark(
     if (kind=='relabel') != (label is not None): raise DataError(f"label={label!r} with kind={kind!r}: a label belongs to 'relabel', and to that alone.")
     if label in ('', []): raise DataError(f"label={label!r} of {item!r} is empty. Name a class or a text, or mark the item as 'exclude'.")
     for k,v in (('label',label), ('was',was)):
-        if v is not None and not _is_label(v): raise DataError(f"{k}={v!r} of {item!r} is no label. Valid: a text, a number, or a list of them.")
+        if v is not None and not _is_label(v): raise DataError(f"{k}={v!r} of {item!r} is not a label. Valid: a text, a number, or a list of them.")
     o = dict(do=kind, item=str(item), label=label, was=was, note=note, at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     self._write({k:v for k,v in o.items() if v not in (None,'')})
 

@@ -54,7 +54,7 @@ def _these(names, n=4): return ', '.join(sorted(names)[:n])+(', …' if len(name
 
 # %% ../../nbs/data/05_folders.ipynb #008ced31
 def _refuse_classes(folder, tree, kind):
-    "Say that top folders are no classes: they hold the splits, or all of them hold the same folders"
+    "Say that top folders are not classes: they hold the splits, or all of them hold the same folders"
     word,tops = kind.word,sorted(tree)
     for t in tops:
         splits = sorted(s for s in tree[t] if s.lower() in _SPLIT_NAMES)
@@ -106,7 +106,7 @@ def _encodable(path):
 def _report_other(other, kind, folder):
     if not other: return
     kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
-    say(f"Passed over {sum(other.values()):,} files in {folder} that are no {kind.word} of a class ({kinds})")
+    say(f"Passed over {sum(other.values()):,} files in {folder} that are not {kind.word} of a class ({kinds})")
 
 def _report_folders(folder, rows, splits, kind):
     "Say which folders have nothing of the kind, and what was understood where something stands beside the splits"

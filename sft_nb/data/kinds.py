@@ -649,7 +649,7 @@ def class_table(
 def marked(
     self:TargetKind,
     row:dict, # Of an evaluation
-)->dict|None: # text; target and prediction: lists of (start, end, label, what is wrong or ''); None: the target is no part of a text
+)->dict|None: # text; target and prediction: lists of (start, end, label, what is wrong or ''); None: the target is not part of a text
     "Which parts of a text are right, and which were found"
 
 # %% ../../nbs/data/19_kinds.ipynb #17eae7c4
@@ -779,7 +779,7 @@ class ClassTarget(TargetKind):
     def unknown(self, cells, spec):
         for i,t in cells.items():
             for l in self.labels(t, spec.multi_label) if t is not None else ():
-                if l not in spec.vocab: yield i, f"label {l!r} is no class of the model.{near(l, spec.vocab)}"
+                if l not in spec.vocab: yield i, f"label {l!r} is not a class of the model.{near(l, spec.vocab)}"
     def empty_hint(self, spec): return ": an item of none of the classes is written [], or pass empty_label='none'" if spec.multi_label else ''
 
 # %% ../../nbs/data/19_kinds.ipynb #c6d3fe5c

@@ -78,7 +78,7 @@ def _parts(v, delim):
 
 # %% ../../nbs/data/03_labels.ipynb #07905a36
 def _numbers(part):
-    "Numbers out of a list of labels, or nothing where one is no number"
+    "Numbers out of a list of labels, or nothing where one is not a number"
     return [float(o) for o in part if isinstance(o, (int,float,np.number,np.bool_)) or str(o).strip() in ('0','1')] if len(part)>1 else []
 
 def _is_list_text(part):
@@ -88,7 +88,7 @@ def _is_list_text(part):
     except (ValueError,SyntaxError,MemoryError,RecursionError): return False
 
 def _not_labels(parts):
-    "Why lists are no lists of labels, or None"
+    "Why lists are not lists of labels, or None"
     rows = [p for p in parts if p]
     if len(rows)==len(parts) and len({len(p) for p in rows})==1:
         values = [_numbers(p) for p in rows]

@@ -275,7 +275,7 @@ def _is_small(kind):
 
 def parquet_frame(
     path, # A Parquet file
-)->pd.DataFrame: # Its columns, lazy where they are no numbers
+)->pd.DataFrame: # Its columns, lazy where they are not numbers
     "A frame of a Parquet file that holds little of it"
     with explain_unreadable(f'The name of a column of {path}'):
         rows = ArrowRows(unpack_parquet(path), path)

@@ -142,7 +142,7 @@ def _exclude(rows, exclude):
         return rows[~np.array(values)].reset_index(drop=True)
     names = list(map(str, values))
     found = _find_rows(rows, names, 'exclude')
-    for o in sorted(set(names)-set(found)): raise DataError(f"exclude names {o!r}, which is no item.{near(o, list(rows['item']))}")
+    for o in sorted(set(names)-set(found)): raise DataError(f"exclude names {o!r}, which is not an item.{near(o, list(rows['item']))}")
     return rows.drop(index=[i for at in found.values() for i in at]).reset_index(drop=True)
 
 # %% ../../nbs/data/11_load.ipynb #07d88ceb

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?')
 
 def number_of(
     cell, # As a source has it
-):  # A float; None: empty; the cell itself: it is no number
+):  # A float; None: empty; the cell itself: it is not a number
     "A cell as a number"
     from sft_nb.data.labels import is_blank
     if is_blank(cell): return None
@@ -51,7 +51,7 @@ class NumberTarget(TargetKind):
     def baselines(self, inputs): return {'mean':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
 
 def _problem(v, column):
-    if not isinstance(v, float): return f'{column} {v!r} is no number' + ('; write a point before decimals' if isinstance(v, str) and re.fullmatch(r'\s*[+-]?\d+,\d+\s*', v) else '')
+    if not isinstance(v, float): return f'{column} {v!r} is not a number' + ('; write a point before decimals' if isinstance(v, str) and re.fullmatch(r'\s*[+-]?\d+,\d+\s*', v) else '')
     if not np.isfinite(v): return f'{column} {v!r} is not finite'
 
 # %% ../../nbs/data/22_number_target.ipynb #3ba5bc9f

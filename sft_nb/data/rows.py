@@ -72,7 +72,7 @@ def check_source(
     if not path.exists():
         raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, Excel, JSON-lines or Parquet file.{_near_path(path)}")
     ending,valid = path.suffix.lower(),[*TABLE_READERS, *(task.readers if task else ())]
-    if ending not in valid: raise DataError(f"{path} is no table that can be read. Valid endings: {' '.join(valid)}; or a folder.{_OLD.get(ending, '')}")
+    if ending not in valid: raise DataError(f"{path} is not a table that can be read. Valid endings: {' '.join(valid)}; or a folder.{_OLD.get(ending, '')}")
 
 def _read_path(path, task, labelled, sheet=None):
     check_source(path, task)

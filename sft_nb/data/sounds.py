@@ -2,7 +2,7 @@
 
 Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the
 model. What is checked is what is heard: the samples after mixing and resampling, as many as can be read, whatever the head of the file says.
-Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are no numbers.
+Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are not numbers.
 
 Docs: https://sft-nb.github.io/sft_nb/data/sounds.html.md"""
 
@@ -55,7 +55,7 @@ def _half(x):
 def _scaled(x, rate):
     "Samples as float32, -1 to 1 where they were whole numbers"
     if x.ndim not in (1,2) or x.dtype.kind not in 'biuf' or not 0<rate<math.inf:
-        raise DataError(f"Samples of shape {x.shape} ({x.dtype}) at {rate} Hz are no sound. Expected numbers, (time,) or (time, channel), and a rate above 0.")
+        raise DataError(f"Samples of shape {x.shape} ({x.dtype}) at {rate} Hz are not a sound. Expected numbers, (time,) or (time, channel), and a rate above 0.")
     if x.ndim==2 and x.shape[1]>64: raise DataError(f"Samples of shape {x.shape} have {x.shape[1]:,} channels. Expected (time, channel): turn them by .T.")
     if x.dtype.kind not in 'iu': return x.astype(np.float32)
     half = _half(x)
@@ -65,7 +65,7 @@ def _given(sound):
     "(samples, rate) where they are given as such, else None"
     if isinstance(sound, (str,Path,bytes)): return None
     if not isinstance(sound, (tuple,list)) or len(sound)!=2 or isinstance(sound[1], bool) or not isinstance(sound[1], (int,float,np.number)):
-        raise DataError(f"{_where(sound)} is no sound. Valid: a file, its bytes, (samples, rate), or a dict with 'array' and 'sampling_rate'.")
+        raise DataError(f"{_where(sound)} is not a sound. Valid: a file, its bytes, (samples, rate), or a dict with 'array' and 'sampling_rate'.")
     return _scaled(np.asarray(sound[0]), sound[1]),sound[1]
 
 # %% ../../nbs/data/14_sounds.ipynb #8929a116
@@ -150,7 +150,7 @@ def _number_problem(x, was):
     "What is wrong with the samples as they are stored"
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
     if bad.any(): return f'holds {int(bad.sum()):,} samples that are NaN or infinite, the first at {bad.argmax()/was:.2f} s'
-    if (top := float(np.abs(x).max()))>_LOUD: return f'reaches {top:,.0f}: samples that are no whole numbers stand between -1 and 1. Divide them, 16 bits by 32768'
+    if (top := float(np.abs(x).max()))>_LOUD: return f'reaches {top:,.0f}: samples that are not whole numbers stand between -1 and 1. Divide them, 16 bits by 32768'
 
 def _quiet_problem(x, was, rate):
     "Whether nothing is heard"
@@ -180,7 +180,7 @@ def _wav_data(f):
         f.seek(size+size%2, 1)
 
 def _left_over(f, at, total):
-    "Bytes behind the samples that are no part of a WAV"
+    "Bytes behind the samples that are not part of a WAV"
     while at+8<=total:
         f.seek(at)
         part = f.read(8)

@@ -24,7 +24,7 @@ from .folders import _SPLITS
 class Recipe:
     "What a saved model needs to know of the data it was trained on; a `Predictor` keeps it as `.spec`"
     task:Task # Which task the data are for
-    vocab:list=field(default_factory=list) # Names of the classes, in the order of the model's outputs; empty where the target is no class
+    vocab:list=field(default_factory=list) # Names of the classes, in the order of the model's outputs; empty where the target is not a class
     multi_label:bool=False # Whether an item may have several classes; the target is then a list
     checkpoint:object=None # The `Checkpoint` that the data are prepared for
     pretrained:bool=True # Whether the model starts from the weights of the checkpoint

@@ -71,7 +71,7 @@ def _text_and_encoding(path):
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except OSError as e: raise DataError(f"{path} cannot be read: {e.strerror}.") from e
     kind = next((v for k,v in _NO_TEXT.items() if data.startswith(k)), None)
-    if kind: raise DataError(f"{path} is no text: it is {kind}.")
+    if kind: raise DataError(f"{path} is not text: it is {kind}.")
     wide = _wide_encoding(data)
     try: return (data.decode(wide),wide) if wide else (data.decode('utf-8-sig'),'utf-8')
     except UnicodeDecodeError as e: raise DataError(_encoding_hint(path, data, data.find(e.object[e.start:e.start+8], e.start))) from None
@@ -402,7 +402,7 @@ def _read_table(
 )->pd.DataFrame: # Its cells, and those of `Own`
     "Read a table file; rows that cannot be read are kept, with what is wrong with them"
     ending = Path(path).suffix.lower()
-    if sheet is not None and TABLE_READERS.get(ending) is not _read_excel: raise DataError(f"sheet={sheet!r}: {path} is no Excel file and has no sheets. Leave it out.")
+    if sheet is not None and TABLE_READERS.get(ending) is not _read_excel: raise DataError(f"sheet={sheet!r}: {path} is not an Excel file and has no sheets. Leave it out.")
     return TABLE_READERS[ending](path, sheet)
 
 # %% ../../nbs/data/04_table_files.ipynb #f3b1c71c

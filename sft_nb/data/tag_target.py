@@ -225,7 +225,7 @@ class TagTarget(TargetKind):
     def unknown(self, cells, spec):
         for i,o in cells.items():
             for t in (o if isinstance(o, list) else ()):
-                if t not in spec.vocab: yield i, f"tag {t!r} is no tag of the model.{near(t, spec.vocab)}"
+                if t not in spec.vocab: yield i, f"tag {t!r} is not a tag of the model.{near(t, spec.vocab)}"
     def strata(self, cells, spec):
         import pandas as pd
         return pd.Series(['some' if set(o)-{OUTSIDE} else 'none' for o in cells], index=cells.index, dtype=object)

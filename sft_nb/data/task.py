@@ -131,7 +131,7 @@ def read_targets(
     empty:str='raise', # As `empty_label` of `load_data`
 )->tuple: # (values, whether a row may have several)
     "Cells of the target as values"
-    if delim and not self.target.several: raise DataError(f"label_delim={delim!r}: the target of task {self.name!r} is no class.")
+    if delim and not self.target.several: raise DataError(f"label_delim={delim!r}: the target of task {self.name!r} is not a class.")
     return self.target.read(cells, delim, where, empty)
 
 @patch

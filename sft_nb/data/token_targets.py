@@ -110,7 +110,7 @@ def _language(code, codes, option, ref):
     if code is None:
         raise DataError(f"{ref} is for {len(codes)} languages: say which by {option}=CODE (in a shell --option {option}=CODE). "
                         f"Codes: {', '.join(codes[:12])}{', …' if len(codes)>12 else ''}.")
-    if code not in codes: raise DataError(f"{option}={code!r} is no language of {ref}.{near(code, codes)}")
+    if code not in codes: raise DataError(f"{option}={code!r} is not a language of {ref}.{near(code, codes)}")
     return code
 
 def _check_tokenizer(spec, tokenizer):

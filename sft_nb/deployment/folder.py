@@ -94,7 +94,7 @@ def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(
 def _list(names, n=50): return ', '.join(_cell(o) for o in names[:n])+(f' and {len(names)-n:,} more' if len(names)>n else '')
 
 def _license(name):
-    "A license as the first lines of a card name it; 'other' where it is no plain word"
+    "A license as the first lines of a card name it; 'other' where it is not a plain word"
     return name.lower() if name and re.fullmatch(r'[\w.\-+]+', name) else 'other'
 
 # %% ../../nbs/deployment/00_folder.ipynb #28989846
@@ -207,7 +207,7 @@ _SCHEMA = dict(task=(_is_text, 'a name'), checkpoint=(_is_checkpoint, 'an object
 def _check_info(info, path):
     "Every key is there, with a value that fits"
     form = info.get('format') if isinstance(info, dict) else None
-    if not _is_count(form): raise FolderError(f"{path} names no format: it is no file of save_predictor.")
+    if not _is_count(form): raise FolderError(f"{path} names no format: it is not a file of save_predictor.")
     if form!=FORMAT:
         mend = 'Upgrade it: pip install -U sft_nb' if form>FORMAT else 'It is from before the first release: train the model and save it again.'
         raise FolderError(f"{path} is of a saved model of format {form}, this sft_nb reads format {FORMAT}. {mend}")

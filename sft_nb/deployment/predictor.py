@@ -36,7 +36,7 @@ from .folder import _versions, _write_folder
 
 # %% ../../nbs/deployment/01_predictor.ipynb #79789935
 def _read_card(folder):
-    "The text of the card; one that leads elsewhere, or is no text of a sensible size, is passed over"
+    "The text of the card; one that leads elsewhere, or is not a text of a sensible size, is passed over"
     try:
         path = safe_path(folder, _CARD)
         return path.read_text(encoding='utf-8', errors='replace') if path.is_file() and path.stat().st_size<JSON_BYTES else None
@@ -197,7 +197,7 @@ def stream(
 def _replaceable(path, overwrite):
     path = Path(path)
     if overwrite and path.is_dir() and any(path.iterdir()) and not (path/_SPEC).is_file():
-        raise FolderError(f"{path} holds no {_SPEC}: it is no saved model, and is not replaced. Take another folder.")
+        raise FolderError(f"{path} holds no {_SPEC}: it is not a saved model, and is not replaced. Take another folder.")
     if overwrite and path.is_file(): raise FolderError(f"{path} is a file. Take another name for the folder.")
 
 def _held_out(learn, spec):

@@ -93,7 +93,7 @@ def model_and_spec(
     "The two things that prediction needs"
     model,spec = getattr(learn, 'model', None),getattr(learn, 'spec', None)
     if model is None or spec is None:
-        raise TaskError(f"A {type(learn).__name__} is no learner of sft_learner and no Predictor of load_predictor.")
+        raise TaskError(f"A {type(learn).__name__} is not a learner of sft_learner and no Predictor of load_predictor.")
     return model,spec
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #8787e044

@@ -38,7 +38,7 @@ def _read_table(source, sheet=None):
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True)
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() not in TABLE_READERS:
-        raise DataError(f"{path} is no table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(TABLE_READERS)}.")
+        raise DataError(f"{path} is not a table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(TABLE_READERS)}.")
     return whole_table(path, sheet)
 
 # %% ../../nbs/evaluation/03_tables.ipynb #66866f7c

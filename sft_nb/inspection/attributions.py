@@ -214,7 +214,7 @@ def _classes(spec, z, of):
     "Numbers of the classes to explain"
     if of is None: return z.argmax(-1)
     unknown = [o for o in of if o not in spec.vocab]
-    if unknown: raise DataError(f"of={unknown[0]!r} is no class of the model.{near(unknown[0], spec.vocab)}")
+    if unknown: raise DataError(f"of={unknown[0]!r} is not a class of the model.{near(unknown[0], spec.vocab)}")
     return torch.tensor([spec.vocab.index(o) for o in of], device=z.device)
 
 # %% ../../nbs/inspection/00_attributions.ipynb #9b5e1d07

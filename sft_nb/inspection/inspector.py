@@ -443,7 +443,7 @@ def relabel(
     if self.ev.multi_label: label = _listed(label, self.ev.vocab) if isinstance(label, str) else [str(o) for o in label]
     elif self.ev.task.target.listed: label = str(label)
     unknown = [o for o in (label if isinstance(label, list) else [label]) if self.ev.task.target.listed and o not in self.ev.vocab]
-    if unknown: return self._say(f"{unknown[0]!r} is no class.{near(unknown[0], self.ev.vocab)}")
+    if unknown: return self._say(f"{unknown[0]!r} is not a class.{near(unknown[0], self.ev.vocab)}")
     self.mark('relabel', label)
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a7247143

@@ -103,7 +103,7 @@ def _slice(cells, most):
 @patch
 def slices(
     self:Selection,
-    most:int=30, # Columns with more values than this are no slices
+    most:int=30, # Columns with more values than this are not slices
 )->dict: # Column -> (number of the name of each row, names)
     "By which columns the rows can be cut"
     if not hasattr(self, '_slices'):

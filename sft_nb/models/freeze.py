@@ -66,7 +66,7 @@ def _by_rule(model, rule):
     else:
         try: hit = {n for n in params if re.search(rule, n)}
         except (re.error, TypeError) as e:
-            raise GroupError(f"rule={rule!r} is no regular expression: {e}. Valid: 'bias', 'norm', a regular expression, a function of (name, parameter).") from e
+            raise GroupError(f"rule={rule!r} is not a regular expression: {e}. Valid: 'bias', 'norm', a regular expression, a function of (name, parameter).") from e
     if not hit-set(model.groups['head']): raise GroupError(f"rule={rule!r} names no parameter below the head. Names look like {next(iter(params))!r}.")
     return hit | set(model.groups['head'])
 

@@ -308,7 +308,7 @@ def _examples(spec, net):
 # %% ../../nbs/models/08_fusion.ipynb #1ea86677
 def _check_fusion(head, drop_side):
     if parse_head(head)[0]=='flatten': raise HeadError(f"head={head!r} needs feature maps, towers give vectors. Valid: None, [512], or a module.")
-    if not isinstance(drop_side, (int,float)) or not 0<=drop_side<1: raise HeadError(f"drop_side={drop_side!r} is no share. Valid: 0 to below 1.")
+    if not isinstance(drop_side, (int,float)) or not 0<=drop_side<1: raise HeadError(f"drop_side={drop_side!r} is not a share. Valid: 0 to below 1.")
 
 def fuse(
     spec, # `checkpoint`, `preprocess` and `vocab` are read

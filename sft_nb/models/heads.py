@@ -34,7 +34,7 @@ def parse_head(
     if head is None: return 'linear',[]
     if isinstance(head, nn.Module): return 'module',[]
     found = _widths(head)
-    if found is None: raise HeadError(f"head={head!r} ({type(head).__name__}) is no output layer. {_HEADS}")
+    if found is None: raise HeadError(f"head={head!r} ({type(head).__name__}) is not an output layer. {_HEADS}")
     if any(o<1 for o in found[1]): raise HeadError(f"head={head!r}: a layer has at least one unit. {_HEADS}")
     return found
 
@@ -48,7 +48,7 @@ def make_head(
     "A new output layer"
     kind,widths = parse_head(head)
     if kind=='module': return head
-    if not 0<=dropout<1: raise HeadError(f"dropout={dropout!r} is no share. Valid: 0 to below 1.")
+    if not 0<=dropout<1: raise HeadError(f"dropout={dropout!r} is not a share. Valid: 0 to below 1.")
     layers = [nn.Flatten()] if kind=='flatten' else []
     for a,b in zip([n_in]+widths, widths+[n_out]):
         if widths: layers.append(nn.Dropout(dropout))

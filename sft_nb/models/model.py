@@ -172,7 +172,7 @@ def _added(model, name):
 def on_device(
     x, # A tensor, or a dict, tuple or list of them, nested
     dev, # A device of PyTorch
-):  # Of the same kind; what is no tensor stays as it is
+):  # Of the same kind; what is not a tensor stays as it is
     "Inputs of a model on a device"
     if isinstance(x, torch.Tensor): return x.to(dev)
     if isinstance(x, dict): return {k:on_device(v, dev) for k,v in x.items()}

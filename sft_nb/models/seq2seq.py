@@ -55,7 +55,7 @@ def shifted(
     "The labels moved right by one, as the family of the network does it"
     if hasattr(net, 'prepare_decoder_input_ids_from_labels'): return net.prepare_decoder_input_ids_from_labels(labels=labels)
     shift,config = getattr(sys.modules[type(net).__module__], 'shift_tokens_right', None),net.config.get_text_config()
-    if shift is None: raise CheckpointError(f"{type(net).__name__} does not say how its targets are shifted: it is no encoder–decoder that can be taught.")
+    if shift is None: raise CheckpointError(f"{type(net).__name__} does not say how its targets are shifted: it is not an encoder–decoder that can be taught.")
     return shift(labels, *[config.pad_token_id, config.decoder_start_token_id][:len(inspect.signature(shift).parameters)-1])
 
 def taught(

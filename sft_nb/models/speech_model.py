@@ -34,7 +34,7 @@ from .seq2seq import _keeps_head
 def _ctc_layers(net, base):
     layers = [n for n,m in net.named_modules() if n.startswith(f'{base}.encoder.layers.') and n.count('.')==3]
     if layers: return layers
-    raise CheckpointError(f"{type(net).__name__} has no {base}.encoder.layers: it is no encoder whose layers are known here. Valid: wav2vec2, HuBERT and their kin.")
+    raise CheckpointError(f"{type(net).__name__} has no {base}.encoder.layers: it is not an encoder whose layers are known here. Valid: wav2vec2, HuBERT and their kin.")
 
 def ctc_groups(
     net:nn.Module, # A `…ForCTC` of transformers

@@ -66,7 +66,7 @@ def _no_target(net, names, targets, lost):
     there = [n for n,_ in net.named_modules() if n and any(n==t or n.endswith('.'+t) for t in lost)]
     what = f"{lost[0]!r} in targets" if lost else f"targets={targets!r}"
     if not there: return AdapterError(f"{what} names no layer. Valid: {_ends(names)}.")
-    return AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is no linear layer or plain "
+    return AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is not a linear layer or plain "
                         f"convolution below the head that runs. Valid: {_ends(names)}.")
 
 def _ends(names):
@@ -117,9 +117,9 @@ class Adapter:
 # %% ../../nbs/training/11_adapters.ipynb #3d3d2236
 def _sizes(r, alpha, dropout):
     "Rank, scale and dropout as plain numbers"
-    if isinstance(r, bool) or not isinstance(r, Integral) or r<1: raise AdapterError(f"r={r!r} is no rank. Valid: a whole number from 1 up, such as 8.")
-    if alpha is not None and not 0<alpha<math.inf: raise AdapterError(f"alpha={alpha!r} is no scale. Valid: above 0, or None for twice the rank.")
-    if not 0<=dropout<1: raise AdapterError(f"dropout={dropout!r} is no probability. Valid: from 0 to below 1.")
+    if isinstance(r, bool) or not isinstance(r, Integral) or r<1: raise AdapterError(f"r={r!r} is not a rank. Valid: a whole number from 1 up, such as 8.")
+    if alpha is not None and not 0<alpha<math.inf: raise AdapterError(f"alpha={alpha!r} is not a scale. Valid: above 0, or None for twice the rank.")
+    if not 0<=dropout<1: raise AdapterError(f"dropout={dropout!r} is not a probability. Valid: from 0 to below 1.")
     return int(r),2*int(r) if alpha is None else getattr(alpha, 'item', lambda: alpha)(),float(dropout)
 
 # %% ../../nbs/training/11_adapters.ipynb #4e322bd4
@@ -156,7 +156,7 @@ def _own_config(learn, config, targets, kwargs):
     "(a copy of a config of peft that names the layers, the layers)"
     import peft
     if not isinstance(config, peft.PeftConfig) or not hasattr(config, 'target_modules'):
-        raise AdapterError(f"kind={config!r} is no adapter of layers. Valid: {', '.join(map(repr, ADAPTERS))}, or a config of peft with `target_modules`.")
+        raise AdapterError(f"kind={config!r} is not an adapter of layers. Valid: {', '.join(map(repr, ADAPTERS))}, or a config of peft with `target_modules`.")
     if kwargs: raise AdapterError(f"{', '.join(kwargs)}: a {type(config).__name__} holds its own arguments. Set them in it.")
     if targets is None and config.target_modules!='all-linear': targets = config.target_modules
     config,names = copy.deepcopy(config),_layers(learn, None, targets)

@@ -95,7 +95,7 @@ def _read_entry(folder):
         n = meta['n']
         lengths = _whole_numbers(folder, 'lengths.npy', n) if meta['ragged'] else np.ones(n, dtype=np.int64)
         place = _whole_numbers(folder, 'place.npy', n) if (folder/'place.npy').exists() else np.arange(n)
-        if not np.array_equal(np.sort(place), np.arange(n)): raise ValueError('place.npy is no order of the rows')
+        if not np.array_equal(np.sort(place), np.arange(n)): raise ValueError('place.npy is not an order of the rows')
         _check_sizes(folder, meta, lengths)
     except (FolderError,ValueError,OSError,EOFError) as e:
         raise FolderError(f"Entry {folder} of the cache is damaged: {str(e)[:300]}. Remove it by clear_cache({folder.name!r}); it is made anew.") from e
@@ -157,7 +157,7 @@ def _budget():
     given = os.environ.get('SFT_NB_CACHE_BYTES') or 20e9
     try: n = float(given)
     except ValueError: n = -1
-    if not n>=0: raise FitError(f"SFT_NB_CACHE_BYTES={given!r} is no number of bytes. Valid: a number from 0 up, such as 20e9. Set it anew; where it is not set it is 20e9.")
+    if not n>=0: raise FitError(f"SFT_NB_CACHE_BYTES={given!r} is not a number of bytes. Valid: a number from 0 up, such as 20e9. Set it anew; where it is not set it is 20e9.")
     return n
 
 def _entries():

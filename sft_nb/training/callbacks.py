@@ -160,7 +160,7 @@ def wise_ft(
     "Interpolate between weights that were kept and the fine-tuned ones"
     start = learn.kept_weights if start is None else start
     if start is None: raise FitError("There are no weights to mix with. Call keep_weights(learn) after fit_head, then fine-tune, then wise_ft(learn).")
-    if not 0<=alpha<=1: raise FitError(f"alpha={alpha!r} is no share. Valid: 0. (kept weights) to 1. (fine-tuned weights).")
+    if not 0<=alpha<=1: raise FitError(f"alpha={alpha!r} is not a share. Valid: 0. (kept weights) to 1. (fine-tuned weights).")
     if learn.model.adapter is not None: raise FitError("The two matrices of an adapter cannot be mixed one by one. Call merge_adapter(learn) first.")
     tuned = _tuned(learn)
     if other := start.keys()^tuned.keys(): raise FitError(f"The kept weights are of another network: {len(other)} names differ, as {sorted(other)[0]!r}.")

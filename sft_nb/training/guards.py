@@ -1,4 +1,4 @@
-"""Training stops before a loss that is no number reaches the weights, and says what to lower when memory runs out
+"""Training stops before a loss that is not a number reaches the weights, and says what to lower when memory runs out
 
 Two ends of a training run that a traceback does not explain. Every `SFTLearner` has both guards: a loss or a gradient that is NaN or infinite stops the fit
 before the step, with the step, the items of the batch and the learning rate; and out of memory is met with what to lower.
@@ -40,7 +40,7 @@ def _waits(model):
     return next(model.parameters()).device.type=='cuda'
 
 class StopAtNaN(Callback):
-    "Stop before a loss or a gradient that is no number reaches the weights"
+    "Stop before a loss or a gradient that is not a number reaches the weights"
     order,run_valid = MixedPrecision.order+2,False
     def before_fit(self):
         "On CUDA a check that waits for its answer would stop the device in every step: there gradients are emptied at once and the answer is read two steps later"
@@ -68,7 +68,7 @@ class StopAtNaN(Callback):
 # %% ../../nbs/training/00_guards.ipynb #56451049
 @patch
 def _flag(self:StopAtNaN, grads, total):
-    "Empty gradients that are no numbers without waiting, and look at what was so two steps ago"
+    "Empty gradients that are not numbers without waiting, and look at what was so two steps ago"
     bad = ~total.isfinite()
     for g in grads: g.masked_fill_(bad, 0)
     for b,was in self.kept: b.copy_(torch.where(bad, was, b))
@@ -93,7 +93,7 @@ def _short(names, n=8): return ', '.join(map(str, names[:n]))+(f' and {len(names
 
 def nan_message(
     learn, # A learner, in a batch of training
-    what:str, # What is no number
+    what:str, # What is not a number
     value:float, # NaN or infinity
     late:tuple|None=None, # (epoch, step, items) of a step whose gradients were emptied, and that was looked at later; None: the step that runs
 )->str: # Where it was, with which items and rate, and what to do

@@ -56,7 +56,7 @@ def _set_random_states(
     if s.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(s['mps'])
 
 def _whole_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, Integral): raise FitError(f"seed={seed!r} is no whole number. Valid: any whole number, such as 42.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral): raise FitError(f"seed={seed!r} is not a whole number. Valid: any whole number, such as 42.")
     return int(seed)
 
 # %% ../../nbs/training/03_learner.ipynb #10fb9bc1
@@ -363,7 +363,7 @@ def discriminative_lrs(
     if isinstance(lr, slice) and lr.stop is None: raise FitError(f"lr={lr!r} has no highest rate. Valid: slice(lo, hi), or slice(hi).")
     if decay is not None:
         if isinstance(lr, slice): raise FitError(f"lr={lr!r} and decay={decay!r} both spread the rates over the groups: give one of them.")
-        if not 0<decay<=1: raise FitError(f"decay={decay!r} is no factor. Valid: above 0, at most 1.")
+        if not 0<decay<=1: raise FitError(f"decay={decay!r} is not a factor. Valid: above 0, at most 1.")
         return lr*decay**np.array(model.depths(), dtype=float)
     if not isinstance(lr, slice): return np.full(n, lr, dtype=float)
     if lr.start: return np.geomspace(lr.start, lr.stop, n)

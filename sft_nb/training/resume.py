@@ -35,7 +35,7 @@ def _interval(every):
     if isinstance(every, (int,np.integer)) and not isinstance(every, bool) and every>0: return int(every),None
     with contextlib.suppress(ValueError):
         if isinstance(every, str) and (s := pd.Timedelta(every).total_seconds())>=1e-3: return None,s
-    raise FitError(f"every={every!r} is no interval. Valid: a number of steps from 1 up, or a time such as '5min' or '30s'.")
+    raise FitError(f"every={every!r} is not an interval. Valid: a number of steps from 1 up, or a time such as '5min' or '30s'.")
 
 # %% ../../nbs/training/14_resume.ipynb #0b4f565f
 class Resume(Callback):

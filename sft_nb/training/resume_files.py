@@ -35,7 +35,7 @@ def _pack(
     if isinstance(o, np.ndarray): return {'~':'array', 'dtype':str(o.dtype), 'v':_put(_from_array(o), tensors)}
     if isinstance(o, dict): return _pack_dict(o, tensors)
     if isinstance(o, (list,tuple,L)) and type(o).__name__ in _LISTS: return _pack_list(o, tensors)
-    raise TypeError(f'a {type(o).__name__} is no plain value')
+    raise TypeError(f'a {type(o).__name__} is not a plain value')
 
 # %% ../../nbs/training/12_resume_files.ipynb #4595f38d
 def _put(t, tensors):
@@ -44,7 +44,7 @@ def _put(t, tensors):
     return name
 
 def _from_array(a):
-    if type(a) is not np.ndarray or a.dtype.kind not in 'iufb': raise TypeError(f'a {type(a).__name__} of {a.dtype} is no plain value')
+    if type(a) is not np.ndarray or a.dtype.kind not in 'iufb': raise TypeError(f'a {type(a).__name__} of {a.dtype} is not a plain value')
     return torch.from_numpy(a.astype(np.int64 if a.dtype.kind=='u' else a.dtype.newbyteorder('=')))
 
 # %% ../../nbs/training/12_resume_files.ipynb #153c14a6
@@ -136,7 +136,7 @@ def _checked_tree(path):
     "The JSON file of a state, when its checksum is right"
     try: o = json.loads(path.read_text(encoding='utf8'))
     except (OSError,ValueError,RecursionError) as e: raise FolderError(f"{path} cannot be read: {e}.") from e
-    if not isinstance(o, dict) or 'format' not in o: raise FolderError(f"{path} is no state of a run.")
+    if not isinstance(o, dict) or 'format' not in o: raise FolderError(f"{path} is not a state of a run.")
     if o['format']!=_STATE_FORMAT: raise FolderError(f"{path} has format {o['format']!r}, this version of sft_nb reads {_STATE_FORMAT}. Go on with the version that wrote it.")
     if _hash(_text(o.get('state')))!=o.get('sha256'): raise FolderError(f"{path} is damaged: its checksum is wrong.")
     return o

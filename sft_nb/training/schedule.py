@@ -125,7 +125,7 @@ def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
 def _share(model, group):
     "A share of the groups below the head as an index"
     if not isinstance(group, (float,np.floating)): return group
-    if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is no share. Valid: 0. to 1., an index, or a name of a group.")
+    if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is not a share. Valid: 0. to 1., an index, or a name of a group.")
     return round(group*(len(model.groups)-1))
 
 def _second_lrs(model, base_lr, lr_mult, decay):
@@ -261,7 +261,7 @@ def fit_slanted(self:SFTLearner,
     **kwargs, # To `fit`
 )->SFTLearner: # The learner
     "Fit with slanted triangular rates"
-    if not 0<cut_frac<1: raise FitError(f"cut_frac={cut_frac!r} is no share. Valid: between 0 and 1.")
+    if not 0<cut_frac<1: raise FitError(f"cut_frac={cut_frac!r} is not a share. Valid: between 0 and 1.")
     if not 1<=ratio<np.inf: raise FitError(f"ratio={ratio!r} is not how many times the highest rate is the lowest. Valid: 1 or more, such as 32.")
     if self.opt is None: self.create_opt()
     top = lr if isinstance(lr, np.ndarray) else discriminative_lrs(self.model, lr)
@@ -279,7 +279,7 @@ def _fit_warmup_cosine(self:SFTLearner,
     **kwargs, # To `fit`
 )->SFTLearner: # The learner
     "Fit with a linear warm-up and a cosine to zero"
-    if not 0<warmup<1: raise FitError(f"warmup={warmup!r} is no share. Valid: between 0 and 1.")
+    if not 0<warmup<1: raise FitError(f"warmup={warmup!r} is not a share. Valid: between 0 and 1.")
     if self.opt is None: self.create_opt()
     top = lr if isinstance(lr, np.ndarray) else discriminative_lrs(self.model, lr, decay)
     sched = combine_scheds([warmup, 1-warmup], [SchedLin(top*0, top), SchedCos(top, top*0)])
