@@ -3,7 +3,7 @@
     python benchmarks/run.py head whole step gradual   # measure; one JSON file each in benchmarks/results
     python benchmarks/run.py head --data digits --seeds 4 5   # more rows; those of the same data and seed are replaced
     python benchmarks/run.py whole --seeds 3 --alone --untimed   # accuracy alone, without peers, on a machine that does other work: joins the row
-    python benchmarks/run.py table                     # write the tables of benchmarks/README.md, nbs/index.ipynb and README.zh.md from them
+    python benchmarks/run.py table                     # write the table of benchmarks/README.md from them
 """
 import argparse, contextlib, json, math, os, platform, random, re, resource, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -320,17 +320,7 @@ def table():
     begin,end = '<!-- table -->','<!-- /table -->'
     head,rest = readme.split(begin)
     write_atomic(here/'README.md', head+begin+'\n'+'\n'.join(lines)+'\n'+end+rest.split(end)[1])
-    for f in (here.parent/'nbs/index.ipynb', here.parent/'README.zh.md'): renew(f, lines)
     print('\n'.join(lines))
-    print('README.md is made of nbs/index.ipynb: make readme')
-
-def renew(path, lines):
-    "Put the figures of `lines` into those rows of the table in `path` that measure the same"
-    text = path.read_text(encoding='utf8')
-    for line in lines:
-        same = '|'.join(line.split('|')[:3])+'|'
-        text = re.sub(re.escape(same)+r'[^\n"\\]*\|', lambda _: line, text)
-    write_atomic(path, text)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

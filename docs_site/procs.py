@@ -1,8 +1,9 @@
 """Processors for `nbdev-proc-nbs`, named in `pyproject.toml`; they serve Quarto and pandoc alike
 
 Nothing of a notebook is run: what is said of an exported name is looked up in the exported module."""
-import importlib, inspect, re
+import importlib, inspect, posixpath, re
 from functools import cache
+from pathlib import Path
 import yaml
 from fastcore.docments import docments
 from fastcore.nbio import md_frontmatter, mk_cell
@@ -25,6 +26,15 @@ class frontmatter(Processor):
         "Directives are nbdev's, not the page's: all of a text, the test flags of code"
         flags = '|'.join(get_config().tst_flags.split() or ['$'])
         cell.source = re.sub(r'\A(?:#\|.*\n?)+' if cell.cell_type=='markdown' else rf'(?m)^#\|\s*(?:{flags})\b.*\n?', '', cell.source)
+
+class outside_links(Processor):
+    "A relative link to a file of the repository that is not a page leads to the repository"
+    def cell(self, cell):
+        if cell.cell_type=='markdown': cell.source = re.sub(r'(\]\()(\.\./[^)\s]+)\)', self.link, cell.source)
+    def link(self, m):
+        cfg = get_config()
+        place = posixpath.normpath(posixpath.join(Path(self.nb.path_).resolve().relative_to(cfg.nbs_path.resolve()).parent.as_posix(), m[2]))
+        return f'{m[1]}{cfg.git_url}/blob/{cfg.branch}/{place.removeprefix("../")})' if place.startswith('../') else m[0]
 
 @cache
 def _module(name): return importlib.import_module(f'{get_config().lib_name}.{name}')

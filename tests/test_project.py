@@ -2,7 +2,8 @@
 import ast, builtins, dis, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
-import pytest
+from urllib.parse import unquote
+import pypandoc, pytest
 import sft_nb
 from test_house import IMPORTS, folder
 
@@ -235,14 +236,14 @@ def test_readmes_agree_on_commands():
     assert zh_said <= said
 
 def _measured(name):
-    "Cells of the rows that say a ratio, in the table of a README"
+    "Rows of the table of the README that shows what was measured, without their names"
     rows = [[c.strip() for c in l.strip().strip('|').split('|')] for l in (root/name).read_text(encoding='utf8').splitlines() if l.startswith('|')]
-    return [r for r in rows if len(r)==6 and re.match(r'[\d.]+ .*\(n=\d+\)', r[2])]
+    return [r[1:] for r in rows if len(r)==5 and re.fullmatch(r'0\.\d{3}', r[1])]
 
 @pytest.mark.parametrize('name', ['README.md', 'README.zh.md'])
 def test_readme_shows_figures_that_were_measured(name):
-    shown,measured = _measured(name),_measured('benchmarks/README.md')
-    assert len(shown)>=5 and not [r for r in shown if r not in measured]
+    shown = _measured(name)
+    assert 3<=len(shown)<=6 and shown==_measured('benchmarks/defaults.md')
 
 def tables(text):
     "The tables of a Markdown text, each as rows of cells: head, rule, body"
@@ -257,6 +258,25 @@ def test_tables_have_one_width(name):
         assert all(re.fullmatch(':?-+:?', o) for o in rule) and {len(o) for o in (head,rule,*rows)}=={len(head)}, f'a table with the head {head}'
         assert all(any(column) for column in zip(head, *rows)), f'an empty column in the table with the head {head}'
     assert tables(text) or not name.startswith('README')
+
+@pytest.mark.parametrize('name', ['README.md', 'README.zh.md'])
+def test_readme_as_it_is_rendered(name):
+    "By the rules of GitHub's Markdown: tables are tables, code is code, pictures and links lead to files of the repository"
+    html = pypandoc.convert_text((root/name).read_text(encoding='utf8'), 'html', format='gfm')
+    assert html.count('<table>')==1 and html.count('<h1')==1 and html.count('class="sourceCode')>=3
+    assert not re.search(r'\|\s*-{3,}|```|\]\(', re.sub(r'<pre.*?</pre>', '', html, flags=re.S)), 'Markdown that was not understood'
+    places = re.findall(r'(?:href|src)="([^"#]+)[^"]*"', html)
+    assert len(places)>20 and not [o for o in places if '://' not in o and not (root/unquote(o)).exists()]
+    assert re.search(r'<img[^>]+alt="[^"]{20,}"', html, re.S)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['README.md', 'README.zh.md'])
+def test_python_of_the_readme_runs_as_pasted(name, tmp_path):
+    block = re.search(r'``` ?python\n(.*?)```', (root/name).read_text(encoding='utf8'), re.S)[1]
+    assert len(block.strip().splitlines())<=12
+    done = subprocess.run([sys.executable, '-c', block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    assert re.search(r'accuracy\s+0\.9', done.stdout) and (tmp_path/'digits-model'/'sft.json').exists()
 
 @pytest.mark.parametrize('name', ['README.md', 'README.zh.md', 'CONTRIBUTING.md', 'benchmarks/README.md'])
 def test_links_of_readme_exist(name):

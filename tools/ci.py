@@ -2,7 +2,7 @@
 """Everything that must hold before a change is merged: `make test`, with the time of each stage, within 40 minutes.
 
 Needs Python 3.11 with venv, make and pip's access to an index; nothing of the project need be installed. The environment is kept in the
-user's cache folder, one for each state of the requirements, and made anew where it is missing or unfinished."""
+user's cache folder, and made anew where it is missing, unfinished or of other requirements; one that was not used for three hours is removed then."""
 import fcntl, hashlib, os, platform, shutil, signal, subprocess, sys, time, tomllib
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def environment(home, deadline):
             if run(['make', f'{venv}/.installed-dev', f'VENV={venv}', f'PYTHON={sys.executable}'], deadline): sys.exit('== the installation failed')
         (venv/done).touch()
         for o in home.glob('venv-*'):
-            if o!=venv and (not (o/done).exists() or (o/done).stat().st_mtime < time.time()-7*86400): shutil.rmtree(o, ignore_errors=True)
+            if o!=venv and (not (o/done).exists() or (o/done).stat().st_mtime < time.time()-3*3600): shutil.rmtree(o, ignore_errors=True)
     for o in ('.installed', '.installed-dev'): (venv/o).touch()
     return venv
 
