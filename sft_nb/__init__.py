@@ -8,43 +8,43 @@ Modules:
 - `sft_nb.checkpoints.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
-- `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
+- `sft_nb.checkpoints.weights`: A `Checkpoint` describes a pretrained model and the files of its weights, and builds its networks with timm or transformers
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
-- `sft_nb.core.fit_metrics`: What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
-- `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
-- `sft_nb.core.losses`: What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
+- `sft_nb.core.fit_metrics`: Scores of the validation rows in every epoch: of classes, of tokens, and of texts that the model writes
+- `sft_nb.core.hashing`: A few bytes that stand for the content of a cell, a tensor or a data set
+- `sft_nb.core.losses`: Cross-entropy and focal loss, for one label or several, with class weights
 - `sft_nb.core.metrics`: Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
-- `sft_nb.core.number_metrics`: How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
+- `sft_nb.core.number_metrics`: Mean errors, explained variance, rank correlation, and an interval that holds a given share of new rows
 - `sft_nb.core.processes`: A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
-- `sft_nb.core.tag_metrics`: Tags as entities: which scheme they are written in, what fits together, and how entities, words and partial matches are scored
-- `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
-- `sft_nb.data.chat`: Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
-- `sft_nb.data.class_targets`: From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
-- `sft_nb.data.conversations`: Prompts and answers, messages, ShareGPT and Alpaca rows become one thing: a prompt, which may be a conversation, and its completion
-- `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
-- `sft_nb.data.folders`: A folder with a folder per class becomes a frame of files
-- `sft_nb.data.image_text`: A picture with its text: rows that may lack one of them, loaders, and what is shown
-- `sft_nb.data.images`: Any picture file becomes what the network expects: read, checked, resized, batched
-- `sft_nb.data.kinds`: What an input is and what a target is, each in one place: `ImageInput`, `TextInput`, `AudioInput`; `ClassTarget`, `TextTarget`
-- `sft_nb.data.labels`: Empty cells, names of classes and their order: one rule for each
-- `sft_nb.data.lazy`: Cells of a Parquet file or a `Dataset` that are read when they are asked for
+- `sft_nb.core.tag_metrics`: Tags as entities: the scheme they are written in, tags that cannot follow each other, and scores of entities, words and partial matches
+- `sft_nb.core.untrusted`: Checks for files that someone else made: paths, JSON, tensors, and the size of the network that may be built from them
+- `sft_nb.data.chat`: The template of the checkpoint, the tokens that are learned, the end of an answer, and packing
+- `sft_nb.data.class_targets`: Class names become numbers for the loss, logits become names with probabilities; losses and simple models
+- `sft_nb.data.conversations`: Prompts and answers, messages, ShareGPT and Alpaca rows become one form: a prompt, which may be a conversation, and its completion
+- `sft_nb.data.corrections`: `Marks`: another label, ambiguous, left out; written to disk at once, with undo and redo, and applied by `load_data`
+- `sft_nb.data.folders`: A folder with one folder per class, with or without splits, becomes a frame of files
+- `sft_nb.data.image_text`: Rows that may lack a picture or a text, loaders, and pictures of a batch
+- `sft_nb.data.images`: Pictures are read, checked, resized and batched, in the same way in training and prediction
+- `sft_nb.data.kinds`: One class for each kind of input and of target: `ImageInput`, `TextInput`, `AudioInput`; `ClassTarget`, `TextTarget`
+- `sft_nb.data.labels`: `is_blank` says whether a cell is empty, `label_text` how a class is spelled, `class_order` in which order classes stand
+- `sft_nb.data.lazy`: A column of pandas whose cells stay in a Parquet file or a `Dataset` until they are needed
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
-- `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share, in the place of a class
-- `sft_nb.data.problems`: What is wrong with rows, all of it at once: `BadRows`
+- `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share
+- `sft_nb.data.problems`: `BadRows` collects all rows that cannot be used
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
 - `sft_nb.data.sound_classes`: Sounds of any length as windows of features for Whisper, wav2vec2 and its kin, and spectrogram transformers; augmentation of waves and spectrograms
 - `sft_nb.data.sounds`: Sound files of any rate become checked mono samples, players and spectrograms
-- `sft_nb.data.spec`: `Recipe`: what a saved model needs to know of its data; `DataSpec`: a recipe and the rows, as `dls.sft`
-- `sft_nb.data.speech`: Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
-- `sft_nb.data.splits`: Which rows train, validate and test: every class in its share, groups together, the same seed the same split
-- `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand
-- `sft_nb.data.tag_target`: `TagTarget`: one tag per word, such as names, places and parts of speech; out of CoNLL files, lists or spans, and checked
-- `sft_nb.data.tag_tokens`: Words → tokens in overlapping windows → padded batches, and which token a word is told by
-- `sft_nb.data.task`: One class for each kind of data: `Task`, its registry, and how one of your own is found
-- `sft_nb.data.texts`: Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
-- `sft_nb.data.token_targets`: Batches of inputs with their target tokens, and what tasks that write have to ask of their data
-- `sft_nb.data.translation`: Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
+- `sft_nb.data.spec`: `Recipe`: the settings that a saved model keeps of its data; `DataSpec`: a recipe with its rows, as `dls.sft`
+- `sft_nb.data.speech`: Checked rows, tokens and batches, for Whisper and for CTC models
+- `sft_nb.data.splits`: Every class in proportion, groups together, the same split for the same seed
+- `sft_nb.data.table_files`: CSV, TSV, Excel, JSON and Parquet files become one frame, with the file and line of each row
+- `sft_nb.data.tag_target`: `TagTarget`: names, places or parts of speech, from CoNLL files, lists or spans, and checked
+- `sft_nb.data.tag_tokens`: Words → tokens in overlapping windows → padded batches, with one token for each word
+- `sft_nb.data.task`: `Task` holds everything that differs between kinds of data; `register` adds one, and `SFT_NB_TASKS` finds one of your own
+- `sft_nb.data.texts`: Texts → tokens → padded batches of similar length; problems of a text, and how much is cut off
+- `sft_nb.data.token_targets`: Batches of inputs with their target tokens, for tasks whose model writes texts
+- `sft_nb.data.translation`: The languages of a checkpoint, checked pairs, batches
 - `sft_nb.deployment.folder`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
 - `sft_nb.deployment.onnx_file`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
 - `sft_nb.deployment.predictor`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict

@@ -34,7 +34,7 @@ def skipped(source, capsys=None, **kw):
     assert len(dls.one_batch())==2
     return dls.sft
 
-HINT = "Mend them, or pass bad='skip' to go on without them."
+HINT = "Fix them, or pass bad='skip' to drop these rows."
 
 @pytest.mark.parametrize('what,content,says', [
     ('text', b'no picture', 'not a picture'), ('empty', b'', 'empty file'),
@@ -98,7 +98,7 @@ def test_one_class_only(pets):
 def test_one_class_left(pets):
     for i in range(6): (pets/f'dog/{i}.png').write_bytes(b'')
     text,problems = refused(pets, bad='skip')
-    assert len(problems)==7 and f"  {pets}: one class only ('cat'): two are needed after leaving these out\nMend them, or add data." in text
+    assert len(problems)==7 and f"  {pets}: one class only ('cat'): two are needed after leaving these out\nFix them, or add data." in text
 
 @pytest.mark.parametrize('make', ['folder','csv','jsonl','frame','headless'])
 def test_no_rows(tmp_path, make):
@@ -115,7 +115,7 @@ def test_no_rows(tmp_path, make):
 def test_pictures_outside_of_class_folders(tmp_path):
     for i in range(3): draw(tmp_path/f'{i}.png')
     text,_ = refused(tmp_path)
-    assert "Its 3 pictures stand in no class folder. Expected" in text and 'CLASS/FILE' in text
+    assert "Its 3 pictures are in no class folder. Expected" in text and 'CLASS/FILE' in text
 
 @pytest.mark.parametrize('side', ['valid','test'])
 def test_label_that_train_lacks(pets, side):

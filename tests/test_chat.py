@@ -81,7 +81,7 @@ def test_bad_rows_are_named(toy):
         [user('long '*300), assistant('b')], TALK, TALK])))
     found = problems(toy, rows)
     for i,words in enumerate(["ends with 'user'", "message 2: unknown role 'robot'", 'empty completion', 'message 1: content is a list', "has 'tool_calls'",
-                              'nothing stands before the answer', "holds '<|im_end|>'", "holds '<|im_start|>'", 'leaves no room for an answer (max_length is 256)']):
+                              'there is no message before the answer', "holds '<|im_end|>'", "holds '<|im_start|>'", 'leaves no room for an answer (max_length is 256)']):
         assert words in found[f'row {i}'], (i, found)
     assert 'tokens leaves no room' in found['row 8'] and len(found)==9
 
@@ -91,8 +91,8 @@ def test_what_the_template_refuses_is_quoted(toy, tmp_path):
     assert 'no system role here' in problems(toy, rows, checkpoint=variant(toy, tmp_path/'m', refusing))['row 0']
 
 def test_options_are_checked(toy):
-    for kw,words in ((dict(train_on='first'), "train_on='first'"), (dict(max_length=10**6), 'max_length=1000000'), (dict(template='alpaca'), "template='alpaca'"), (dict(system=3), 'system'),
-                     (dict(max_new_tokens=0), 'max_new_tokens=0')):
+    for kw,words in ((dict(train_on='first'), "train_on='first'"), (dict(max_length=10**6), 'max_length must be .*, got 1000000'), (dict(template='alpaca'), "template='alpaca'"),
+                     (dict(system=3), 'system'), (dict(max_new_tokens=0), 'max_new_tokens must be')):
         with pytest.raises(DataError, match=words): data(toy, **kw)
 
 # Tokens and masks
@@ -134,7 +134,7 @@ def test_no_marker_is_looked_for(toy):
 
 def test_prompt_that_is_no_prefix_is_a_bad_row(toy, tmp_path):
     turning = "{%- if messages[-1]['role']=='assistant' -%}{{ 'answered: ' }}{%- endif -%}"+CHATML
-    assert 'writes the prompt otherwise once an answer follows' in problems(toy, GOOD, checkpoint=variant(toy, tmp_path/'m', turning))['row 0']
+    assert 'renders the prompt differently once an answer follows' in problems(toy, GOOD, checkpoint=variant(toy, tmp_path/'m', turning))['row 0']
 
 def test_one_begin_token(toy):
     coder = ChatCoder(tokenizer(toy, "{{ bos_token }}"+CHATML, add_bos_token=True))

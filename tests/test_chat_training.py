@@ -148,7 +148,7 @@ def test_packed_rows_are_shown_one_by_one(toy, capsys):
     assert said.count('<|im_start|>user')==said.count('<|im_end|>⟧')==3
 
 def test_what_cannot_be_packed_is_refused(toy, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="pack='yes': valid is True"): learner(toy, load=dict(pack='yes'))
+    with pytest.raises(DataError, match="pack must be True .*, got 'yes'"): learner(toy, load=dict(pack='yes'))
     from transformers import MistralConfig, MistralForCausalLM
     coder,folder = coder_of(toy),tmp_path/'windows'
     MistralForCausalLM(MistralConfig(vocab_size=len(coder.tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16,

@@ -35,7 +35,7 @@ def fails(*args):
     "Standard error of a command that a mistake of the user stops"
     code,out,err = run(*args)
     assert (code, out)==(2, ''), err
-    lines = [o for o in err.splitlines() if not o.startswith('Passed over')]
+    lines = [o for o in err.splitlines() if not (o.startswith('Skipped ') and ' files in ' in o)]
     assert len(lines)==1 and lines[0].startswith('sft_nb'), err
     assert 'Traceback' not in err
     return lines[0]

@@ -88,7 +88,7 @@ def test_what_is_passed_over(pets, capsys):
     spec = load(pets).sft
     assert data_summary(spec)['all'].to_dict()==dict(cat=11, dog=9) and 'cat/deep/9.png' in set(spec.rows.item)
     err = capsys.readouterr().err
-    assert err==f"Passed over 3 files in {pets} that are not pictures of a class (1 .svg, 1 outside of the class folders, 1 .txt)\n"
+    assert err==f"Skipped 3 files in {pets} that are not pictures of a class (1 .svg, 1 outside of the class folders, 1 .txt)\n"
 
 def test_links_that_turn_in_circles(pets):
     (pets/'cat/again').symlink_to(pets, target_is_directory=True)
@@ -143,7 +143,7 @@ def test_max_items(pets, capsys):
     assert capsys.readouterr().err=="Took 8 of 20 rows (max_items=8), each class in proportion\n"
     assert load(pets, max_items=8).sft.rows.item.tolist()==spec.rows.item.tolist()!=load(pets, max_items=8, seed=1).sft.rows.item.tolist()
     assert len(load(pets, max_items=100).sft.rows)==20
-    with pytest.raises(DataError, match='4 are needed for 2 classes'): load(pets, max_items=3)
+    with pytest.raises(DataError, match='max_items must be at least 4 for 2 classes, got 3'): load(pets, max_items=3)
     for n in (0,1.5):
         with pytest.raises(DataError, match='max_items'): load(pets, max_items=n)
 
@@ -151,7 +151,7 @@ def test_exclude(pets):
     assert len(load(pets, exclude=['cat/0.png','dog/3.png']).sft.rows)==18
     assert load(pets, exclude=np.arange(20)<5).sft.rows.item[0]=='cat/5.png'
     with pytest.raises(DataError, match=r"names 'cat/x\.png', which is not an item\. Did you mean"): load(pets, exclude=['cat/x.png'])
-    with pytest.raises(DataError, match='exclude has 3 values, the data have 20 rows'): load(pets, exclude=[True]*3)
+    with pytest.raises(DataError, match='exclude must have one value per row, 20, got 3'): load(pets, exclude=[True]*3)
 
 def test_labels_are_text(pets, frame):
     for labels in ([1,2],[1.,2.],['1','2']):
@@ -208,7 +208,7 @@ def test_wrong_arguments(pets):
 
 def test_repeated_column(pets):
     (pets.parent/'t.csv').write_text('image,label,label\na,b,c\n')
-    with pytest.raises(DataError, match="column 'label' is there twice"): load(pets.parent/'t.csv')
+    with pytest.raises(DataError, match="column 'label' occurs twice"): load(pets.parent/'t.csv')
 
 def test_rows_without_labels(pets, frame):
     assert read_rows(pets, IMAGE, labelled=False).item[0]=='cat/0.png'

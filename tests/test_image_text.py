@@ -67,7 +67,7 @@ def absolute(toy):
 
 def test_missing_sides_are_counted(toy, capsys):
     data(toy)
-    assert 'Of 16 rows 4 have no picture and 2 have no text; a learned vector stands in' in capsys.readouterr().err
+    assert '4 of 16 rows have no picture and 2 of 16 rows have no text; a learned placeholder vector is used' in capsys.readouterr().err
     t = absolute(toy)
     data(toy, t.dropna(), valid=.3)
     assert 'a learned vector' not in capsys.readouterr().err
@@ -292,7 +292,8 @@ def test_bad_rows(toy):
     with pytest.raises(DataError, match='takes a table'): data(toy, toy['source'].parent)
 
 def test_options_and_heads(toy):
-    for kw,words in ((dict(size=4), 'size=4'), (dict(resize='stretch'), "resize='stretch'"), (dict(max_length=3), 'max_length=3'), (dict(pooling='sum'), "pooling='sum'")):
+    for kw,words in ((dict(size=4), '4096 pixels, got 4'), (dict(resize='stretch'), "resize='stretch'"), (dict(max_length=3), 'max_length must be .*, got 3'),
+                     (dict(pooling='sum'), "pooling='sum'")):
         with pytest.raises(DataError, match=words): data(toy, **kw)
     dls = data(toy)
     for kw,words in ((dict(head='flatten:8'), 'towers give vectors'), (dict(drop_side=1.), 'drop_side=1.0 is not a share'), (dict(head='big'), 'is not an output layer')):
@@ -339,7 +340,7 @@ def test_clip(toy, clip, tmp_path, home, one_thread):
     plain = transformers.CLIPModel.from_pretrained(out).state_dict()
     assert all(torch.equal(v, m.net.state_dict()[k]) for k,v in plain.items())
     assert (out/'preprocessor_config.json').is_file()
-    with pytest.raises(DataError, match='sees squares of 32 pixels and no other'): data(toy, checkpoint=str(clip), size=64)
+    with pytest.raises(DataError, match='size must be 32, the only size of .*, got 64'): data(toy, checkpoint=str(clip), size=64)
 
 def test_siglip_reads_its_padding(toy, tmp_path, home):
     path = dual_folder(tmp_path/'siglip', 'Siglip', pd.read_csv(toy['source']).text.dropna())

@@ -60,7 +60,7 @@ def test_other_names_stay_as_they_are(bert, tmp_path, labels, capsys):
 
 def test_a_changed_spelling_is_said_once(bert, tmp_path, capsys):
     vocab(to_csv(tmp_path/'data.csv', two('1.0', '0.0')), bert)
-    assert capsys.readouterr().err.count("Labels in another spelling are read by what they mean: '1.0' as '1', '0.0' as '0'\n")==1
+    assert capsys.readouterr().err.count("Labels in another spelling are read by their meaning: '1.0' as '1', '0.0' as '0'\n")==1
 
 def test_case_is_said_and_never_folded(bert, tmp_path, capsys):
     assert vocab(to_csv(tmp_path/'data.csv', ['pos','POS']*3+['New York','New  york']*3), bert)==['New  york','New York','POS','pos']
@@ -68,7 +68,7 @@ def test_case_is_said_and_never_folded(bert, tmp_path, capsys):
 
 def test_quotes_in_a_cell(bert, capsys):
     with pytest.raises(BadRows) as e: vocab(to_frame(None, ['"pos"']*2+['pos']*4+['neg']*6), bert)
-    assert list(e.value.problems.problem)==["label '\"pos\"' has quotes around it, and 'pos' is a class too: take the quotes away"]*2
+    assert list(e.value.problems.problem)==["label '\"pos\"' has quotes around it, and 'pos' is a class too: remove the quotes"]*2
     assert vocab(to_frame(None, two('"pos"', '"neg"')), bert)==['"neg"','"pos"']
     assert '2 of 2 classes have quotes around their names' in capsys.readouterr().err
 

@@ -103,7 +103,7 @@ def test_old_names_that_are_unambiguous(tmp_path, bert):
     assert len(load_data('text', frame, checkpoint=bert, exclude=['row a0']).sft.rows)==23
     parts = DatasetDict(train=Dataset.from_pandas(days()), test=Dataset.from_pandas(days(6)))
     assert len(load_data('text', parts, checkpoint=bert, exclude=['row 20']).sft.rows)==29
-    with pytest.raises(DataError, match="exclude names 'row 3', which 2 rows are called by: 'train row 3', 'test row 3'. Name one of them."):
+    with pytest.raises(DataError, match="exclude names 'row 3', which is the name of 2 rows: 'train row 3', 'test row 3'. Name one of them."):
         load_data('text', parts, checkpoint=bert, exclude=['row 3'])
     with pytest.raises(DataError, match="the corrections names 'row 3', which 2 rows"):
         load_data('text', parts, checkpoint=bert, corrections=pd.DataFrame([dict(item='row 3', mark='exclude')]))

@@ -90,18 +90,18 @@ def test_the_same_scene_is_scaled_the_same_way(tmp_path, capsys):
         dls = load(tmp_path/name)
         return dls,capsys.readouterr().err
     (twelve,said),(sixteen,also) = scene('twelve', [4000,300,200,4000,3000]),scene('sixteen', [65000,300,200,4000,3000])
-    assert twelve.sft.preprocess['bits']==12 and '10 pictures of 16 bits hold values up to 4,000: taken for 12 bits, white is 4,095.' in said
-    assert sixteen.sft.preprocess['bits']==16 and '8 of 10 pictures of 16 bits hold no value above 4,095, others up to 65,000: all are taken for 16 bits' in also
+    assert twelve.sft.preprocess['bits']==12 and '10 pictures of 16 bits hold values up to 4,000: read as 12 bits, white is 4,095.' in said
+    assert sixteen.sft.preprocess['bits']==16 and '8 of 10 pictures of 16 bits hold no value above 4,095, others up to 65,000: all are read as 16 bits' in also
     square = {o:next(iter(picture_item_loader(d.sft, d.sft.rows[d.sft.rows.item.str.endswith('1.png')][:1], 1)))[0] for o,d in dict(twelve=twelve, sixteen=sixteen).items()}
     norm = [np.array(twelve.sft.preprocess[k]) for k in ('mean','std')]
     top = {k:float((v[0].permute(1,2,0).cpu().numpy()*norm[1]+norm[0]).max())*255 for k,v in square.items()}
     assert 10<top['twelve']<20 and top['sixteen']<2
     found = check_pictures([tmp_path/'sixteen'/'a'/'0.png'], twelve.sft)
-    assert found==[] and '1 of 1 pictures of 16 bits hold values up to 65,000, above 4,095, the white of the 12 bits of training: they are cut off there.' in capsys.readouterr().err
+    assert found==[] and '1 of 1 pictures of 16 bits hold values up to 65,000, above 4,095, the white of the 12 bits of training: they are clipped there.' in capsys.readouterr().err
 
 def test_an_older_transform_takes_sixteen_bits():
     assert PictureTransform(8).bits==16
-    with pytest.raises(DataError, match='bits=10: expected 8, 12 or 16'): PictureTransform(8, bits=10)
+    with pytest.raises(DataError, match='bits must be 8, 12 or 16, got 10'): PictureTransform(8, bits=10)
 
 def test_sixteen_bits_a_color_of_which_twelve_are_used():
     import struct, zlib
@@ -128,7 +128,7 @@ def test_the_preview_of_a_camera_raw_file_is_not_the_picture(tmp_path):
     small = stored(Image.new('RGB', (16,12), 'red'), 'TIFF', tiffinfo={254:1})
     (tmp_path/'a.nef').write_bytes(stored(Image.new('RGB', (16,12), 'red'), 'TIFF'))
     dng = stored(Image.new('RGB', (16,12), 'red'), 'TIFF', tiffinfo={50706:b'\1\4\0\0'})
-    for o in (small, tmp_path/'a.nef', dng): assert check_pictures([o])==[(0, 'not a picture, but a camera raw file, of which the preview alone could be read: develop it to JPEG or TIFF')]
+    for o in (small, tmp_path/'a.nef', dng): assert check_pictures([o])==[(0, 'not a picture, but a camera raw file, of which only the preview could be read: develop it to JPEG or TIFF')]
     assert not check_pictures([stored(Image.new('RGB', (16,12), 'red'), 'TIFF', save_all=True, append_images=[Image.new('RGB', (4,4))])])
 
 def test_too_many_pixels_say_what_to_do(monkeypatch):

@@ -154,15 +154,16 @@ def test_bad_sounds_are_named(toy, tmp_path):
     dls = data(toy, source=tmp_path, max_seconds=3, bad='skip')
     assert len(dls.sft.skipped)==5 and len(dls.sft.rows)==8
 
-@pytest.mark.parametrize('kw,says', [(dict(window=2), "window=2: expected seconds from 0.1 to 1, or 'whole'"), (dict(window='long'), "window='long'"), (dict(max_seconds=0), 'max_seconds=0'),
+@pytest.mark.parametrize('kw,says', [(dict(window=2), "window must be seconds from 0.1 to 1, or 'whole', got 2"), (dict(window='long'), "got 'long'"),
+    (dict(max_seconds=0), 'max_seconds must be above 0, got 0'),
     (dict(augment='loud'), "augment='loud'. Valid: True, False, or a dict of gain, shift, noise, mask"), (dict(augment=dict(gian=3)), "no 'gian'. Did you mean 'gain'"),
-    (dict(augment=dict(noise=3)), 'Expected two numbers of decibels'), (dict(augment=dict(mask=2)), 'Expected a share')])
+    (dict(augment=dict(noise=3)), 'noise must be two numbers of decibels'), (dict(augment=dict(mask=2)), 'mask must be a share')])
 def test_mistakes_are_said(toy, kw, says):
     with pytest.raises(DataError) as e: data(toy, **kw)
     assert says in str(e.value)
 
 def test_other_checkpoints_are_refused(toy, nets):
-    with pytest.raises(DataError, match='always hears 1 s'): data(toy, nets['ast'], window=.5)
+    with pytest.raises(DataError, match='is always 1 s'): data(toy, nets['ast'], window=.5)
     with pytest.raises(DataError, match="'mask' is for spectrograms"): data(toy, nets['group'], augment=dict(mask=.1))
     with pytest.raises(CheckpointError, match="does not fit task 'audio'"): data(toy, 'timm:test_resnet', pretrained=False)
 

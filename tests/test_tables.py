@@ -53,7 +53,7 @@ def test_two_stray_quotes_that_hold_rows_together_without_evidence_are_refused(t
 def test_lines_of_a_cell_are_kept(tmp_path, capsys):
     got,_,_ = read(tmp_path/'a.csv', 'text,label\r\n"Dear John, thanks\r\n\r\nyours, Ann",pos\r\n'+'fine day,pos\r\ndull day,neg\r\n'*6)
     assert got[0]==['Dear John, thanks\r\n\r\nyours, Ann','pos'] and len(got)==13
-    assert capsys.readouterr().err=="a.csv: 1 of 13 rows run over several lines, by their quotes (from line 2)\n"
+    assert capsys.readouterr().err=="a.csv: 1 of 13 rows span several lines, by their quotes (from line 2)\n"
 
 @pytest.mark.parametrize('encoding', ['utf-8','utf-8-sig','utf-16','utf-16-le','utf-16-be','utf-32'])
 @pytest.mark.parametrize('end', ['\n','\r\n','\r'])
@@ -64,7 +64,7 @@ def test_encodings_and_line_ends(tmp_path, encoding, end, capsys):
 
 @pytest.mark.parametrize('text,says', [
     ('text,label,\na,x,\nb,y,more\n', "line 3: 'more' stands in column 3, which has no name"), (',,\na,b,c\n', 'names no column'),
-    ('text,label,text\na,b,c\n', "column 'text' is there twice")])
+    ('text,label,text\na,b,c\n', "column 'text' occurs twice")])
 def test_names_that_are_none(tmp_path, text, says):
     with pytest.raises(DataError, match=says): read(tmp_path/'a.csv', text)
 
@@ -93,7 +93,7 @@ def test_a_workbook(tmp_path, capsys):
         assert len(spec.rows)==25 and spec.rows['row'].iloc[-1]=='a.xlsx row 27' and spec.rows.stars.iloc[-1]==7.5
     capsys.readouterr()
     with pytest.raises(DataError, match="a.xlsx has no column 'text'"): load_data('text', path, checkpoint=toy['checkpoint'])
-    assert "a.xlsx: sheet 'Notes' of 2; sheet= takes another" in capsys.readouterr().err
+    assert "a.xlsx: sheet 'Notes' of 2; sheet= selects another" in capsys.readouterr().err
     with pytest.raises(DataError, match='has no sheets'): load_data('text', pd.DataFrame(dict(text=['a'], label=['b'])), checkpoint=toy['checkpoint'], sheet=1)
     learn = sft_learner(spec and load_data('text', path, checkpoint=toy['checkpoint'], sheet='Data'))
     assert len(evaluate(learn, on=path, sheet='Data'))==25
@@ -134,7 +134,7 @@ def test_folder_and_ending(tmp_path, monkeypatch):
         spec = load_data('image', path, input='id', **kw, **NET).sft
         assert spec.rows.image[0]==str(tmp_path/'train/p00.png') and spec.rows['item'][0]=='p00' and spec.options['ending']==kw['ending']
     with pytest.raises(DataError, match="folder='trian': there is no folder"): load_data('image', path, input='id', folder='trian', **NET)
-    with pytest.raises(DataError, match="ending='.png' belongs to a table"): load_data('image', tmp_path, ending='.png', **NET)
+    with pytest.raises(DataError, match="ending='.png' is for a table"): load_data('image', tmp_path, ending='.png', **NET)
 
 def test_a_saved_model_takes_the_same(tmp_path):
     pets(tmp_path/'train', [f'{o}.png' for o in IDS])

@@ -352,18 +352,18 @@ def test_what_is_cut_is_said(data, capsys):
     assert data('marian', max_length=6).sft.preprocess['max_target_length']>6
 
 @pytest.mark.parametrize('load,words', [
-    (dict(kind='nllb', source_lang=None), 'is for 202 languages: say which by source_lang=CODE'),
-    (dict(kind='nllb', target_lang=None), 'say which by target_lang=CODE (in a shell --option target_lang=CODE). Codes: '),
+    (dict(kind='nllb', source_lang=None), 'is for 202 languages: choose one by source_lang=CODE'),
+    (dict(kind='nllb', target_lang=None), 'choose one by target_lang=CODE (in a shell --option target_lang=CODE). Codes: '),
     (dict(kind='nllb', target_lang='fr'), "target_lang='fr' is not a language of"),
     (dict(kind='nllb', target_lang='fra_Latin'), "Did you mean 'fra_Latn'"),
     (dict(kind='m2m100', source_lang='english'), "source_lang='english' is not a language of"),
     (dict(kind='mbart', source_lang='en'), "source_lang='en' is not a language of"),
-    (dict(kind='marian_many', target_lang=None), 'is for 2 languages: say which by target_lang=CODE'),
+    (dict(kind='marian_many', target_lang=None), 'is for 2 languages: choose one by target_lang=CODE'),
     (dict(kind='marian_many', target_lang='deu'), "target_lang='deu' is not a language of"),
     (dict(kind='marian', target_lang='fr'), "target_lang='fr': "), (dict(kind='t5', source_lang='en'), 'takes no code for its source language'),
-    (dict(kind='marian', num_beams=0), 'num_beams=0: expected a whole number from 1 up'), (dict(kind='marian', num_beams='4'), "num_beams='4'"),
-    (dict(kind='marian', max_target_length=1), 'max_target_length=1: expected a whole number of tokens from 2 to 128'),
-    (dict(kind='marian', max_target_length=500), 'from 2 to 128'), (dict(kind='marian', max_length=2), 'max_length=2: expected'),
+    (dict(kind='marian', num_beams=0), 'num_beams must be a whole number from 1 up, got 0'), (dict(kind='marian', num_beams='4'), "from 1 up, got '4'"),
+    (dict(kind='marian', max_target_length=1), 'max_target_length must be a whole number of tokens from 2 to 128, got 1'),
+    (dict(kind='marian', max_target_length=500), 'from 2 to 128'), (dict(kind='marian', max_length=2), 'max_length must be'),
     (dict(kind='marian', beams=2), "no option 'beams' for task 'translation'")], ids=str)
 def test_what_cannot_be_asked_is_refused(data, load, words):
     load = dict(load)

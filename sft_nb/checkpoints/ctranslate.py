@@ -1,8 +1,8 @@
 """A Whisper model in CTranslate2 layout becomes a folder that transformers opens
 
-Some speech models are published for the CTranslate2 runtime alone. Its `model.bin` is a list of named arrays: they are read here, without that runtime, and written
+Some speech models are published for the CTranslate2 runtime alone. Its `model.bin` is a list of named arrays. They are read here without that runtime, and written
 as the folder of a `WhisperForConditionalGeneration` with its tokenizer, feature extractor and generation settings. Nothing in the file is run.
-`references` converts packaged models with it, once.
+`references` uses it to convert packaged models, once.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/ctranslate.html.md"""
 
@@ -31,13 +31,14 @@ class _Reader:
     def number(self, kind): return struct.unpack('<'+kind, self.take(struct.calcsize('<'+kind)))[0]
     def name(self):
         try: return bytes(self.take(self.number('H'))[:-1]).decode()
-        except UnicodeDecodeError as e: raise CheckpointError(f"{self.path} is not a CTranslate2 model, or damaged: byte {self.at:,} is in no name. Copy or fetch it again.") from e
+        except UnicodeDecodeError as e:
+            raise CheckpointError(f"{self.path} is not a CTranslate2 model, or damaged: a name before byte {self.at:,} is not UTF-8. Copy or fetch it again.") from e
 
 # %% ../../nbs/checkpoints/02_ctranslate.ipynb #1de542e6
 def _tensor(r):
     "A variable: its shape, its type, its bytes"
     shape,kind,data = [r.number('I') for _ in range(r.number('B'))],r.number('B'),r.take(r.number('I'))
-    if kind>=len(_TYPES): raise CheckpointError(f"{r.path} holds a variable of type {kind}; known are {', '.join(_TYPES)}.")
+    if kind>=len(_TYPES): raise CheckpointError(f"{r.path} holds a variable of type {kind}. Valid: {', '.join(_TYPES)}. Convert the model again with one of these.")
     dtype = getattr(torch, _TYPES[kind])
     if math.prod(shape)*dtype.itemsize!=len(data):
         raise CheckpointError(f"{r.path} holds a variable of shape {tuple(shape)} and type {_TYPES[kind]} in {len(data):,} bytes. Copy or fetch it again.")
@@ -57,12 +58,12 @@ def read_ctranslate(
     "The arrays of a CTranslate2 model"
     r,out = _Reader(path),{}
     version,spec,_ = r.number('I'),r.name(),r.number('I')
-    if version!=6: raise CheckpointError(f"{path} has the binary version {version}, 6 is read here. Convert the model again with a CTranslate2 of version 4.")
+    if version!=6: raise CheckpointError(f"{path} must have the binary version 6, got {version}. Convert the model again with a CTranslate2 of version 4.")
     for _ in range(r.number('I')):
         name = r.name()
         out[name] = _tensor(r)
     _aliased(r, out)
-    if r.at!=len(r.data): raise CheckpointError(f"{path} has {len(r.data)-r.at:,} bytes behind its end. Copy or fetch it again.")
+    if r.at!=len(r.data): raise CheckpointError(f"{path} has {len(r.data)-r.at:,} bytes after its end. Copy or fetch it again.")
     return spec,out
 
 # %% ../../nbs/checkpoints/02_ctranslate.ipynb #8fbafb5b
@@ -80,7 +81,7 @@ class _Names:
         for n,wi,bi in zip(parts, w, b):
             self.out[f'{new}.{n}.weight'] = wi.clone()
             if n!='k_proj': self.out[f'{new}.{n}.bias'] = bi.clone()
-            elif bi.any(): raise CheckpointError(f"{old}/bias: the keys have a bias, which a Whisper has not. It is not converted.")
+            elif bi.any(): raise CheckpointError(f"{old}/bias: the keys have a bias, which a Whisper does not have. It is not converted.")
 
 # %% ../../nbs/checkpoints/02_ctranslate.ipynb #5744eb62
 def _layer(names, side, i):
@@ -120,7 +121,7 @@ def whisper_tensors(
 def _heads(tensors, side):
     "Attention heads of a side, which share its width"
     width,n = tensors['decoder/embeddings/weight'].shape[1],int(tensors.get(f'{side}/num_heads', torch.zeros(())))
-    if n<1 or width%n: raise CheckpointError(f"{side}/num_heads is {n}: expected a number that divides the width, {width}.")
+    if n<1 or width%n: raise CheckpointError(f"{side}/num_heads must divide the width {width}, got {n}. Copy or fetch the file again.")
     return n
 
 def _whisper_config(tensors, tok):
@@ -163,14 +164,14 @@ def _whisper_arrays(folder):
     spec,tensors = read_ctranslate(folder/'model.bin')
     if spec!='WhisperSpec': raise CheckpointError(f"{folder} holds a {spec}. Only a WhisperSpec is converted.")
     if len(tensors.get('decoder/embeddings/weight', ()))>=_MANY:
-        raise CheckpointError(f"{folder} is a Whisper for several languages, only those for English are converted. Take it as transformers has it (hf:openai/whisper-…).")
+        raise CheckpointError(f"{folder} is a Whisper for several languages; only those for English are converted. Use its transformers version (hf:openai/whisper-…).")
     return tensors
 
 def whisper_folder(
     folder, # With model.bin, config.json, tokenizer.json and vocabulary.txt (or vocabulary.json) of a Whisper for English
     out, # Folder to fill
 )->Path: # `out`
-    "Write a Whisper of CTranslate2 as transformers writes it"
+    "Convert a Whisper from CTranslate2 to the layout of transformers"
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
     from sft_nb.checkpoints.weights import quiet_libraries
     folder = Path(folder)

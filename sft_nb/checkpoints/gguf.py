@@ -2,7 +2,7 @@
 
 Some language models are published as one GGUF file, their weights in blocks of 4 or 8 bits. Such a file is read here with NumPy alone: settings, vocabulary and tensors, every count,
 offset and length checked against the file. A Llama in it is written as the folder of a `LlamaForCausalLM` with tokenizer, chat template and generation settings: the quantized model
-in float16, not the model it was quantized from. Nothing in the file is run. `references` converts packaged models with it, once.
+in float16, not the model it was quantized from. Nothing in the file is run. `references` uses it to convert packaged models, once.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/gguf.html.md"""
 
@@ -25,19 +25,19 @@ _TEXT,_LIST,_NAME_BYTES = 8,9,256
 
 class _File(_Reader):
     "A GGUF file, read from front to back"
-    def fail(self, what): return CheckpointError(f"{self.path} is damaged, or no GGUF that is read here: {what}. Copy or fetch it again.")
+    def fail(self, what): return CheckpointError(f"{self.path} is damaged, or not a supported GGUF file: {what}. Copy or fetch it again.")
     def text(self, n):
         try: return bytes(self.take(n)).decode()
         except UnicodeDecodeError as e: raise self.fail(f"the text before byte {self.at:,} is not UTF-8") from e
     def name(self):
-        if (n := self.number('Q'))>_NAME_BYTES: raise self.fail(f"a name of {n:,} bytes before byte {self.at:,}, valid are at most {_NAME_BYTES}")
+        if (n := self.number('Q'))>_NAME_BYTES: raise self.fail(f"a name of {n:,} bytes before byte {self.at:,}; at most {_NAME_BYTES} are valid")
         return self.text(n)
     def value(self, kind):
         if kind==_TEXT: return self.text(self.number('Q'))
         if kind==_LIST: return self.items(self.number('I'), self.number('Q'))
         return self.number(self.code(kind))
     def code(self, kind):
-        if kind not in _NUMBERS: raise self.fail(f"a value of type {kind} before byte {self.at:,}, valid are {', '.join(map(str, _NUMBERS))}, {_TEXT} (text) and {_LIST} (a list of these)")
+        if kind not in _NUMBERS: raise self.fail(f"a value of type {kind} before byte {self.at:,}; valid are {', '.join(map(str, _NUMBERS))}, {_TEXT} (text) and {_LIST} (a list of these)")
         return _NUMBERS[kind]
     def items(self, kind, n):
         if kind==_TEXT: return [self.text(self.number('Q')) for _ in range(n)]
@@ -49,14 +49,14 @@ _KINDS = {0:('F32', 1, 4), 1:('F16', 1, 2), 3:('Q4_1', 32, 20), 8:('Q8_0', 32, 3
 
 def _entry(r, name):
     "Shape, kind, offset and bytes of a tensor, as the file lists it"
-    if not 1<=(n := r.number('I'))<=4: raise r.fail(f"tensor {name!r} has {n} dimensions, valid are 1 to 4")
+    if not 1<=(n := r.number('I'))<=4: raise r.fail(f"tensor {name!r} has {n} dimensions; 1 to 4 are valid")
     shape = tuple(r.number('Q') for _ in range(n))[::-1]
     kind,offset = r.number('I'),r.number('Q')
     if kind not in _KINDS:
         known = ', '.join(f'{k} ({v[0]})' for k,v in _KINDS.items())
-        raise CheckpointError(f"{r.path}: tensor {name!r} has numbers of type {kind}. Read are {known}. Take a file with these.")
+        raise CheckpointError(f"{r.path}: tensor {name!r} has numbers of type {kind}. Valid: {known}. Use a file with these.")
     what,per,size = _KINDS[kind]
-    if 0 in shape or shape[-1]%per: raise r.fail(f"tensor {name!r} has the shape {shape}, a row of {what} holds a positive multiple of {per} numbers")
+    if 0 in shape or shape[-1]%per: raise r.fail(f"tensor {name!r} has the shape {shape}; a row of {what} must hold a positive multiple of {per} numbers")
     return shape,kind,offset,math.prod(shape)//per*size
 
 def _named(r, n, read):
@@ -77,7 +77,7 @@ def _places(r, entries, step):
         if start+offset!=at: raise r.fail(f"tensor {name!r} has the offset {offset:,}, expected {at-start:,}")
         if size>len(r.data)-at: raise r.fail(f"tensor {name!r} needs {size:,} bytes from byte {at:,} on, the file has {len(r.data):,}")
         out[name],at = at,at+up(size)
-    if len(r.data)>at: raise r.fail(f"it has {len(r.data)-at:,} bytes behind its end")
+    if len(r.data)>at: raise r.fail(f"it has {len(r.data)-at:,} bytes after its end")
     return out
 
 def _numbers(data, kind):
@@ -92,12 +92,12 @@ def _numbers(data, kind):
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #460fdaa2
 def _opened(path):
-    "The file behind its first words"
+    "An open file, after its magic word and version"
     try: r = _File(path)
     except OSError as e: raise CheckpointError(f"{path} was not read ({e.strerror}). Pass a GGUF file.") from e
     if (magic := bytes(r.take(4)))!=b'GGUF': raise r.fail(f"it begins with {magic!r}, not with b'GGUF'")
     if (version := r.number('I')) not in (2,3):
-        raise CheckpointError(f"{path} has the version {version} of GGUF, 2 and 3 (little-endian) are read. Convert the model again with a newer ggml.")
+        raise CheckpointError(f"{path} must have version 2 or 3 of GGUF (little-endian), got {version}. Convert the model again with a newer ggml.")
     return r
 
 def _decoded(r, name, at, entry, dtype):
@@ -111,13 +111,13 @@ def read_gguf(
     path, # A GGUF file
     dtype='float32', # Of the tensors that are returned; 'float16' takes half of the memory
 )->tuple: # (name -> value, name -> array with its rows first)
-    "The settings and the tensors of a GGUF file; quantized ones as the numbers they stand for"
+    "The settings and the tensors of a GGUF file; quantized tensors are written out as numbers"
     r = _opened(path)
     n_tensors,n_values = r.number('Q'),r.number('Q')
     values = _named(r, n_values, lambda r,_: r.value(r.number('I')))
     entries = _named(r, n_tensors, _entry)
     step = values.get('general.alignment', 32)
-    if type(step) is not int or step not in range(8, 2**20, 8): raise r.fail(f"general.alignment is {str(step)[:40]}, valid is a multiple of 8 below 2^20")
+    if type(step) is not int or step not in range(8, 2**20, 8): raise r.fail(f"general.alignment must be a multiple of 8 below 2^20, got {str(step)[:40]}")
     places = _places(r, entries, step)
     check_memory(sum(math.prod(e[0]) for e in entries.values())*np.dtype(dtype).itemsize, path, CheckpointError)
     return values,{name:_decoded(r, name, at, entries[name], dtype) for name,at in places.items()}
@@ -129,28 +129,28 @@ _REAL = {'attention.layer_norm_rms_epsilon':'rms_norm_eps', 'rope.freq_base':'ro
 
 def _given(values):
     "The settings of the network, all of them and no other"
-    if str(kind := values.get('general.architecture'))!='llama': raise CheckpointError(f"The file holds {str(kind)[:60]!r} as its general.architecture. Only 'llama' is converted.")
+    if str(kind := values.get('general.architecture'))!='llama': raise CheckpointError(f"general.architecture must be 'llama', the only one that is converted; got {str(kind)[:60]!r}.")
     given = {k.removeprefix('llama.'):v for k,v in values.items() if k.startswith('llama.')}
     known = {**_WHOLE, **_REAL}
     for o in known:
         if o not in given: raise CheckpointError(f"The file has no setting 'llama.{o}', which is needed to convert it. Copy or fetch it again.")
     for o in given:
-        if o not in known: raise CheckpointError(f"The file has the setting 'llama.{o}', which is not converted.{near(o, known)} Take a plain Llama.")
+        if o not in known: raise CheckpointError(f"The file has the setting 'llama.{o}', which is not converted.{near(o, known)} Use a plain Llama.")
     return given
 
 def _llama_settings(values):
     "Arguments of `LlamaConfig`"
     given,out = _given(values),{}
     for k,name in _WHOLE.items():
-        if type(given[k]) is not int or not 1<=given[k]<2**31: raise CheckpointError(f"llama.{k} is {str(given[k])[:40]}: expected a whole number from 1 to 2^31.")
+        if type(given[k]) is not int or not 1<=given[k]<2**31: raise CheckpointError(f"llama.{k} must be a whole number from 1 to 2^31, got {str(given[k])[:40]}.")
         out[name] = given[k]
     for k,name in _REAL.items():
-        if type(given[k]) is not float or not 0<given[k]<1e12: raise CheckpointError(f"llama.{k} is {str(given[k])[:40]}: expected a number above 0.")
+        if type(given[k]) is not float or not 0<given[k]<1e12: raise CheckpointError(f"llama.{k} must be a number above 0, got {str(given[k])[:40]}.")
         out[name] = float(str(np.float32(given[k])))
     width,heads,side,kv = (out[k] for k in ('hidden_size','num_attention_heads','head_dim','num_key_value_heads'))
     if heads*side!=width or side%2 or heads%kv:
-        raise CheckpointError(f"{heads} heads of size {side}, {kv} of them for keys, do not fit the width {width}: expected an even size that fills the width, "
-                              "and a divisor of the number of heads for keys.")
+        raise CheckpointError(f"{heads} heads of size {side}, {kv} of them for keys, do not fit the width {width}: the size must be even, heads times size must be the width, "
+                              "and the heads for keys must divide the heads.")
     return out
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #1e525f0e
@@ -165,7 +165,7 @@ def _layer(c):
             ('ffn_gate','mlp.gate_proj',(f,d),0), ('ffn_up','mlp.up_proj',(f,d),0), ('ffn_down','mlp.down_proj',(d,f),0)]
 
 def _layout(c, tied):
-    "The same of each tensor of the network"
+    "The same for each tensor of the network"
     table = (c['vocab_size'],c['hidden_size'])
     yield 'token_embd.weight','model.embed_tokens.weight',table,0
     for i in range(c['num_hidden_layers']): yield from ((f'blk.{i}.{old}.weight', f'model.layers.{i}.{new}.weight', shape, heads) for old,new,shape,heads in _layer(c))
@@ -182,7 +182,7 @@ def llama_tensors(
     for old,new,shape,heads in _layout(_llama_settings(values), 'output.weight' not in tensors):
         if old not in left: raise CheckpointError(f"The model has no tensor {old!r}: it is not a Llama that can be converted. Copy or fetch it again.")
         w = left.pop(old)
-        if w.shape!=shape: raise CheckpointError(f"Tensor {old!r} has the shape {w.shape}, by the settings of the file it is {shape}. Copy or fetch it again.")
+        if w.shape!=shape: raise CheckpointError(f"Tensor {old!r} has the shape {w.shape}; the settings of the file give {shape}. Copy or fetch it again.")
         out[new] = _rotary(w, heads) if heads else w
     if left: raise CheckpointError(f"{len(left)} tensors have no place in a Llama, for instance {next(iter(left))!r}.")
     return out
@@ -256,7 +256,7 @@ def llama_folder(
     path, # A GGUF file with a Llama
     out, # Folder to fill
 )->Path: # `out`
-    "Write a Llama of a GGUF file as transformers writes it"
+    "Convert a Llama from a GGUF file to the layout of transformers"
     from safetensors.numpy import save_file
     from transformers import GenerationConfig, LlamaConfig
     path,out = Path(path),Path(out)

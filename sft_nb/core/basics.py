@@ -1,7 +1,7 @@
 """Typed errors, messages and progress, atomic writing, the cache folder
 
-What every other module stands on: an error class for each kind of mistake that a user can mend, lines and progress bars that a run of several processes says once,
-files and folders that are there wholly or not at all, and the folder where fetched files and cached activations are kept. Nothing in here imports torch.
+The ground of every other module: an error class for each kind of mistake that a user can fix, lines and progress bars that a run of several processes prints once,
+files and folders that are written wholly or not at all, and the folder where fetched files and cached activations are kept. Nothing in here imports torch.
 
 Docs: https://sft-nb.github.io/sft_nb/core/basics.html.md"""
 
@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 # %% ../../nbs/core/00_basics.ipynb #cbc06d5e
-class SftError(Exception): "A mistake that the user can mend; the message says how"
+class SftError(Exception): "A mistake that the user can fix; the message says how"
 class TaskError(SftError): "An unknown task, or one that cannot do what was asked"
 class DataError(SftError): "Data that cannot be read or split"
 class CheckpointError(SftError): "A pretrained model that cannot be found, verified or used"
@@ -32,11 +32,11 @@ class MissingExtra(SftError): "A library that this step needs is not installed; 
 
 # %% ../../nbs/core/00_basics.ipynb #1819db41
 def near(
-    name:str, # What was typed
+    name:str, # The name as it was typed
     options, # The names that exist
     n:int=5, # At most this many suggestions
 )->str: # ' Did you mean …?', or all options where nothing is near
-    "What to say after an unknown `name`"
+    "The end of a message about an unknown `name`: the nearest options"
     options = [str(o) for o in options]
     found = get_close_matches(str(name), options, n=n, cutoff=.5) or [o for o in options if str(name).lower() in o.lower()][:n]
     if found: return f" Did you mean {' or '.join(repr(o) for o in found)}?"
@@ -44,7 +44,7 @@ def near(
 
 # %% ../../nbs/core/00_basics.ipynb #ba80fa45
 def need(
-    module:str, # Name of the module to import
+    module:str, # Module to import
     extra:str, # The extra of this package that brings it
 ):  # The imported module
     "Import an optional library, or say how to install it"
@@ -69,7 +69,7 @@ def sha256_file(
 
 # %% ../../nbs/core/00_basics.ipynb #4a112d09
 def umask()->int: # For instance 0o022
-    "Which permissions this process withholds from new files"
+    "The permissions that this process withholds from new files"
     old = os.umask(0)
     os.umask(old)
     return old
@@ -100,11 +100,11 @@ def write_atomic(
 def folder_atomic(
     path, # Folder to make
     overwrite:bool=False, # Replace an existing folder; else it is an error
-):  # Yields a temporary folder beside `path`, moved into place when the block ends well
+):  # Yields a temporary folder beside `path`, moved into place when the block ends without an error
     "Make a folder wholly or not at all"
     path = Path(path)
     if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
-        raise FolderError(f"{path} exists already. Take another folder, or pass overwrite=True.")
+        raise FolderError(f"{path} exists already. Choose another folder, or pass overwrite=True.")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
     try:
@@ -128,7 +128,7 @@ def data_uri(
     content:bytes, # A file
     kind:str, # Its MIME type, for instance 'image/png'
 )->str: # 'data:…'
-    "A file as an address that holds it"
+    "A file as an address that embeds it"
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 # %% ../../nbs/core/00_basics.ipynb #147dc342
@@ -137,7 +137,7 @@ def process_count()->int: # 1 where the program was not launched as several
     launched = {'RANK','WORLD_SIZE','MASTER_ADDR','MASTER_PORT'}<=os.environ.keys()
     return max(1, int(os.environ['WORLD_SIZE'])) if launched else 1
 
-def process_rank()->int: # From 0; 0 is the first, which writes and speaks
+def process_rank()->int: # From 0; process 0 writes files and prints messages
     "Number of this process among those of the run"
     return int(os.environ['RANK']) if process_count()>1 else 0
 
@@ -146,7 +146,7 @@ _collected = []
 def say(
     text:str, # A line
 ):
-    "Print a line on standard error, in the first process; within `collect_messages` it is kept instead"
+    "Print a line on standard error, in the first process only; within `collect_messages` it is kept instead"
     if _collected: _collected[-1].append(text)
     elif not process_rank(): print(text, file=sys.stderr, flush=True)
 
@@ -172,21 +172,21 @@ def eval_mode(
 # %% ../../nbs/core/00_basics.ipynb #98c9419d
 def _lines(items, desc, total, unit, every=10):
     "Go through `items`; a line on standard error at most once in `every` seconds"
-    said = time.monotonic()
+    last = time.monotonic()
     for i,o in enumerate(items, 1):
         yield o
-        if time.monotonic()-said < every: continue
-        said = time.monotonic()
+        if time.monotonic()-last < every: continue
+        last = time.monotonic()
         print(f"{desc}: {i:,} {f'of {total:,}' if total else unit}", file=sys.stderr, flush=True)
 
 # %% ../../nbs/core/00_basics.ipynb #c7c575b3
 def progress(
-    items, # What to go through
-    desc:str, # What is being done, a few words
+    items, # Anything that can be iterated over
+    desc:str, # A few words on the work being done
     total:int|None=None, # Number of items; None takes `len(items)` where there is one
-    unit:str='item', # What is counted
+    unit:str='item', # Name of one item
 ):  # A generator over `items`
-    "Go through `items` and show how far it is"
+    "Iterate over `items` and show the progress"
     if total is None and hasattr(items, '__len__'): total = len(items)
     if process_rank(): yield from items
     elif not sys.stderr.isatty() and 'ipykernel' not in sys.modules: yield from _lines(items, desc, total, unit)
@@ -196,7 +196,7 @@ def progress(
 
 # %% ../../nbs/core/00_basics.ipynb #4690c28c
 def local_path(
-    path:str|Path, # What a user typed; it need not exist
+    path:str|Path, # A path as a user typed it; it need not exist
 )->Path|None: # With ~ resolved; None: this machine can have no such path (too long, a zero byte, an unknown home)
     "A path as this machine has it"
     try:

@@ -1,7 +1,7 @@
-"""What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
+"""Scores of the validation rows in every epoch: of classes, of tokens, and of texts that the model writes
 
-fastai metrics around the functions of `core.metrics`. Those of classes follow from the outputs of all batches; a model that writes does so once in each validation. After the training,
-`evaluation` says more of them, with intervals.
+fastai metrics around the functions of `core.metrics`. Those of classes are computed from the outputs of all batches; a model that writes texts generates once in each validation.
+After the training, `evaluation` gives all scores, with intervals.
 
 Docs: https://sft-nb.github.io/sft_nb/core/fit_metrics.html.md"""
 
@@ -24,7 +24,7 @@ def _one_score(preds, targs, name, multi_label):
     return class_scores(targs.int(), preds)[name]
 
 def class_metrics(
-    multi_label:bool=False, # Several labels a row; a label is given where its probability is above one half
+    multi_label:bool=False, # Several labels per row; a label is predicted where its probability is above one half
 )->list: # fastai metrics named accuracy, precision, recall, f1
     "The metrics of a classification task, for a `Learner`"
     return [AccumMetric(partial(_one_score, name=n, multi_label=multi_label), flatten=False, name=n) for n in CLASS_SCORES]
@@ -47,7 +47,7 @@ class TokenAccuracy(Metric):
     def name(self): return 'token_accuracy'
 
 def token_metrics()->list: # fastai metrics named perplexity, token_accuracy
-    "What is counted token by token: nothing of a batch is kept"
+    "Metrics that are counted token by token: nothing of a batch is kept"
     return [Perplexity(), TokenAccuracy()]
 
 
@@ -61,8 +61,8 @@ class _Written:
         x = learn.xb[0]
         h = x['h'] if 'border' in x else x
         y = learn.yb[0][own_rows(learn)]
-        said = self.spec.task.decode(self.spec, learn.model.generate(h) if hasattr(learn.model, 'generate') else learn.pred)
-        self.rows += list(zip(self.say(h['reference'][:len(y)] if 'reference' in h else y), said.prediction))
+        texts = self.spec.task.decode(self.spec, learn.model.generate(h) if hasattr(learn.model, 'generate') else learn.pred)
+        self.rows += list(zip(self.say(h['reference'][:len(y)] if 'reference' in h else y), texts.prediction))
     def value(self, name):
         if self.scores is None:
             rows = sum(from_processes(self.rows), [])

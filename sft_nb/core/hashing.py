@@ -1,6 +1,6 @@
-"""What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
+"""A few bytes that stand for the content of a cell, a tensor or a data set
 
-The cache of activations, duplicates and resumed runs all ask whether something is still what it was. One function answers for cells, one for tensors, one for the
+The cache of activations, the search for duplicates and resumed runs all need to know whether something has changed. One function answers for cells, one for tensors, one for the
 versions of the libraries that compute.
 
 Docs: https://sft-nb.github.io/sft_nb/core/hashing.html.md"""
@@ -41,7 +41,7 @@ def content_hash(
     v, # A cell: text, bytes, path, number, array, tensor, picture, or a list, dict or set of them
     is_file:bool, # Whether a text or a path names a file, whose bytes are then hashed
 )->bytes: # 32 bytes
-    "What a cell holds: equal content, equal bytes"
+    "A hash of the content of a cell: equal content, equal bytes"
     if is_file and isinstance(v, (str,Path)): return _digest('file', sha256_file(v).encode())
     if isinstance(v, str): return _digest('text', v.encode('utf-8', 'surrogatepass'))
     if isinstance(v, (bytes,bytearray)): return _digest('bytes', v)
@@ -51,7 +51,7 @@ def content_hash(
     return _array_content(v)
 
 def _array_content(v):
-    "32 bytes of an array, a tensor, a column or a picture; of anything else, what it prints"
+    "32 bytes of an array, a tensor, a column or a picture; of anything else, of its `repr`"
     import torch
     if isinstance(v, torch.Tensor): return _digest('tensor', tensor_hash([('', v)]).encode())
     if isinstance(v, (np.ndarray,np.generic)):

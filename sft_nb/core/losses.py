@@ -1,6 +1,6 @@
-"""What a classifier is trained on: cross-entropy and its kin, for one label or several, with class weights
+"""Cross-entropy and focal loss, for one label or several, with class weights
 
-A loss is made by its name or taken as it is. It knows how many classes there are and how often each occurs, and nothing of where they come from.
+A loss is named, or passed as a function. It knows how many classes there are and how often each occurs, and nothing about where they come from.
 
 Docs: https://sft-nb.github.io/sft_nb/core/losses.html.md"""
 
@@ -31,32 +31,32 @@ def _class_weights(weights, counts):
     "Weights of the classes as a tensor; None: all count the same"
     if weights is None: return None
     if isinstance(weights, str):
-        if weights!='balanced' or counts is None: raise FitError(f"class_weights={weights!r} is unknown. Valid: None, 'balanced', one number a class.")
+        if weights!='balanced' or counts is None: raise FitError(f"class_weights must be None, 'balanced' or one number per class, got {weights!r}.")
         return class_weights(counts)
     try: out = torch.as_tensor(np.asarray(weights, dtype=np.float32))
-    except (TypeError,ValueError) as e: raise FitError(f"class_weights={weights!r} are not numbers. Valid: None, 'balanced', one number a class.") from e
+    except (TypeError,ValueError) as e: raise FitError(f"class_weights must be None, 'balanced' or one number per class, got {weights!r}.") from e
     if out.ndim!=1 or counts is not None and len(out)!=len(counts):
         raise FitError(f"class_weights has {out.numel()} numbers for {'the' if counts is None else len(counts)} classes.")
-    if not (out.isfinite() & (out>=0)).all() or not out.any(): raise FitError(f"class_weights={weights!r}: weights are finite, not below 0, and not all 0.")
+    if not (out.isfinite() & (out>=0)).all() or not out.any(): raise FitError(f"class_weights must be finite, not below 0 and not all 0, got {weights!r}.")
     return out
 
 # %% ../../nbs/core/04_losses.ipynb #ca96a28d
 def make_loss(
     loss=None, # None or 'cross_entropy', 'focal' (arXiv:1708.02002 §3.2), or a loss of your own, taken as it is
-    multi_label:bool=False, # Several labels a row: binary cross-entropy
+    multi_label:bool=False, # Several labels per row: binary cross-entropy
     label_smoothing:float=0., # Share of the target spread over all classes (arXiv:1512.00567 §7)
-    weights=None, # None, one weight a class, or 'balanced'
+    weights=None, # None, one weight per class, or 'balanced'
     counts=None, # Training rows of each class, for 'balanced'
     gamma:float=2., # How much 'focal' turns to the hard rows; from 0, which is the cross-entropy
 ):  # A fastai loss: scores `(batch, classes)` and targets -> a number
     "The loss for a classification head"
     if callable(loss): return loss
     if loss not in (None, *_LOSSES): raise FitError(f"loss={loss!r} is unknown.{near(loss, _LOSSES)}")
-    if not 0<=label_smoothing<1: raise FitError(f"label_smoothing={label_smoothing!r} is not a share. Valid: 0 to below 1.")
+    if not 0<=label_smoothing<1: raise FitError(f"label_smoothing must be a share from 0 to below 1, got {label_smoothing!r}.")
     if multi_label and (loss=='focal' or label_smoothing):
-        raise FitError("With several labels a row the loss is binary cross-entropy; focal and label_smoothing do not apply.")
-    if loss=='focal' and label_smoothing: raise FitError("focal and label_smoothing do not go together: take one.")
-    if not gamma>=0: raise FitError(f"gamma={gamma!r}: expected a number from 0, which is the cross-entropy; 2 is usual.")
+        raise FitError("With several labels per row the loss is binary cross-entropy; focal and label_smoothing do not apply.")
+    if loss=='focal' and label_smoothing: raise FitError("focal and label_smoothing cannot be combined: pass one of them.")
+    if not gamma>=0: raise FitError(f"gamma must be a number from 0, which is the cross-entropy, got {gamma!r}; 2 is usual.")
     weights = _class_weights(weights, counts)
     if multi_label: return BCEWithLogitsLossFlat(pos_weight=weights)
     if loss=='focal': return FocalLossFlat(gamma=gamma, weight=weights)
@@ -65,10 +65,10 @@ def make_loss(
 # %% ../../nbs/core/04_losses.ipynb #0090a142
 def loss_weight(
     loss, # The loss of a learner
-    targets, # Of a batch, as `learn.yb` has them
+    targets, # Targets of a batch, as in `learn.yb`
     rows:int|None=None, # Rows that count; 0: the batch is only there to keep step with other processes; None: all
 )->float: # For instance the number of tokens; the mean loss of a batch times this is a sum
-    "What the mean loss of a batch is a mean over"
+    "The number of rows or tokens that the loss of a batch is a mean over"
     rows = find_bs(targets) if rows is None else rows
     if not rows: return 0.
     if callable(own := getattr(loss, 'mean_over', None)): return float(own(*targets))

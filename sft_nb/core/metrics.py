@@ -1,6 +1,6 @@
 """Metrics of classes and of texts, as functions of how often each row counts: one definition gives the value, its interval and a paired difference
 
-A metric here takes weights `(draws, rows)`: how often each row counts in each draw. All ones give the value; draws with replacement give its 95 % interval
+A metric in this module takes weights `(draws, rows)`: how often each row counts in each draw. All ones give the value; draws with replacement give its 95 % interval
 (the percentile bootstrap, Efron 1979), and the same draws for two models give the interval of their difference. It works on plain arrays and knows of no model.
 Written texts are scored the same way: word error rates of speech; BLEU, chrF and kept placeholders of translations.
 
@@ -25,7 +25,7 @@ from .basics import DataError, near, need
 def group_codes(
     rows:pd.DataFrame, # With or without a column `group`
 )->np.ndarray|None: # `(rows,)` numbers, equal for rows that are drawn together; None: each row alone
-    "With which others each row is drawn"
+    "The group with which each row is drawn"
     if 'group' not in rows: return None
     alone = pd.Series([(i,) for i in range(len(rows))], rows.index, dtype=object)
     return pd.factorize(rows.group.astype(object).where(rows.group.notna(), alone))[0]
@@ -56,7 +56,8 @@ def interval(
 CLASS_SCORES = ('accuracy', 'precision', 'recall', 'f1')
 
 def class_scores(
-    target, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1 with several labels a row
+    target, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1 with several labels per row
+
     prediction, # The same shape as `target`
     n_classes:int|None=None, # Average over this many classes; None: those that occur
 )->dict: # accuracy, precision, recall, f1: shares from 0 to 1
@@ -93,7 +94,7 @@ def class_names(
 
 # %% ../../nbs/core/05_metrics.ipynb #389d9b70
 def _indicators(t, p, n_classes):
-    "Sparse `(rows, 3*classes+2)`: right, predicted and true a class, row right, one"
+    "Sparse `(rows, 3*classes+2)`: right, predicted and true per class, row right, one"
     from scipy import sparse
     def hot(c): return sparse.csr_matrix(c) if c.ndim==2 else sparse.csr_matrix((np.ones(len(c)), (np.arange(len(c)),c)), (len(c),n_classes))
     T,P = hot(t).astype(float),hot(p).astype(float)
@@ -103,7 +104,7 @@ def _indicators(t, p, n_classes):
 def _ratio(a, b): return np.divide(a, b, out=np.zeros_like(a, dtype=float), where=b>0)
 
 def _scores(sums, c):
-    "Metrics `(draws,)` and metrics a class `(draws, classes)` from sums `(draws, 3*classes+2)`"
+    "Metrics `(draws,)` and metrics per class `(draws, classes)` from sums `(draws, 3*classes+2)`"
     tp,pred,true,right,n = sums[:,:c],sums[:,c:2*c],sums[:,2*c:3*c],sums[:,-2],sums[:,-1]
     each = dict(precision=_ratio(tp, pred), recall=_ratio(tp, true), f1=_ratio(2*tp, pred+true))
     seen = (pred+true)>0
@@ -113,7 +114,7 @@ def _scores(sums, c):
 
 # %% ../../nbs/core/05_metrics.ipynb #f209445b
 def weighted_auc(
-    score, # `(rows,)`: higher means rather positive
+    score, # `(rows,)`: higher means more likely positive
     positive, # `(rows,)` of 0 and 1
     weights, # `(draws, rows)`
 ):  # ROC-AUC and PR-AUC (average precision), `(draws,)` each; NaN where a draw has rows of one kind only
@@ -176,7 +177,7 @@ def _two(prediction, p): return np.where(prediction[:,None]==np.arange(2), p[:,N
 
 # %% ../../nbs/core/05_metrics.ipynb #df635bec
 def _areas(s, w):
-    "Of the second of two classes; of more, the mean over those that have rows on both sides"
+    "Areas of the second of two classes; with more classes, the mean over those that have rows on both sides"
     at = [1] if s.c==2 and not s.multi else range(s.c)
     both = [weighted_auc(s.probs[:,j], s.hot[:,j], w) for j in at if 0<s.hot[:,j].sum()<len(s.hot)]
     return {k:_nanmean([o[i] for o in both]) for i,k in enumerate(('roc_auc','pr_auc'))} if both else {}
@@ -189,7 +190,7 @@ def _nanmean(parts):
 # %% ../../nbs/core/05_metrics.ipynb #790d6121
 def _class_call(self,
     weights, # `(draws, rows)`
-    areas:bool=True, # Also the two areas, which cost most
+    areas:bool=True, # Also the two areas, which take most of the time
 )->dict: # name -> `(draws,)`
     "The metrics under weights"
     weights = np.asarray(weights)
@@ -235,16 +236,16 @@ def value_table(
     seed:int=0, # Of the draws
 )->pd.DataFrame: # metric, value, low, high
     "Metrics with their 95 % intervals"
-    now,found = {k:float(v[0]) for k,v in scores(np.ones((1,n))).items()},drawn(scores, n, units, draws, seed)
-    ends = {k:interval(found[k]) for k in now}
-    if 'ece' in ends: ends['ece'] = np.clip(2*now['ece']-ends['ece'][::-1], 0, 1)
-    return pd.DataFrame([(k, v, *ends[k]) for k,v in now.items() if v==v], columns=['metric','value','low','high'])
+    values,drawn_values = {k:float(v[0]) for k,v in scores(np.ones((1,n))).items()},drawn(scores, n, units, draws, seed)
+    ends = {k:interval(drawn_values[k]) for k in values}
+    if 'ece' in ends: ends['ece'] = np.clip(2*values['ece']-ends['ece'][::-1], 0, 1)
+    return pd.DataFrame([(k, v, *ends[k]) for k,v in values.items() if v==v], columns=['metric','value','low','high'])
 
 # %% ../../nbs/core/05_metrics.ipynb #4c00a3ea
 class SumScores:
     "Metrics that follow from sums over rows, as functions of weights `(draws, rows)`"
     def __init__(self,
-        sums:np.ndarray, # `(rows, k)`: what is added
+        sums:np.ndarray, # `(rows, k)`: the numbers that are added
         score, # `(k,)` sums -> {metric: number}
     ): self.sums,self.score = np.asarray(sums, dtype=float),score
     def __call__(self, weights):
@@ -255,13 +256,13 @@ class SumScores:
 def joined(
     *parts, # `SumScores` over the same rows
 )->SumScores: # All their metrics
-    "Several at once"
+    "Several metrics as one object"
     ends = np.cumsum([p.sums.shape[1] for p in parts])
     def score(o): return {k:v for p,a,b in zip(parts, [0,*ends], ends) for k,v in p.score(o[a:b]).items()}
     return SumScores(np.concatenate([p.sums for p in parts], axis=1), score)
 
 def _corpus_sums(metric, name, target, prediction):
-    "What a metric of sacrebleu counts in each row, and its score of their sums"
+    "The counts of a metric of sacrebleu for each row, and its score of their sums"
     stats = metric._extract_corpus_statistics(list(prediction), [list(target)])
     return SumScores(stats, lambda o: {name:metric._compute_score_from_stats([round(v) for v in o]).score})
 
@@ -294,7 +295,7 @@ def _closed(text): return _unspaced()[1].sub('', text)
 def error_sums(
     target, # Texts, normalized as they are to be compared
     prediction, # Texts, normalized alike
-)->SumScores: # wer, cer: errors a word and a character, from 0; above 1 where much was added
+)->SumScores: # wer, cer: errors per word and per character, from 0; above 1 where much was inserted
     "Word and character error rates"
     jiwer = need('jiwer', 'speech')
     def row(t, p):
@@ -322,7 +323,7 @@ def language_code(
     if re.fullmatch('[a-z]{2}', code): return code
     if text in _named_languages() or code in _CODES: return _named_languages().get(text) or _CODES[code]
     if re.fullmatch('[a-z]{3}', code): return code
-    raise DataError(f"language={language!r} is not the code of a language. Valid: a code such as 'de', 'deu' or 'pt-BR', or an English name.{near(text, _named_languages())}")
+    raise DataError(f"language must be a code such as 'de', 'deu' or 'pt-BR', or the English name of a language, got {language!r}.{near(text, _named_languages())}")
 
 # %% ../../nbs/core/05_metrics.ipynb #ef7134a9
 _AS_APOSTROPHE = str.maketrans(dict.fromkeys('\u02bb\u02bc\u02bd\u00b4`', "'"))
@@ -330,7 +331,7 @@ _NOTE = re.compile(r'\[[^\[\]]*\]|<[^<>\s][^<>]*>')
 _SPOKEN = set('%‰٪&@§°+=±×÷')
 
 def _heard(c, before):
-    "What is left of a character"
+    "The part of a character that is compared"
     kind = unicodedata.category(c)
     if kind=='Cf' or c in '\u0640\u034f' or '\ufe00'<=c<='\ufe0f': return ''
     if kind[0]=='M': return c if before and not before.isspace() else ''
@@ -353,7 +354,7 @@ def _english():
     return EnglishTextNormalizer({})
 
 def normalized(
-    text:str, # What is said
+    text:str, # A spoken or written text
     language:str|None=None, # As `language_code` takes it: the English rule is for English; None: not known
     plain:bool=False, # The rule of all other languages for English too
 )->str: # Words with one space between them
@@ -383,12 +384,12 @@ def speech_scores(
     rows:pd.DataFrame, # With `target` and `prediction`
     language:str|None=None, # Code or English name of the language of the targets: English rules are for English; None: not known, the rule that fits all
 )->dict: # wer, cer, wer_plain, cer_plain: errors over words or letters, 0 is best
-    "How far the predictions are from what was said"
+    "Error rates of the predictions against the spoken texts"
     return {k:float(v) for k,v in _rates(speech_parts(rows, language).sums.sum(0)).items()}
 
 # %% ../../nbs/core/05_metrics.ipynb #553de6bb
 def spoken_language(
-    spec=None, # What `load_data` or a saved folder knows; None: nothing is known
+    spec=None, # A `DataSpec` or `Recipe`; None: nothing is known
 )->str|None: # Its code; None: not known
     "The language of the texts of speech data"
     code = (getattr(spec, 'preprocess', None) or {}).get('language') or (getattr(spec, 'options', None) or {}).get('language')
@@ -400,7 +401,7 @@ def speech_note(
     spec=None, # Whose language it is; None: see `language`
     language:str|None=None, # The language of the targets, where `spec` does not say it
 )->str: # One line
-    "How errors are counted"
+    "A line that says how errors are counted"
     from importlib.metadata import version
     code = language_code(language) or spoken_language(spec)
     if code=='en':
@@ -437,23 +438,24 @@ def _ratios(sums):
 def translation_parts(
     rows:pd.DataFrame, # With `target` and `prediction`
 )->SumScores: # The metrics of `translation_scores`, as they follow from sums over rows
-    "What sacrebleu counts in each row, and the row's lengths and marks"
-    targets,said = list(rows.target),list(rows.prediction)
-    kept = list(map(_kept, targets, said))
-    return joined(bleu_sums(targets, said), SumScores([(1, t==s, len(s), len(t), k is not None, bool(k)) for t,s,k in zip(targets, said, kept)], _ratios))
+    "The counts of sacrebleu for each row, with its lengths and marks"
+    targets,predictions = list(rows.target),list(rows.prediction)
+    marks = list(map(_kept, targets, predictions))
+    lengths = [(1, t==p, len(p), len(t), k is not None, bool(k)) for t,p,k in zip(targets, predictions, marks)]
+    return joined(bleu_sums(targets, predictions), SumScores(lengths, _ratios))
 
 def translation_scores(
     rows:pd.DataFrame, # With `target` and `prediction`
 )->dict: # bleu, chrf (0 to 100), exact, length_ratio, placeholders (1. where no target has one)
-    "How near the predictions are to the targets"
+    "Scores of the predictions against the targets"
     parts = translation_parts(rows)
     return {k:float(v) for k,v in parts.score(parts.sums.sum(0)).items()}
 
 # %% ../../nbs/core/05_metrics.ipynb #d20ac64e
 def translation_signature(
-    spec=None, # Taken for the sake of `TargetKind.score_note`
+    spec=None, # Not used; `TargetKind.score_note` passes it
 )->str: # Both signatures
-    "How BLEU and chrF are counted"
+    "A line that says how BLEU and chrF are counted"
     sacrebleu = need('sacrebleu', 'translation')
     metrics = sacrebleu.BLEU(),sacrebleu.CHRF()
     for m in metrics: m.corpus_score(['a'], [['a']])
@@ -465,12 +467,12 @@ def _token_rates(sums):
     return dict(perplexity=float(np.exp(min(700., loss/max(1, n)))), token_accuracy=right/max(1, n), stopped=stopped/max(1, rows))
 
 def answer_parts(
-    rows:pd.DataFrame, # With `target` and `prediction`; of what a model answered also `loss`, `learned`, `right` and `stopped`
+    rows:pd.DataFrame, # With `target` and `prediction`; for the answers of a model also `loss`, `learned`, `right` and `stopped`
 )->SumScores: # exact, bleu, chrf, length_ratio; perplexity and token_accuracy over tokens, and the share that stopped, where they are known
-    "How near answers are to what was wanted, as it follows from sums over rows"
-    targets,said = list(rows.target),list(rows.prediction)
-    near = SumScores([(1, t.strip()==s.strip(), len(s), len(t)) for t,s in zip(targets, said)], lambda o: dict(exact=o[1]/max(1, o[0]), length_ratio=o[2]/max(1, o[3])))
-    if not {'learned','right','stopped'}<=set(rows) or rows.loss.isna().any(): return joined(near, bleu_sums(targets, said))
+    "Scores of answers against their targets, from sums over rows"
+    targets,predictions = list(rows.target),list(rows.prediction)
+    lengths = SumScores([(1, t.strip()==p.strip(), len(p), len(t)) for t,p in zip(targets, predictions)], lambda o: dict(exact=o[1]/max(1, o[0]), length_ratio=o[2]/max(1, o[3])))
+    if not {'learned','right','stopped'}<=set(rows) or rows.loss.isna().any(): return joined(lengths, bleu_sums(targets, predictions))
     tokens = SumScores(np.column_stack([rows.loss*rows.learned, rows.learned, rows.right, rows.stopped, np.ones(len(rows))]), _token_rates)
-    return joined(tokens, near, bleu_sums(targets, said))
+    return joined(tokens, lengths, bleu_sums(targets, predictions))
 

@@ -1,4 +1,4 @@
-"""How far predicted numbers are from the true ones: errors, explained variance, rank correlation, and an interval that holds a given share
+"""Mean errors, explained variance, rank correlation, and an interval that holds a given share of new rows
 
 Metrics of numbers, as functions of how often each row counts, as in `core.metrics`: one definition gives the value, its interval and a paired difference. The interval of a
 single prediction is found by split conformal prediction (arXiv:1604.04173 §2.2): its half width is a quantile of the errors on rows that were not trained on. It holds its share of new rows,
@@ -77,8 +77,8 @@ LEVEL = .9
 def conformal_margin(
     errors, # `(rows,)`: prediction less target, of rows that were not trained on
     level:float=LEVEL, # Share of new rows that the interval holds
-)->float: # Half the width of the interval; NaN where there are too few rows for this level
-    "How far from a prediction the truth may be"
+)->float: # In the unit of the errors; NaN where there are too few rows for this level
+    "Half the width of the interval around a prediction"
     sizes = np.sort(np.abs(np.asarray(errors, dtype=float)))
     place = math.ceil((len(sizes)+1)*level-1e-9)
     return float(sizes[place-1]) if len(sizes) and place<=len(sizes) else float('nan')
@@ -102,7 +102,7 @@ def number_loss(
 ):  # A fastai loss: outputs and targets `(batch, 1)` -> a number
     "The loss for a head that gives one number"
     if callable(loss): return loss
-    if loss not in (None, *_LOSSES): raise FitError(f"loss={loss!r} is unknown for a target of numbers.{near(loss, _LOSSES)}")
+    if loss not in (None, *_LOSSES): raise FitError(f"loss={loss!r} is unknown for a number target.{near(loss, _LOSSES)}")
     from fastai.losses import BaseLoss
     from torch import nn
     return BaseLoss(getattr(nn, _LOSSES[loss or 'mse']), axis=-1, floatify=True, is_2d=False)
@@ -113,7 +113,7 @@ def _one_score(preds, targs, name, scale):
     return float(NumberScores(t, p)(np.ones((1,len(t))))[name][0])
 
 def number_metrics(
-    scale:float=1., # What outputs and targets are multiplied by
+    scale:float=1., # Factor that turns outputs and targets into the unit of the data
 )->list: # fastai metrics named mae, rmse, r2
     "The metrics of a regression, for a `Learner`; errors in the unit of the data"
     from fastai.metrics import AccumMetric

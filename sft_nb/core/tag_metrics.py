@@ -1,6 +1,6 @@
-"""Tags as entities: which scheme they are written in, what fits together, and how entities, words and partial matches are scored
+"""Tags as entities: the scheme they are written in, tags that cannot follow each other, and scores of entities, words and partial matches
 
-One tag per word marks names, places or parts of speech. Here the ways of writing them become one, a tag that cannot follow the one before it is named, and predictions are scored
+One tag per word marks names, places or parts of speech. This module converts the ways of writing them into one, names a tag that cannot follow the one before it, and scores predictions
 by entities: strictly, partially, by type, and word by word; as functions of how often each row counts, as in `core.metrics`, so that every score has an interval.
 
 Docs: https://sft-nb.github.io/sft_nb/core/tag_metrics.html.md"""
@@ -57,26 +57,26 @@ def tag_scheme(
 _LETTERS = dict(S='B', U='B', E='I', L='I', M='I')
 
 def _letter_problem(tag, before, after, scheme):
-    "What is wrong with a tag beside its neighbors, or None"
-    (was,of),(now,kind),(then,next_kind) = (split_tag(t) for t in (before, tag, after))
-    if now=='' and tag!=OUTSIDE: return f'{tag!r} has no letter such as B- in front of it, as the other tags have'
-    inside = was in ('B','I','M') and of==kind
-    if now in tuple('IEML') and not inside and scheme!='IOB1': return f'{tag} after {before}, which begins no {kind}: expected {"S-" if scheme=="IOBES" else "B-"}{kind}'
-    ends = then in tuple('IEML') and next_kind==kind
-    if scheme=='IOBES' and now in ('B','I','M') and not ends: return f'{tag} before {after}: the entity has no end, expected {"S-" if now=="B" else "E-"}{kind}'
+    "The problem of a tag beside its neighbors, or None"
+    (left,left_kind),(letter,kind),(right,right_kind) = (split_tag(t) for t in (before, tag, after))
+    if letter=='' and tag!=OUTSIDE: return f'{tag!r} has no letter such as B- in front of it, as the other tags have'
+    inside = left in ('B','I','M') and left_kind==kind
+    if letter in tuple('IEML') and not inside and scheme!='IOB1': return f'{tag} after {before}, which does not begin {kind}: expected {"S-" if scheme=="IOBES" else "B-"}{kind}'
+    ends = right in tuple('IEML') and right_kind==kind
+    if scheme=='IOBES' and letter in ('B','I','M') and not ends: return f'{tag} before {after}: the entity has no end, expected {"S-" if letter=="B" else "E-"}{kind}'
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #f6b13dac
 def tag_problem(
-    tags, # Of one row
+    tags, # Tags of one row
     scheme:str, # From `tag_scheme`
-)->tuple|None: # (number of the word from 0, what is wrong); None: nothing
+)->tuple|None: # (number of the word from 0, problem); None: no problem
     "The first tag that does not fit its neighbors"
     if scheme=='plain': return None
     for i,(a,b,c) in enumerate(zip([OUTSIDE, *tags], tags, [*tags[1:], OUTSIDE])):
         if problem := _letter_problem(b, a, c, scheme): return i,problem
 
 def iob2(
-    tags, # Of one row, in any scheme
+    tags, # Tags of one row, in any scheme
     scheme:str, # From `tag_scheme`
 )->list: # Of the same length; rows with a `tag_problem` stay as they are
     "Tags in the scheme that the package works with"
@@ -86,9 +86,9 @@ def iob2(
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #e095e900
 def entities(
-    tags, # Of one row; what a model says may begin an entity with I-
+    tags, # Tags of one row; a prediction may begin an entity with I-
 )->list: # (type, first word, one past the last word) of each
-    "Where entities stand; of plain tags each word is one"
+    "The entities of a row; with plain tags each word is one"
     out = []
     for i,tag in enumerate(tags):
         letter,kind = split_tag(tag)
@@ -101,17 +101,17 @@ def entities(
 def _meets(a, b): return a[1]<b[2] and b[1]<a[2]
 
 def _partner(p, left):
-    "Of the true entities that are left the one that a predicted one stands for; None: it is spurious"
+    "The remaining true entity that matches a predicted one; None: the predicted one is spurious"
     return next((o for o in left if o[1:]==p[1:]), None) or next((o for o in left if _meets(o, p) and o[0]==p[0]), None) or next((o for o in left if _meets(o, p)), None)
 
 def tag_errors(
     target, # Tags of one row
     prediction, # Tags of the same words
 )->list: # (kinds of the error, true entity or None, predicted entity or None)
-    "What is wrong with the entities of a row"
-    true,said = entities(target),entities(prediction)
-    left,out = [o for o in true if o not in said],[]
-    for p in (o for o in said if o not in true):
+    "The errors of a row, entity by entity"
+    true,predicted = entities(target),entities(prediction)
+    left,out = [o for o in true if o not in predicted],[]
+    for p in (o for o in predicted if o not in true):
         t = _partner(p, left)
         if t is not None: left.remove(t)
         kinds = ('spurious',) if t is None else tuple(k for k,wrong in (('boundary',t[1:]!=p[1:]), ('label',t[0]!=p[0])) if wrong)
@@ -119,10 +119,10 @@ def tag_errors(
     return out+[(('missed',), t, None) for t in left]
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #60b75285
-def _partial(true, said):
+def _partial(true, predicted):
     "(right ends, overlaps) of the entities of a row, whatever their label"
     left,right,part = list(true),0,0
-    for p in said:
+    for p in predicted:
         same = next((o for o in left if o[1:]==p[1:]), None)
         other = same or next((o for o in left if _meets(o, p)), None)
         if other is None: continue
@@ -132,7 +132,7 @@ def _partial(true, said):
 
 def _share(a, b): return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b>0)
 
-def _f1(tp, said, true): return _share(2*tp, said+true)
+def _f1(tp, predicted, true): return _share(2*tp, predicted+true)
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #e0dcfe3c
 class TagScores:
@@ -143,12 +143,12 @@ class TagScores:
     ):
         rows = list(zip(map(list, target), map(list, prediction)))
         odd = next((i for i,(t,p) in enumerate(rows) if len(t)!=len(p)), None)
-        if odd is not None: raise DataError(f"Row {odd} has {len(rows[odd][0]):,} tags and {len(rows[odd][1]):,} predicted ones. Each word has one tag.")
+        if odd is not None: raise DataError(f"Row {odd} has {len(rows[odd][0]):,} tags and {len(rows[odd][1]):,} predicted tags. Pass one tag per word in both.")
         self.marked = has_entities([t for o,_ in rows for t in o])
         found = [(entities(t), entities(p)) if self.marked else (self._words(t), self._words(p)) for t,p in rows]
         self.names = sorted({o[0] for t,_ in found for o in t} or {o[0] for _,p in found for o in p})
         self.right = self._counted([[o[0] for o in t if o in set(p)] for t,p in found])
-        self.true,self.said = (self._counted([[o[0] for o in pair[i]] for pair in found], every=True) for i in (0,1))
+        self.true,self.predicted = (self._counted([[o[0] for o in pair[i]] for pair in found], every=True) for i in (0,1))
         words = [(len(t), sum(a==b for a,b in zip(t, p))) for t,p in rows]
         self.sums = np.array([(*w, *_partial(*f)) for w,f in zip(words, found)], dtype=float).reshape(-1, 4)
     @staticmethod
@@ -169,8 +169,8 @@ def each(self:TagScores,
     weights, # `(draws, rows)`
 )->dict: # support, precision, recall, f1 -> `(draws, types)`, in the order of `names`
     "The scores of each type"
-    tp,true,said = (np.asarray(weights, dtype=float)@o[:,:len(self.names)] for o in (self.right, self.true, self.said))
-    return dict(support=true, precision=_share(tp, said), recall=_share(tp, true), f1=_f1(tp, said, true))
+    tp,true,predicted = (np.asarray(weights, dtype=float)@o[:,:len(self.names)] for o in (self.right, self.true, self.predicted))
+    return dict(support=true, precision=_share(tp, predicted), recall=_share(tp, true), f1=_f1(tp, predicted, true))
 
 @patch
 def __call__(self:TagScores,
@@ -179,7 +179,7 @@ def __call__(self:TagScores,
     weights = np.asarray(weights, dtype=float)
     words,hits,ends,part = (weights@self.sums).T
     if not self.marked: return dict({k:v.mean(1) for k,v in self.each(weights).items() if k!='support'}, accuracy=_share(hits, words))
-    tp,true,said = ((weights@o).sum(1) for o in (self.right, self.true, self.said))
+    tp,true,predicted = ((weights@o).sum(1) for o in (self.right, self.true, self.predicted))
     some = ends+part/2
-    return dict(precision=_share(tp, said), recall=_share(tp, true), f1=_f1(tp, said, true), partial_precision=_share(some, said), partial_recall=_share(some, true),
-                partial_f1=_f1(some, said, true), accuracy=_share(hits, words))
+    return dict(precision=_share(tp, predicted), recall=_share(tp, true), f1=_f1(tp, predicted, true), partial_precision=_share(some, predicted),
+                partial_recall=_share(some, true), partial_f1=_f1(some, predicted, true), accuracy=_share(hits, words))

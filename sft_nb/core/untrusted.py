@@ -1,7 +1,7 @@
-"""Checks for files that someone else made: paths, JSON, tensors, and how much may be built from them
+"""Checks for files that someone else made: paths, JSON, tensors, and the size of the network that may be built from them
 
-A saved model, a checkpoint, an entry of the cache: all of them are files, and files come from anywhere. Nothing in here runs what it reads. Each check is made before
-memory is taken for what a file asks for, and each refusal says which file, what is wrong with it, and what to do.
+A saved model, a checkpoint, an entry of the cache: all of them are files, and files may come from anyone. Nothing in here runs what it reads. Each check runs before
+the memory that a file asks for is allocated, and each refusal says which file, what is wrong with it, and what to do.
 
 Docs: https://sft-nb.github.io/sft_nb/core/untrusted.html.md"""
 
@@ -20,16 +20,16 @@ from .basics import FolderError
 
 # %% ../../nbs/core/03_untrusted.ipynb #af3b0e71
 def _roots(folder):
-    "Where files of a folder may lie"
+    "The folders in which files of a folder may lie"
     home = next((o for o in Path(folder).absolute().parents if o.name=='snapshots'), None)
     return [Path(folder).resolve(), *([(home.parent/'blobs').resolve()] if home else [])]
 
 def safe_path(
     folder, # The folder that is opened
-    name:str, # What a file in it calls another one
-    error=FolderError, # What is raised
+    name:str, # File name that stands in one of its files
+    error=FolderError, # Exception class to raise
 )->Path: # `folder/name`; whether it exists is not looked at
-    "A path that stays inside a folder"
+    "A path that is checked to stay inside a folder"
     parts = PurePosixPath(name).parts
     if re.search(r'[\\:\0-\x1f]', name) or not parts or '..' in parts or PurePosixPath(name).is_absolute():
         raise error(f"{folder} names the file {name!r}, which is not a path inside the folder. It is not opened.")
@@ -61,7 +61,7 @@ def _depth(o):
 # %% ../../nbs/core/03_untrusted.ipynb #d9d9cd44
 def safe_json(
     path, # File to read
-    error=FolderError, # What is raised
+    error=FolderError, # Exception class to raise
     limit:int=JSON_BYTES, # Bytes
 ):  # The value
     "Strict JSON of a bounded size"
@@ -74,7 +74,7 @@ def safe_json(
             return value
     except (ValueError,RecursionError,OSError) as e: raise error(f"{path} cannot be read as JSON ({str(e)[:200]}). Copy or save it again.") from e
     if not path.is_file(): raise error(f"{path} is not a plain file. Copy or save the folder again.")
-    raise error(f"{path} has {size:,} bytes; what it is for needs less than {limit:,}. It is not read.")
+    raise error(f"{path} has {size:,} bytes; the limit is {limit:,}. It is not read.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #e8820877
 _FORBIDDEN = {'checkpoint_path':'reads weights from elsewhere', 'pretrained_cfg_overlay':'reads weights from elsewhere', 'cache_dir':'writes elsewhere',
@@ -83,7 +83,7 @@ _FORBIDDEN = {'checkpoint_path':'reads weights from elsewhere', 'pretrained_cfg_
 _ATTENTION = ('eager', 'sdpa', 'flash_attention_2', 'flash_attention_3', 'flash_attention_4', 'flex_attention')
 
 def _reason(key, value):
-    "Why a key with its value is refused; None: it is not"
+    "The reason to refuse a key with its value; None: it is allowed"
     if key in _FORBIDDEN and value not in (None, False, {}): return _FORBIDDEN[key]
     if 'attn_implementation' in key and isinstance(value, str) and value not in _ATTENTION: return 'runs kernels of a repository'
     if key.endswith('_file') and isinstance(value, str) and re.search(r'[\\/:]|^\.', value): return 'reads a file from elsewhere'
@@ -101,8 +101,8 @@ def _pairs(value):
 # %% ../../nbs/core/03_untrusted.ipynb #b95adaba
 def check_config(
     config, # Content of a config.json or tokenizer_config.json
-    path, # Where it stands
-    error=FolderError, # What is raised
+    path, # Its file, for the message
+    error=FolderError, # Exception class to raise
 ):
     "Refuse a configuration that would make its library read, write or run anything else"
     if not isinstance(config, dict): raise error(f"{path} holds a {type(config).__name__}, not an object. Copy it again.")
@@ -111,10 +111,10 @@ def check_config(
 
 # %% ../../nbs/core/03_untrusted.ipynb #d80c7af8
 def check_files(
-    folder, # Of a model
-    error=FolderError, # What is raised
+    folder, # Folder of a model
+    error=FolderError, # Exception class to raise
 ):
-    "What lies in the folder is plain and its own, every shard that an index names too, and no adapter leads to another model"
+    "Check that a folder holds plain files of its own, every shard that an index names too, and no adapter that leads to another model"
     folder = Path(folder)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink() or path.name.startswith('.'): continue
@@ -135,9 +135,9 @@ _DTYPES = dict(F64=8, F32=4, F16=2, BF16=2, I64=8, I32=4, I16=2, I8=1, U8=1, BOO
 
 def tensor_shapes(
     path, # A .safetensors file
-    error=FolderError, # What is raised
+    error=FolderError, # Exception class to raise
 )->dict: # name -> (kind, shape), for instance ('F32', [3, 4])
-    "What a safetensors file holds, from its header alone"
+    "Kinds and shapes of the tensors of a safetensors file, from its header alone"
     from safetensors import safe_open
     path = Path(path)
     try:
@@ -153,9 +153,9 @@ def tensor_shapes(
 # %% ../../nbs/core/03_untrusted.ipynb #81939f54
 def check_torch_file(
     path, # A .pth, .pt or .bin
-    error=FolderError, # What is raised
+    error=FolderError, # Exception class to raise
 ):
-    "A file of `torch.save` is no larger than it looks"
+    "Refuse a file of `torch.save` that unpacks to more than its size"
     if not zipfile.is_zipfile(path): return
     try: members = zipfile.ZipFile(path).infolist()
     except (zipfile.BadZipFile,OSError,ValueError) as e: raise error(f"{path} is damaged ({e}). Copy or download it again.") from e
@@ -170,23 +170,23 @@ def machine_memory()->int|None: # Bytes; None: this system does not say
     except (AttributeError,ValueError,OSError): return None
 
 def check_memory(
-    size:int, # Bytes that would be taken
-    what, # What asks for them
-    error=FolderError, # What is raised
+    size:int, # Bytes that would be allocated
+    what, # The thing that needs them, for the message
+    error=FolderError, # Exception class to raise
 ):
-    "Refuse what cannot fit into memory"
+    "Refuse a size that cannot fit into memory"
     have = machine_memory()
     if have and size>have: raise error(f"{what} needs {size/1e9:,.1f} GB of memory, this machine has {have/1e9:,.1f} GB. It is not opened.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #708cbfd0
 @contextmanager
 def bounded_build(
-    numbers:int, # Parameters and buffers that may be registered, in numbers
-    what, # What is built, for the message
-    error=FolderError, # What is raised
-    modules:int=100_000, # Layers and containers that may be registered
+    numbers:int, # Most numbers that parameters and buffers may have together
+    what, # Name of the network, for the message
+    error=FolderError, # Exception class to raise
+    modules:int=100_000, # Most layers and containers that may be registered
 ):  # Modules built inside the block are counted
-    "Stop the building of a network that asks for more than it may"
+    "Stop a constructor whose network is too large"
     from torch.nn.modules import module as m
     me,sizes,count = threading.get_ident(),{},[0,0]
     def full(n, unit): return error(f"{what} asks for more than {n:,} {unit}. It is not built; copy or save it again.")
@@ -226,14 +226,14 @@ _KNOWN = dict(size=(_side, 'a side from 1 to 4,096 pixels'), mean=(_triple(-1e3,
 
 def check_preprocess(
     given, # Settings by name
-    path, # Where they stand
-    error=FolderError, # What is raised
+    path, # Their file, for the message
+    error=FolderError, # Exception class to raise
 ):
-    "Settings of the input that a machine can follow"
+    "Refuse settings of the input that no model has"
     if not isinstance(given, dict): raise error(f"{path}: 'preprocess' is a {type(given).__name__}, not an object. Save it again.")
     for k,v in given.items():
         fits,what = _KNOWN.get(k, (_simple, 'a short plain value'))
-        if not fits(v): raise error(f"{path}: {k!r} of 'preprocess' should be {what}, it is {json.dumps(v, default=str)[:80]}. Save it again.")
+        if not fits(v): raise error(f"{path}: {k!r} of 'preprocess' must be {what}, got {json.dumps(v, default=str)[:80]}. Save it again.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #a02526da
 _RAW,_JXL = 'a camera raw file','a JPEG XL picture'
@@ -252,7 +252,7 @@ _TAGS = ((('<!doctype html','<html','<head','<body'), 'a page of HTML, as a serv
 def file_kind(
     data:bytes, # The first bytes of a file, 512 are enough
 )->str|None: # In words; None: not known
-    "What a file is, by how it begins"
+    "The kind of a file, by its first bytes"
     if (kind := next((k for start,k in _STARTS if data.startswith(start)), None)): return kind
     if data[:4]==b'RIFF': return _RIFF.get(data[8:12])
     if data[4:8]==b'ftyp':

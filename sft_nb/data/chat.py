@@ -1,8 +1,8 @@
-"""Conversations as tokens, by the template of the checkpoint: what the model reads, what it learns, and where an answer ends
+"""The template of the checkpoint, the tokens that are learned, the end of an answer, and packing
 
-A `ChatCoder` renders conversations by the tokenizer's own chat template and knows which tokens the assistant has written: from the places where the answer begins and ends in the rendered
-text, never by a search for marker tokens. Those tokens are learned, up to and with the one that ends the turn; all others are read. What a model is asked in prediction is, token for token,
-what stood before the answer in training.
+A `ChatCoder` renders conversations with the tokenizer's own chat template and knows which tokens the assistant has written: from the places where the answer begins and ends in the rendered
+text, never by a search for marker tokens. These tokens are learned, including the one that ends the turn; all others are only read. The input of prediction is, token for token,
+the text before the answer in training.
 
 Docs: https://sft-nb.github.io/sft_nb/data/chat.html.md"""
 
@@ -34,27 +34,27 @@ def _pinned(template):
     "A template that prints the same date on every day"
     if 'strftime_now' not in template: return template
     form = _DATE.search(template)
-    said = pd.Timestamp(PINNED).strftime(form[2] if form else '%d %b %Y')
-    return template if template.startswith('{%- macro strftime_now') else '{%- macro strftime_now(form) -%}'+said+'{%- endmacro -%}'+template
+    date = pd.Timestamp(PINNED).strftime(form[2] if form else '%d %b %Y')
+    return template if template.startswith('{%- macro strftime_now') else '{%- macro strftime_now(form) -%}'+date+'{%- endmacro -%}'+template
 
 def set_template(
-    tokenizer, # Of transformers; its `chat_template` is set
+    tokenizer, # Tokenizer of transformers; its `chat_template` is set
     template:str='tokenizer', # 'tokenizer': its own; 'plain': prompt, line break, answer
-    ref:str='the checkpoint', # What the tokenizer is of, for messages
+    ref:str='the checkpoint', # Name of the checkpoint, for messages
 ):  # The tokenizer
-    "Settle by which template conversations are rendered"
-    if template not in ('tokenizer','plain'): raise DataError(f"template={template!r}.{near(template, ('tokenizer','plain'))}")
+    "Set the template by which conversations are rendered"
+    if template not in ('tokenizer','plain'): raise DataError(f"template={template!r} is unknown.{near(template, ('tokenizer','plain'))}")
     own = PLAIN if template=='plain' else tokenizer.chat_template
     if isinstance(own, dict): own = own.get('default')
-    if not own: raise DataError(f"{ref} has no chat template. Take a checkpoint that was tuned for chat, or pass template='plain' (prompt, line break, answer).")
-    if template=='plain' and not tokenizer.eos_token: raise DataError(f"{ref} has no end token, so that template='plain' cannot end an answer. Take another checkpoint.")
+    if not own: raise DataError(f"{ref} has no chat template. Use a checkpoint that was tuned for chat, or pass template='plain' (prompt, line break, answer).")
+    if template=='plain' and not tokenizer.eos_token: raise DataError(f"{ref} has no end token, so template='plain' cannot end an answer. Use another checkpoint.")
     tokenizer.chat_template = _pinned(own)
     return tokenizer
 
 # %% ../../nbs/data/21_chat.ipynb #ae5b7817
 def control_tokens(
-    tokenizer, # Of transformers
-)->list: # Texts that become one token each, which no content may hold
+    tokenizer, # Tokenizer of transformers
+)->list: # Texts that become one token each; no content may hold them
     "The special tokens of a tokenizer"
     added = [t.content for t in getattr(tokenizer, 'added_tokens_decoder', {}).values() if t.special]
     return sorted(set(added)|set(tokenizer.all_special_tokens), key=lambda o: (-len(o), o))
@@ -62,36 +62,36 @@ def control_tokens(
 _ASK,_ANSWER = 'sft question','sft answer'
 
 def end_of_turn(
-    tokenizer, # With its chat template
-    ref:str='the checkpoint', # What it is of, for messages
+    tokenizer, # Tokenizer with its chat template
+    ref:str='the checkpoint', # Name of the checkpoint, for messages
 )->str: # For instance '<|im_end|>'
-    "The special token that first follows the content of an answer"
+    "The first special token after the content of an answer"
     text = tokenizer.apply_chat_template([dict(role='user', content=_ASK), dict(role='assistant', content=_ANSWER)], tokenize=False)
     tail = text.rpartition(_ANSWER)[2]
-    found = [(tail.find(t), -len(t), t) for t in control_tokens(tokenizer) if t in tail]
-    if not found:
+    ends = [(tail.find(t), -len(t), t) for t in control_tokens(tokenizer) if t in tail]
+    if not ends:
         raise DataError(f"The chat template of {ref} ends an answer with {tail!r}, which is not a special token: a model tuned on it would not stop. "
-                        "Take another checkpoint, or template='plain'.")
-    return min(found)[2]
+                        "Use another checkpoint, or template='plain'.")
+    return min(ends)[2]
 
 # %% ../../nbs/data/21_chat.ipynb #4d4449e3
 class ChatTokens(list):
     "Numbers of the tokens of a conversation"
-    prompt = 0 # How many of them the model is given
-    learned = () # Places of those that it learns
+    prompt = 0 # Number of tokens of the prompt
+    learned = () # Places of the learned tokens
     n = 0 # Tokens before the cut
 
 class ChatCoder(TextCoder):
     "Conversations to tokens, tokens to batches, and back"
     columns = ('prompt','completion')
     def __init__(self,
-        tokenizer, # Of transformers
-        max_length:int=1024, # Tokens of a conversation; what is longer is cut at its end
+        tokenizer, # Tokenizer of transformers
+        max_length:int=1024, # Tokens of a conversation; longer ones are cut at the end
         max_new_tokens:int=256, # Tokens after which writing stops
-        system:str|None=None, # Said in front of conversations that have no system message
-        train_on:str='all', # 'all': every answer of a conversation is learned; 'last': the completion alone
-        template:str='tokenizer', # As `set_template` takes it
-        ref:str='the checkpoint', # What the tokenizer is of, for messages
+        system:str|None=None, # System message for conversations that have none
+        train_on:str='all', # 'all': every answer of a conversation is learned; 'last': only the completion
+        template:str='tokenizer', # As for `set_template`
+        ref:str='the checkpoint', # Name of the checkpoint, for messages
     ):
         super().__init__(set_template(tokenizer, template, ref), max_length)
         self.max_new_tokens,self.system,self.train_on = max_new_tokens,system,train_on
@@ -102,17 +102,17 @@ class ChatCoder(TextCoder):
 @patch
 def numbers(
     self:ChatCoder,
-    text:str, # Rendered
+    text:str, # A rendered text
 )->list: # Numbers of its tokens
-    "Tokenize a rendered text; the special tokens that it holds are those of the template"
+    "Tokenize a rendered text; its special tokens come from the template"
     return self.tokenizer(text, add_special_tokens=False, verbose=False)['input_ids'] if text else []
 
 @patch
 def render(
     self:ChatCoder,
     messages:list, # Roles and contents
-    ahead:bool=False, # Whether the header of the answer follows
-)->str: # As the template writes it
+    ahead:bool=False, # Whether to add the header of the answer
+)->str: # The output of the template
     "A conversation as text"
     from jinja2 import TemplateError
     try: return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ahead)
@@ -122,8 +122,8 @@ def render(
 def conversation(
     self:ChatCoder,
     prompt, # A cell
-)->list: # Messages, the system message of the options among them
-    "What is rendered of a prompt"
+)->list: # Messages, with the system message of the options
+    "The messages of a prompt that are rendered"
     messages = messages_of(prompt)
     return [dict(role='system', content=self.system), *messages] if self.system and messages[0]['role']!='system' else messages
 
@@ -133,10 +133,10 @@ def answer(
     self:ChatCoder,
     prompt:str, # Rendered up to the header of the answer
     whole:str, # Rendered with the answer
-    content:str, # Of the answer
-)->str: # What the model has to write
-    "The part of a rendered conversation that is behind its prompt, up to and with the token that ends the turn"
-    if not whole.startswith(prompt): raise DataError('the chat template writes the prompt otherwise once an answer follows: it cannot be learned what is asked in prediction')
+    content:str, # Content of the answer
+)->str: # The text that the model has to write
+    "The part of a rendered conversation after its prompt, including the token that ends the turn"
+    if not whole.startswith(prompt): raise DataError('the chat template renders the prompt differently once an answer follows, so training would not match prediction')
     text = whole[len(prompt):]
     at = text.find(self.end, max(0, text.rfind(content.strip(), 0, text.rfind(self.end))+len(content.strip())))
     if at<0: raise DataError(f'the chat template does not end this answer with {self.end!r}')
@@ -144,7 +144,7 @@ def answer(
 
 @patch
 def _earlier(self:ChatCoder, messages, prompt):
-    "(begin, end) in a rendered prompt of each answer that stands in it; None: the template writes them otherwise there"
+    "(begin, end) of each answer in a rendered prompt; None: the template renders them differently there"
     spans = []
     for i,m in enumerate(messages):
         if m['role']!='assistant' or not any(o['role']=='user' for o in messages[:i]): continue
@@ -188,15 +188,15 @@ def taught(
     self:ChatCoder,
     prompt, # A cell
     completion:str, # The answer
-    alone:bool=False, # Whether the answers in the prompt are rows of their own
+    alone:bool=False, # Whether the answers in the prompt are separate rows
 )->ChatTokens: # Prompt and answer, cut at `max_length`
-    "A row as tokens, with those that are learned"
+    "A row as tokens, with the learned ones"
     messages = self.conversation(prompt)
     text = self.render(messages, True)
     answer = self.answer(text, self.render([*messages, dict(role='assistant', content=completion)]), completion)
-    ids,said = self.numbers(text),self.numbers(answer)
+    ids,more = self.numbers(text),self.numbers(answer)
     spans = (self._earlier(messages, text) or []) if self.train_on=='all' and not alone else []
-    return _chat_tokens(ids+said, len(ids), [*self._places(ids, text, spans), *range(len(ids), len(ids)+len(said))], self.max_length)
+    return _chat_tokens(ids+more, len(ids), [*self._places(ids, text, spans), *range(len(ids), len(ids)+len(more))], self.max_length)
 
 @patch
 def conversations(
@@ -214,16 +214,16 @@ def _filled(rows, fill, left=False):
 
 @patch
 def batch(self:ChatCoder, items):
-    "Prompts that are answered: `prompt` and `prompt_mask` `(batch, longest)`, padded on the left"
-    asked = [o[:o.prompt] for o in items]
-    return dict(prompt=_filled(asked, self.pad_id, True), prompt_mask=_filled([[1]*len(o) for o in asked], 0, True))
+    "Prompts for generation: `prompt` and `prompt_mask` `(batch, longest)`, padded on the left"
+    prompts = [o[:o.prompt] for o in items]
+    return dict(prompt=_filled(prompts, self.pad_id, True), prompt_mask=_filled([[1]*len(o) for o in prompts], 0, True))
 
 @patch
 def whole(
     self:ChatCoder,
     items:list, # `ChatTokens`
 )->dict: # `input_ids` and `attention_mask` `(batch, longest)`, padded on the right
-    "Conversations with their answers, as the model reads them in training"
+    "Conversations with their answers, for training"
     return dict(input_ids=_filled(items, self.pad_id), attention_mask=_filled([[1]*len(o) for o in items], 0))
 
 @patch
@@ -231,13 +231,13 @@ def learned(
     self:ChatCoder,
     items:list, # `ChatTokens`
 )->dict: # `places` `(batch, k)`, `reference` `(batch, longest)`: the tokens of the last answer, and the prompts
-    "What belongs to a batch for training beside the tokens"
+    "The parts of a batch for training beside the tokens"
     return dict(places=_filled([[i-1 for i in o.learned] for o in items], 0), reference=pad_labels([o[o.prompt:] for o in items]), **self.batch(items))
 
 def learned_labels(
     items, # `ChatTokens`
-)->torch.Tensor: # `(batch, k)`, -100 behind the last
-    "The tokens that are learned"
+)->torch.Tensor: # `(batch, k)`, -100 after the last
+    "The learned tokens"
     return pad_labels([[o[i] for i in o.learned] for o in items])
 
 # %% ../../nbs/data/21_chat.ipynb #7171acf1
@@ -252,12 +252,12 @@ def say( # noqa: F811
 
 @patch
 def shown(self:ChatCoder, x, n):
-    "Prompts of a batch, as the template renders them"
+    "Rendered prompts of a batch"
     return [self.tokenizer.decode([t for t,on in zip(*o) if on]) for o in zip(x['prompt'][:n].tolist(), x['prompt_mask'][:n].tolist())]
 
 @patch
 def remarks(self:ChatCoder, ref='the model'):
-    "How many answers stopped at the limit; none where all came to their end"
+    "A remark on answers that stopped at the limit; none where all came to their end"
     n = self.tally.unfinished
     return [f"{n:,} of {self.tally.texts:,} answers stop at the limit of {self.max_new_tokens:,} tokens before their end (max_new_tokens of load_data sets it)"]*(n>0)
 
@@ -266,7 +266,7 @@ def first_fit(
     lengths, # Tokens of each conversation
     most:int, # Tokens that a row may have
 )->list: # For each row the numbers of its conversations
-    "The longest first, each into the first row that has room for it"
+    "First-fit: the longest first, each into the first row with room for it"
     rows,left = [],[]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         at = next((k for k,room in enumerate(left) if room>=lengths[i]), len(rows))
@@ -279,7 +279,7 @@ def packed_rows(
     lengths, # Tokens of each conversation
     most:int, # Tokens that a row may have; no conversation has more
 )->list: # For each row the numbers of its conversations
-    "The rows with the fewest tokens, padding included; of those the fewest rows"
+    "The packing with the fewest tokens, including padding; of those the fewest rows"
     longest = max(lengths)
     def cost(rows): return len(rows)*max(sum(lengths[i] for i in r) for r in rows),len(rows)
     return min((first_fit(lengths, n) for n in (*range(longest, most, max(1, (most-longest)//32)), most)), key=cost)
@@ -291,7 +291,7 @@ def packed(
     items:list, # `ChatTokens`
     rows:list|None=None, # For each row the numbers of its conversations; None: by `packed_rows`
 )->dict: # `input_ids`, `attention_mask`, `position_ids`, `conversation` (from 1; 0: padding) `(row, token)`; `places` `(batch, k)` count through all rows
-    "Conversations side by side, each of which is read by itself"
+    "Conversations side by side; each attends only to itself"
     rows = packed_rows(list(map(len, items)), self.max_length) if rows is None else rows
     x = dict(input_ids=_filled([[t for i in r for t in items[i]] for r in rows], self.pad_id), position_ids=_filled([[p for i in r for p in range(len(items[i]))] for r in rows], 0),
              conversation=_filled([[i+1 for i in r for _ in items[i]] for r in rows], 0))
@@ -311,9 +311,9 @@ def mask(
     ids:list, # Tokens of a row of a batch
     on:list, # 1 for tokens, 0 for padding
     places:list, # Places whose next token is learned
-    labels:list, # Those tokens, -100 behind the last
-)->tuple: # (runs of text, each with whether it is learned; tokens; learned tokens; whether the end was cut off)
-    "A row of a batch as it is learned"
+    labels:list, # These tokens, -100 after the last
+)->tuple: # (runs of text, each with whether it is learned; number of tokens; number of learned tokens; whether the end was cut off)
+    "A row of a batch with its learned parts"
     ids,at,runs = ids[:sum(on)],{p+1 for p,y in zip(places, labels) if y!=-100},[]
     for i,t in enumerate(ids):
         if not runs or runs[-1][1]!=(i in at): runs.append(([], i in at))
@@ -327,30 +327,30 @@ def _mask_html(runs, *counts):
     return f'<pre style="white-space:pre-wrap;margin:0 0 .2em">{text}</pre><small>{_counts(*counts)}</small>'
 
 def show_masks(
-    rows:list, # As `ChatCoder.mask` gives them
+    rows:list, # From `ChatCoder.mask`
 ):
-    "Rows as they are rendered, what is learned in color: HTML in a notebook; in a terminal inverted, and in a file between ⟦ and ⟧"
+    "Show rendered rows with the learned parts in color: HTML in a notebook; inverted in a terminal, and between ⟦ and ⟧ in a file"
     from IPython.display import display, HTML
     if 'ipykernel' in sys.modules: return display(HTML('<hr>'.join(_mask_html(*o) for o in rows)))
     a,b = ('\033[7m','\033[0m') if sys.stdout.isatty() else '⟦⟧'
     for runs,*counts in rows: print(''.join(f'{a}{t}{b}' if on else t for t,on in runs), _counts(*counts), sep='\n', end='\n\n')
 
 # %% ../../nbs/data/21_chat.ipynb #0045475b
-def _settled(spec):
-    "What `load_data` was asked for, or has settled before"
+def _settings(spec):
+    "Settings of an earlier loading, or else the options of `load_data`"
     if spec.preprocess: return spec.preprocess
     o = spec.options
     return dict(max_length=o.get('max_length'), max_new_tokens=None, system=o.get('system'), train_on=o.get('train_on', 'all'), template=o.get('template', 'tokenizer'))
 
 def _whole_tokens(name, n, least, most):
-    if isinstance(n, bool) or not isinstance(n, int) or not least<=n<=most: raise DataError(f"{name}={n!r}: expected a whole number of tokens from {least} to {most:,}.")
+    if isinstance(n, bool) or not isinstance(n, int) or not least<=n<=most: raise DataError(f"{name} must be a whole number of tokens from {least} to {most:,}, got {n!r}.")
     return n
 
 def _coder(spec, p):
     "The coder of a spec, kept on it"
     kept = getattr(spec, '_coder', None)
     if kept and kept[0] is spec.checkpoint and kept[1]==p: return kept[2]
-    if p['train_on'] not in ('all','last'): raise DataError(f"train_on={p['train_on']!r}.{near(p['train_on'], ('all','last'))}")
+    if p['train_on'] not in ('all','last'): raise DataError(f"train_on={p['train_on']!r} is unknown.{near(p['train_on'], ('all','last'))}")
     if p['system'] is not None and (bad := _text_problem(p['system'])): raise DataError(f"system: {bad}. Leave it out, or pass a text.")
     most = _limit(network_config(spec.checkpoint)) or 10**6
     length = min(1024, most) if p['max_length'] is None else _whole_tokens('max_length', p['max_length'], 8, most)
@@ -363,9 +363,9 @@ def _template_hash(tokenizer): return hashlib.sha256(tokenizer.chat_template.enc
 
 def chat_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
-)->ChatCoder: # The one that training used
-    "The tokenizer of a checkpoint with the template and the lengths that `spec.preprocess` names"
-    coder,ref = _coder(spec, _settled(spec)),spec.checkpoint.ref
+)->ChatCoder: # The coder of training
+    "The tokenizer of a checkpoint, with the template and the lengths of `spec.preprocess`"
+    coder,ref = _coder(spec, _settings(spec)),spec.checkpoint.ref
     _check_tokenizer(spec, coder.tokenizer)
     if spec.preprocess and spec.preprocess['rendering']!=_template_hash(coder.tokenizer):
         raise CheckpointError(f"{ref} has another chat template than the checkpoint that the data were loaded for. Load them for it: load_data(…, checkpoint={ref!r}).")
@@ -377,12 +377,12 @@ def problem(
     self:ChatCoder,
     prompt, # A cell
     completion=None, # The answer; None: it is not known
-)->str|None: # None: nothing
-    "What is wrong with a row"
+)->str|None: # None: no problem
+    "The problem of a row"
     if (p := prompt_problem(prompt)): return p
     contents = [m['content'] for m in messages_of(prompt)]+([completion] if isinstance(completion, str) else [])
     inside = next((t for o in contents for t in self.controls if t in o), None)
-    if inside: return f'holds {inside!r}, a control token of the tokenizer; write it otherwise'
+    if inside: return f'holds {inside!r}, a control token of the tokenizer; write it in another way'
     try:
         if isinstance(completion, str): n = self.taught(prompt, completion).prompt
         else: n = len(self.numbers(self.render(self.conversation(prompt), True)))
@@ -391,18 +391,18 @@ def problem(
 
 def check_conversations(
     rows:pd.DataFrame, # With `prompt`, and `completion` where there is one
-    spec, # What `load_data` or a saved folder knows
+    spec, # A `DataSpec` or `Recipe`
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each conversation"
+    "The problems of conversations"
     coder = chat_coder(spec)
     answers = rows['completion'] if 'completion' in rows else [None]*len(rows)
     return [(i,p) for i,o,c in zip(rows.index, rows['prompt'], answers) if (p := coder.problem(o, c))]
 
 # %% ../../nbs/data/21_chat.ipynb #f77ece96
-def _spread(rows, found, sizes):
-    "Rows with those of `found` before each"
+def _spread(rows, turns, sizes):
+    "Rows with their earlier turns before each"
     at,turn = np.repeat(np.arange(len(rows)), sizes),[(k if n>1 else 0, k<n) for n in sizes for k in range(1, n+1)]
-    cells = [o for p,c,earlier in zip(rows['prompt'], rows['completion'], found) for o in [*earlier, (p,c)]]
+    cells = [o for p,c,earlier in zip(rows['prompt'], rows['completion'], turns) for o in [*earlier, (p,c)]]
     out = rows.iloc[at].reset_index(drop=True)
     new = dict(prompt=[p for p,_ in cells], completion=[c for _,c in cells], item=[f'{o} turn {k}' if early else o for o,(k,early) in zip(out['item'], turn)])
     out = out.assign(**{k:pd.Series(v, dtype=object) for k,v in new.items()}, turn=[k for k,_ in turn])
@@ -410,26 +410,26 @@ def _spread(rows, found, sizes):
 
 # %% ../../nbs/data/21_chat.ipynb #1bd7ad6f
 def _turns(coder, prompt):
-    "(prompt, answer) of each answer in a prompt that cannot be learned where it stands, and how many have a fault of their own"
-    messages,asked = messages_of(prompt),coder.conversation(prompt)
-    if coder.train_on!='all' or coder._earlier(asked, coder.render(asked, True)) is not None: return [],0
+    "(prompt, answer) of each answer that cannot be learned inside its prompt, and the number of those with problems of their own"
+    messages,rendered = messages_of(prompt),coder.conversation(prompt)
+    if coder.train_on!='all' or coder._earlier(rendered, coder.render(rendered, True)) is not None: return [],0
     at = [i for i,m in enumerate(messages) if m['role']=='assistant' and any(o['role']=='user' for o in messages[:i])]
     good = [i for i in at if messages[i]['content'].strip() and coder.problem(messages[:i], messages[i]['content']) is None]
     return [(cell_of(messages[:i]), messages[i]['content']) for i in good],len(at)-len(good)
 
 def turn_rows(
-    coder:ChatCoder, # Of the checkpoint
+    coder:ChatCoder, # Coder of the checkpoint
     rows:pd.DataFrame, # With `prompt` and `completion`, split
-    ref:str='the checkpoint', # What the coder is of, for messages
+    ref:str='the checkpoint', # Name of the checkpoint, for messages
 )->pd.DataFrame: # More rows, where there are such conversations, with `turn` (from 1; 0: a whole conversation) and `group`
-    "A row per answer, of conversations whose earlier answers are written otherwise once they go on"
+    "One row per answer, for conversations whose earlier answers are rendered differently once they go on"
     if 'turn' in rows: return rows
-    found = [_turns(coder, o) for o in rows['prompt']]
-    sizes,lost = [len(o)+1 for o,_ in found],sum(n for _,n in found)
+    turns = [_turns(coder, o) for o in rows['prompt']]
+    sizes,lost = [len(o)+1 for o,_ in turns],sum(n for _,n in turns)
     many,more = sum(n>1 for n in sizes),f'; {lost:,} answers that cannot be learned are left out'*(lost>0)
     if not many and not lost: return rows
-    say(f"The chat template of {ref} writes earlier answers otherwise once a conversation goes on: {many:,} conversations become {sum(n for n in sizes if n>1):,} rows, one per answer{more}")
-    return _spread(rows, [o for o,_ in found], sizes)
+    say(f"The chat template of {ref} rewrites earlier answers once a conversation goes on: {many:,} conversations become {sum(n for n in sizes if n>1):,} rows, one per answer{more}")
+    return _spread(rows, [o for o,_ in turns], sizes)
 
 # %% ../../nbs/data/21_chat.ipynb #e0b3b4ab
 class ChatDL(SequenceDL):
@@ -445,13 +445,13 @@ class ChatDL(SequenceDL):
         return {**self.coder.learned(x), **(self.coder.packed if self.pack else self.coder.whole)(x)},learned_labels(x)
 
     def show_batch(self, b=None, max_n=4, show=True, unique=False, **kwargs):
-        "Rows as the template renders them, what is learned in color, with counts"
+        "Rendered rows with the learned parts in color, with counts"
         if b is None: b = self.one_batch()
         if len(b)<2 or not show: return super().show_batch(b, max_n, show, unique, **kwargs)
         show_masks([self.coder.mask(*o, y) for o,y in zip(_apart(b[0]), b[1][:max_n].tolist())])
 
 class WholeDL(ChatDL):
-    "What a frozen part reads in training: prompts with their answers, without what is learned"
+    "Input of a frozen part in training: prompts with their answers, without labels"
     def create_batch(self, samples): return (self.coder.whole([o for o, in samples]),)
 
 class ChatTargets:
@@ -465,13 +465,13 @@ class ChatTargets:
     def batch(self,
         idxs, # Numbers of rows
     ):
-        "What is added to the cached activations, and what the loss takes"
+        "Places and prompts for the model, and the learned tokens for the loss"
         items = [self.items[i] for i in idxs]
         return self.coder.learned(items),learned_labels(items)
 
 # %% ../../nbs/data/21_chat.ipynb #976a8d31
 def _report(coder, items, ref):
-    "Say what is cut, what is not learned, and what the template adds"
+    "Print how much is cut and not learned, and the text that the template adds"
     cut,lost = [o for o in items if o.n>coder.max_length],sum(max(0, o.n-coder.max_length) for o in items)
     if cut: say(f"Cut {len(cut):,} of {len(items):,} conversations after {coder.max_length:,} tokens; {lost:,} tokens are not learned, and these answers have no end (max_length sets it)")
     if 'strftime_now' in coder.tokenizer.chat_template: say(f"The chat template of {ref} prints the date; it is pinned to {PINNED} in training, prediction and the saved folder")
@@ -482,17 +482,17 @@ def _report(coder, items, ref):
 def chat_loaders(
     spec, # Rows (with `split`) and checkpoint
     batch_size:int|None=None, # None: 16; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
-    augment=True, # Taken for the sake of other tasks: texts are not augmented
-    system:str|None=None, # As in `ChatCoder`, and so is `train_on`
+    num_workers:int|None=None, # Not used; other tasks take it
+    augment=True, # Not used; texts are not augmented
+    system:str|None=None, # As in `ChatCoder`
     train_on:str='all', # 'all' or 'last'
-    max_length:int|None=None, # Tokens of a conversation; None: 1024, or what the model can read
-    max_new_tokens:int|None=None, # Tokens after which writing stops; None: by the longest answer that is trained on
+    max_length:int|None=None, # Tokens of a conversation; None: 1024, or less by the limit of the model
+    max_new_tokens:int|None=None, # Tokens after which writing stops; None: by the longest answer in training
     template:str='tokenizer', # 'tokenizer' or 'plain'
     pack:bool=False, # Whether several conversations share a row of at most `max_length` tokens in training
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of conversations"
-    if pack not in (True, False): raise DataError(f"pack={pack!r}: valid is True (several conversations share a row in training) or False.")
+    if pack not in (True, False): raise DataError(f"pack must be True (several conversations share a row in training) or False, got {pack!r}.")
     coder,first = _coder(spec, dict(max_length=max_length, max_new_tokens=None, system=system, train_on=train_on, template=template)),not spec.preprocess
     spec = copy.copy(spec)
     spec.rows = turn_rows(coder, spec.rows, spec.checkpoint.ref)
@@ -512,8 +512,8 @@ def chat_loaders(
 def chat_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `prompt`
-    batch_size:int=64, # Items a step
-    labelled:bool=False, # With the column `completion`, as training has it
+    batch_size:int=64, # Items per step
+    labelled:bool=False, # With the column `completion`, as in training
 )->ChatDL: # Batches of prompts, in the order of `rows`
     "A loader for prediction"
     coder = chat_coder(spec)
@@ -524,9 +524,9 @@ def chat_item_loader(
 def chat_cache_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With `prompt` and `completion`
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
 )->WholeDL: # Batches of whole conversations, in the order of `rows`
-    "What the frozen part reads in training: the answer stands behind its prompt"
+    "A loader for the cache: prompts with their answers"
     coder = chat_coder(spec)
     return sequence_item_loader(WholeDL, coder, _ReadTokens(coder.conversations(rows), coder), len(rows), batch_size)
 

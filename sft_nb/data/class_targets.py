@@ -1,7 +1,7 @@
-"""From a class to what the loss takes of it and back: numbers of classes, their probabilities, losses and simple models
+"""Class names become numbers for the loss, logits become names with probabilities; losses and simple models
 
-What `data.kinds.ClassTarget` does with arrays and tensors. A loader counts rows; what the loss takes of a row is the number of its class, or 0 and 1 for each class where it has
-several labels. Scores become names of classes with a probability, tables of predictions are read the same way, and simple features get a linear model.
+The array and tensor part of `data.kinds.ClassTarget`. A loader counts rows; the loss takes the number of the class of a row, or a 0 or 1 for each class where a row has
+several labels. Logits become names of classes with a probability, tables of predictions are read in the same way, and simple features get a linear model.
 
 Docs: https://sft-nb.github.io/sft_nb/data/class_targets.html.md"""
 
@@ -28,7 +28,7 @@ class _ReadTarget(Transform):
     def encodes(self, o): return self.cells[o]
 
 def _targets(spec):
-    "Transforms from row number to what the loss takes"
+    "Transforms from row number to the target of the loss"
     read = _ReadTarget(list(spec.rows[spec.task.target.column]))
     if not spec.multi_label: return [read, Categorize(vocab=list(spec.vocab), sort=False)]
     return [read, MultiCategorize(vocab=list(spec.vocab)), OneHotEncode(c=len(spec.vocab))]
@@ -43,23 +43,23 @@ def _encoded_classes(spec, cells):
     return TensorMultiCategory(out)
 
 def class_counts(
-    spec, # What `load_data` keeps: rows and vocabulary
+    spec, # The `DataSpec`: rows and vocabulary
 )->list: # Training rows of each class, in the order of the vocabulary
-    "How many training rows each class has"
+    "The number of training rows of each class"
     target = spec.rows.loc[spec.rows.split=='train', spec.task.target.column]
     return [int(n) for n in target.explode().value_counts().reindex(spec.vocab, fill_value=0)]
 
 # %% ../../nbs/data/10_class_targets.ipynb #d932014d
 def log_probabilities(
-    z, # Scores `(rows, classes)`
+    z, # Logits `(rows, classes)`
     multi_label:bool, # Whether labels are independent of each other
 )->tuple: # (log probability `(rows, classes)` of each class, that of its absence; None: one label per row)
-    "Scores as log probabilities, in double precision on the CPU"
+    "Log probabilities of logits, in double precision on the CPU"
     z = z.detach().double().cpu()
     return (F.logsigmoid(z), F.logsigmoid(-z)) if multi_label else (z.log_softmax(-1), None)
 
 def _named(z, vocab, multi_label):
-    "Names of the predicted classes, and a probability a row"
+    "Names of the predicted classes, and one probability per row"
     lp,ln = log_probabilities(z, multi_label)
     if not multi_label:
         p,i = lp.exp().max(-1)
@@ -80,11 +80,11 @@ def _losses(z, target, multi_label):
 def _same(a, b, several): return set(a)==set(b) if several else a==b
 
 def judged_classes(
-    pairs, # (scores, class numbers) of each batch
+    pairs, # (logits, class numbers) of each batch
     spec, # `vocab` and `multi_label`
     keep:bool, # Keep the probability of every class
 )->tuple: # (columns target, prediction, probability, loss, correct; probabilities or None)
-    "What an `Evaluation` holds of each row"
+    "The columns of an `Evaluation`"
     cols,kept = dict(target=[], prediction=[], probability=[], loss=[]),[]
     for z,t in pairs:
         n,p = _named(z, spec.vocab, spec.multi_label)
@@ -103,7 +103,7 @@ def _row_pairs(outs, cells, spec):
 def class_columns(
     vocab, # Names of the classes
 )->dict: # class -> column
-    "Columns of probabilities beside the item: each class has its own name, but for one called `item`, which becomes `class_item`"
+    "Columns of probabilities beside the item: named like the classes, except that a class `item` becomes `class_item`"
     return free_names(list(vocab), {'item'}, 'class_')
 
 def _labels_of(v): return v if isinstance(v, (list,tuple,np.ndarray)) else [v]
@@ -128,15 +128,15 @@ def _checked(probs, n, classes):
     "Probabilities as float32 `(n, classes)`"
     try: out = np.asarray(probs, dtype=np.float32)
     except (TypeError,ValueError) as e: raise DataError(f"The probabilities are not numbers ({e}). Valid: one from 0 to 1 for each class.") from e
-    if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: a row an item, a column a class.")
+    if out.shape!=(n,classes): raise DataError(f"The probabilities have shape {out.shape}, expected {(n,classes)}: one row per item, one column per class.")
     odd = np.flatnonzero(~((out>=-1e-6) & (out<=1+1e-6)).all(1))
-    if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; scores become probabilities by a softmax.")
+    if len(odd): raise DataError(f"The probabilities of row {odd[0]} are {out[odd[0]].tolist()[:5]}. Valid: numbers from 0 to 1; logits become probabilities by a softmax.")
     return out.clip(0, 1)
 
 def _from_probabilities(frame, prediction, vocab, probs, multi):
     if probs is None: raise DataError(f"The table has no column {prediction!r} for the prediction, nor a column of probabilities for each class. Name it by prediction=COLUMN.")
-    said = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
-    return frame.assign(**{prediction:said})
+    names = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
+    return frame.assign(**{prediction:names})
 
 def _from_table(frame, target, prediction, vocab, probabilities):
     "(frame with `target` and the predictions, vocab, whether a row may have several, probabilities)"
@@ -154,8 +154,8 @@ def class_losses(
     probs, # `(rows, classes)` probabilities; None: not known
     vocab:list, # Names of the classes
     multi:bool, # Whether a row may have several
-)->np.ndarray: # `(rows,)` in nats; NaN where the probabilities do not tell
-    "Cross-entropy of each row, as far as the probabilities tell it"
+)->np.ndarray: # `(rows,)` in nats; NaN where it does not follow from the probabilities
+    "Cross-entropy of each row, where it follows from the probabilities"
     t = class_codes(frame.target, vocab, multi)
     if probs is not None:
         p = np.clip(probs.astype(float), 1e-12, 1-1e-12 if multi else 1)
@@ -170,7 +170,7 @@ def _check_names(frame, vocab, multi):
         if other: raise DataError(f"The {c} {sorted(other)[0]!r} is not a class.{near(sorted(other)[0], vocab)}")
 
 def _filled_classes(frame, vocab, multi, probs):
-    "Probability and loss where the table has none and the probabilities of the classes tell them; unknown classes are refused"
+    "Fill in probability and loss where the table has none and they follow from the probabilities of the classes; refuse unknown classes"
     _check_names(frame, vocab, multi)
     if frame.probability.isna().all() and probs is not None and not multi: frame['probability'] = np.asarray(probs).max(1)
     if frame.loss.isna().all(): frame['loss'] = class_losses(frame, probs, vocab, multi)
@@ -180,7 +180,7 @@ def _filled_classes(frame, vocab, multi, probs):
 def linear_probe(
     x, # `(rows, d)`, dense or sparse
     targets, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1
-    components:int=256, # Dense features are brought down to at most so many principal components
+    components:int=256, # Most principal components of dense features
 ):  # A fitted estimator of scikit-learn with `predict_proba`
     "A logistic regression on features; on dense ones the penalty weighs as much as ten rows, which keeps it from following wrong labels"
     from sklearn.decomposition import PCA
@@ -212,8 +212,8 @@ def _probed(x, y, new, n_classes):
 def _predicted_classes(probs, rows, spec):
     "Columns prediction, probability, loss and correct of rows with `target`, and the probabilities"
     codes = (probs>.5).astype(int) if spec.multi_label else probs.argmax(1)
-    said = class_names(codes, spec.vocab, spec.multi_label)
+    names = class_names(codes, spec.vocab, spec.multi_label)
     sure = np.maximum(probs, 1-probs).min(1) if spec.multi_label else probs.max(1)
-    right = [_same(a, b, spec.multi_label) for a,b in zip(rows.target, said)]
-    cols = dict(prediction=pd.Series(said, rows.index, dtype=object), probability=sure, correct=right)
+    right = [_same(a, b, spec.multi_label) for a,b in zip(rows.target, names)]
+    cols = dict(prediction=pd.Series(names, rows.index, dtype=object), probability=sure, correct=right)
     return dict(cols, loss=class_losses(rows.assign(**cols), probs, spec.vocab, spec.multi_label)),probs.astype(np.float32)

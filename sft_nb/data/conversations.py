@@ -1,7 +1,7 @@
-"""Prompts and answers, messages, ShareGPT and Alpaca rows become one thing: a prompt, which may be a conversation, and its completion
+"""Prompts and answers, messages, ShareGPT and Alpaca rows become one form: a prompt, which may be a conversation, and its completion
 
-A row of the task `chat` is a *prompt* and a *completion*. A prompt is a text, or a list of messages with a role and a content each; the completion is what the assistant answers at its
-end. Other usual forms of such data are turned into it, and that is said in one line. Which tokens are learned is settled later, by the template of the checkpoint (`chat`). Nothing in
+A row of the task `chat` is a *prompt* and a *completion*. A prompt is a text, or a list of messages with a role and a content each; the completion is the answer of the assistant at its
+end. Other common forms of such data are converted, with a message of one line. The template of the checkpoint decides later which tokens are learned (`chat`). Nothing in
 here imports torch.
 
 Docs: https://sft-nb.github.io/sft_nb/data/conversations.html.md"""
@@ -27,17 +27,17 @@ _UNHEARD = ('tool_calls', 'reasoning_content', 'thinking')
 def _is_message(o): return isinstance(o, dict) and ({'role','content'}<=set(o) or {'from','value'}<=set(o))
 
 def _listed(cell):
-    "The list that a cell holds; None: it is a text, or something else"
+    "The list in a cell; None: it is a text, or something else"
     if isinstance(cell, str) and cell.lstrip()[:1]=='[':
-        try: found = json.loads(cell)
+        try: parsed = json.loads(cell)
         except ValueError: return None
-        return found if isinstance(found, list) and found and all(map(_is_message, found)) else None
+        return parsed if isinstance(parsed, list) and parsed and all(map(_is_message, parsed)) else None
     if isinstance(cell, dict): return [cell]
     if isinstance(cell, (list,tuple)): return list(cell)
     return cell.tolist() if hasattr(cell, 'tolist') and getattr(cell, 'ndim', 0)==1 else None
 
 def _message(o):
-    "A message as every part of the package has it; what is not understood stays as it is, for `message_problem`"
+    "A message with role and content; a value that is not understood is kept, for `message_problem`"
     if not _is_message(o): return o
     role,content = o.get('role', o.get('from')),o.get('content', o.get('value'))
     more = {k:o[k] for k in _UNHEARD if o.get(k) is not None and len(o[k])}
@@ -47,21 +47,21 @@ def _message(o):
 def messages_of(
     cell, # A text, a list of messages, or one as JSON
 )->list: # Messages: dicts of role and content
-    "The conversation that a cell holds; a text is what the user says"
-    found = _listed(cell)
-    return [dict(role='user', content=cell)] if found is None else [_message(o) for o in found]
+    "The conversation in a cell; a text is a message of the user"
+    messages = _listed(cell)
+    return [dict(role='user', content=cell)] if messages is None else [_message(o) for o in messages]
 
 def cell_of(
-    messages:list, # Of one conversation
-):  # A text where the user alone says something, else the messages
-    "The plainest cell that holds a conversation"
+    messages:list, # Messages of one conversation
+):  # A text where there is only one message of the user, else the messages
+    "The simplest cell that holds a conversation"
     return messages[0]['content'] if len(messages)==1 and _is_message(messages[0]) and messages[0]['role']=='user' and isinstance(messages[0]['content'], str) else messages
 
 # %% ../../nbs/data/20_conversations.ipynb #7e09ef01
 def message_problem(
-    message, # As `messages_of` gives it
-)->str|None: # None: nothing
-    "What is wrong with a message"
+    message, # From `messages_of`
+)->str|None: # None: no problem
+    "The problem of a message"
     from sft_nb.data.texts import _text_problem
     if not _is_message(message): return f"is a {type(message).__name__} ({str(message)[:40]}), not a role and a content"
     if message['role'] not in ROLES: return f"unknown role {message['role']!r}. Valid: {', '.join(ROLES)}"
@@ -71,20 +71,20 @@ def message_problem(
     return _text_problem(message['content'])
 
 def prompt_problem(
-    cell, # As `messages_of` takes it
-)->str|None: # None: nothing
-    "What is wrong with a prompt"
+    cell, # As for `messages_of`
+)->str|None: # None: no problem
+    "The problem of a prompt"
     messages = messages_of(cell)
     if not messages: return 'a conversation without messages'
-    found = next(((i,p) for i,m in enumerate(messages, 1) if (p := message_problem(m))), None)
-    if found: return found[1] if len(messages)==1 and _listed(cell) is None else f'message {found[0]}: {found[1]}'
+    first = next(((i,p) for i,m in enumerate(messages, 1) if (p := message_problem(m))), None)
+    if first: return first[1] if len(messages)==1 and _listed(cell) is None else f'message {first[0]}: {first[1]}'
     if messages[-1]['role'] not in ('user','tool'): return f"the prompt ends with {messages[-1]['role']!r}, expected a message of the user that is answered"
 
 # %% ../../nbs/data/20_conversations.ipynb #e3ab18f3
 FORMS = ('messages', 'conversations', 'conversation', 'instruction')
 
 def _halves(cell, answered):
-    "(prompt, completion, what is wrong) of a whole conversation"
+    "(prompt, completion, problem) of a whole conversation"
     if is_blank(cell): return None,None,''
     messages = messages_of(cell)
     last = messages[-1] if messages else None
@@ -93,7 +93,7 @@ def _halves(cell, answered):
     broken = next((f'message {i}: {p}' for i,m in enumerate(messages, 1) if (not _is_message(m) or m['role'] not in ROLES) and (p := message_problem(m))), '')
     if broken: return None,None,broken
     if not ends: return None,None,f"the conversation ends with {last['role']!r}, not with the assistant" if last else 'a conversation without messages'
-    if len(messages)==1: return None,None,'nothing stands before the answer of the assistant'
+    if len(messages)==1: return None,None,'there is no message before the answer of the assistant'
     if (p := message_problem(last)) and (not isinstance(last['content'], str) or set(last)-{'role','content'}): return None,None,f'message {len(messages)}: {p}'
     return cell_of(messages[:-1]),last['content'],''
 
@@ -102,13 +102,13 @@ def _from_messages(frame, column, answered):
     parts = [_halves(o, answered) for o in frame[column]]
     frame = frame.drop(columns=[column]).assign(prompt=pd.Series([p for p,_,_ in parts], dtype=object, index=frame.index))
     if answered: frame['completion'] = pd.Series([c for _,c,_ in parts], dtype=object, index=frame.index)
-    frame[Own.PROBLEM] = pd.Series([was or new for was,(_,_,new) in zip(frame[Own.PROBLEM], parts)], dtype=object, index=frame.index)
+    frame[Own.PROBLEM] = pd.Series([old or new for old,(_,_,new) in zip(frame[Own.PROBLEM], parts)], dtype=object, index=frame.index)
     return frame
 
 def _instruction(instruction, more, system):
     if is_blank(instruction): return None
-    said = str(instruction) if is_blank(more) else f'{instruction}\n\n{more}'
-    return said if is_blank(system) else [dict(role='system', content=str(system)), dict(role='user', content=said)]
+    text = str(instruction) if is_blank(more) else f'{instruction}\n\n{more}'
+    return text if is_blank(system) else [dict(role='system', content=str(system)), dict(role='user', content=text)]
 
 def _from_instructions(frame, answered):
     none = pd.Series([None]*len(frame), index=frame.index, dtype=object)
@@ -119,10 +119,10 @@ def _from_instructions(frame, answered):
 
 # %% ../../nbs/data/20_conversations.ipynb #0b940aea
 def conversation_frame(
-    frame:pd.DataFrame, # A table as it was read
+    frame:pd.DataFrame, # A table as read
     answered:bool=True, # Whether it has answers; False: items to answer
 )->pd.DataFrame: # With `prompt`, and `completion` where there are answers
-    "Other usual forms of conversations as prompts and completions; a table that has a prompt stays as it is"
+    "Convert other common forms of conversations to prompts and completions; a table with prompts is not changed"
     if 'prompt' in frame: return frame
     column = next((c for c in FORMS if c in frame), None)
     if column is None: return frame
@@ -135,35 +135,35 @@ def conversation_frame(
 def gathered_messages(
     items:list, # As given to `predict`
 )->list: # Of conversations
-    "A list of messages is one conversation; other lists stay as they are"
+    "A list of messages as one conversation; other lists are not changed"
     if len(items)<2 or not all(_is_message(o) for o in items): return items
     say(f'Reading {len(items):,} messages as one conversation; for several pass a list of lists')
     return [items]
 
 # %% ../../nbs/data/20_conversations.ipynb #a5259ace
 def conversation_text(
-    cell, # As `messages_of` takes it
-)->str: # Contents, a line break between them
-    "What is said in a conversation, without who says it"
+    cell, # As for `messages_of`
+)->str: # Contents, separated by line breaks
+    "The texts of a conversation, without the roles"
     return '\n'.join(str(m['content']) if _is_message(m) else str(m) for m in messages_of(cell))
 
 def conversation_lines(
-    cell, # As `messages_of` takes it
-)->str: # A text as such; else 'user: …' and so on, a line per message
-    "A conversation as it is shown"
+    cell, # As for `messages_of`
+)->str: # A text as it is; else 'user: …' and so on, one line per message
+    "A conversation for display"
     return conversation_text(cell) if _listed(cell) is None else '\n'.join(f"{m['role']}: {m['content']}" if _is_message(m) else str(m) for m in messages_of(cell))
 
 def storable_cell(
-    cell, # As `messages_of` takes it, or None
+    cell, # As for `messages_of`, or None
 ):  # A text: lists as JSON
-    "A cell as a column of texts holds it"
+    "A cell for a column of texts"
     return cell if cell is None or isinstance(cell, str) else json.dumps(messages_of(cell), ensure_ascii=False)
 
 def answer_of(
     cell, # A text, a number, or a list that holds the one message of the assistant
-):  # A text; None: nothing; what is not an answer stays as it is, and is a problem of its row
-    "What the assistant says"
+):  # A text; None: empty; any other value is kept, and is a problem of its row
+    "The answer of the assistant"
     if is_blank(cell): return None
-    found = messages_of(cell) if _listed(cell) is not None else []
-    if len(found)==1 and _is_message(found[0]) and set(found[0])=={'role','content'} and found[0]['role']=='assistant': return found[0]['content']
+    messages = messages_of(cell) if _listed(cell) is not None else []
+    if len(messages)==1 and _is_message(messages[0]) and set(messages[0])=={'role','content'} and messages[0]['role']=='assistant': return messages[0]['content']
     return str(cell) if np.isscalar(cell) else cell

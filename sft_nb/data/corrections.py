@@ -1,7 +1,7 @@
-"""`Marks`: another label, ambiguous, left out; kept on disk as they are made, undone and redone, and applied by `load_data`
+"""`Marks`: another label, ambiguous, left out; written to disk at once, with undo and redo, and applied by `load_data`
 
-Who looks at predictions finds labels that are wrong. A `Marks` keeps what was found: one mark an item, under the name that the item has in `rows.item`.
-Each mark is written to its file before the call returns, so that it outlives the kernel; `load_data(corrections=…)` takes the file, the object, or the
+People who look at predictions find labels that are wrong. A `Marks` keeps these findings: one mark per item, under the name that the item has in `rows.item`.
+Each mark is written to its file before the call returns, so that it survives the kernel; `load_data(corrections=…)` takes the file, the object, or the
 table that `to_csv` writes.
 
 Docs: https://sft-nb.github.io/sft_nb/data/corrections.html.md"""
@@ -41,21 +41,21 @@ def _is_action(o):
 
 # %% ../../nbs/data/09_corrections.ipynb #6214ac2b
 def _actions(data, path, first=1):
-    "What each line says"
+    "The actions in the lines of a file"
     for i,line in enumerate(data.splitlines(), first):
         line = line.decode('utf-8', 'replace')
         try: o = json.loads(line)
         except (json.JSONDecodeError,RecursionError) as e:
-            raise FolderError(f"{path} line {i} is not a mark: {getattr(e, 'msg', e)}. Mend or delete this line; every line stands for itself.") from None
+            raise FolderError(f"{path} line {i} is not a mark: {getattr(e, 'msg', e)}. Fix or delete this line; the other lines do not depend on it.") from None
         if not _is_action(o):
-            raise FolderError(f"{path} line {i} is not a mark: {line[:80]!r}. Was another file meant?")
+            raise FolderError(f"{path} line {i} is not a mark: {line[:80]!r}. Pass the file that `Marks` wrote.")
         yield o
 
 # %% ../../nbs/data/09_corrections.ipynb #9ff8d563
 class Marks:
     "Corrections by item, on disk at once"
     def __init__(self,
-        path='marks.jsonl', # File of this data set's marks; made with the first mark
+        path='marks.jsonl', # File for the marks of this data set; made with the first mark
     ):
         self.path = Path(path)
         if self.path.is_dir(): raise FolderError(f"{path} is a folder. Name a file for the marks, for instance {self.path/'marks.jsonl'}.")
@@ -85,7 +85,7 @@ def _set(self:Marks, item, mark):
 
 @patch
 def _apply(self:Marks, o):
-    "Go from one state to the next; what cannot be undone or redone changes nothing"
+    "Go from one state to the next; an undo or redo that is not possible changes nothing"
     if o['do']=='undo':
         if not self._done: return
         item,old,new = self._done.pop()
@@ -103,7 +103,7 @@ def _apply(self:Marks, o):
 # %% ../../nbs/data/09_corrections.ipynb #10b6487a
 @patch
 def refresh(self:Marks)->Marks: # Itself
-    "Take in what another process wrote"
+    "Read the lines that another process wrote"
     size = self.path.stat().st_size if self.path.exists() else 0
     if size<self._read: self._forget()
     if size==self._read: return self
@@ -118,7 +118,7 @@ def refresh(self:Marks)->Marks: # Itself
 # %% ../../nbs/data/09_corrections.ipynb #d3c046fd
 @patch
 def _write(self:Marks, o):
-    "Add a line, for good, and go to the state that follows"
+    "Add a line to the file, and go to the state that follows"
     line = (json.dumps(o, ensure_ascii=False)+'\n').encode()
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(self.path.with_name(f'.{self.path.name}.lock')):
@@ -132,7 +132,7 @@ def _write(self:Marks, o):
 
 # %% ../../nbs/data/09_corrections.ipynb #ac533c93
 def _plain(o):
-    "A label as JSON has it, also out of numpy; what is not known is None"
+    "A label as a JSON value, also from numpy; None where it is not known"
     if hasattr(o, 'tolist'): o = o.tolist()
     if isinstance(o, (list,tuple)): return [_plain(v) for v in o]
     return None if pd.api.types.is_scalar(o) and pd.isna(o) else o
@@ -144,13 +144,13 @@ def mark(
     item:str, # As in `rows.item`
     kind:str, # 'relabel', 'ambiguous', 'exclude', or 'clear'
     label=None, # For 'relabel': the class, a list of classes, or the text that is right
-    was=None, # Target at the time; None: not known, or none
-    note:str='', # For people
+    was=None, # Target at that time; None: not known, or none
+    note:str='', # Free text
 ):
-    "Mark an item, in place of the mark that it had"
+    "Mark an item; a mark that it had is replaced"
     if kind not in (*MARK_KINDS, 'clear'): raise DataError(f"kind={kind!r}.{near(kind, (*MARK_KINDS, 'clear'))}")
     label,was = _plain(label),_plain(was)
-    if (kind=='relabel') != (label is not None): raise DataError(f"label={label!r} with kind={kind!r}: a label belongs to 'relabel', and to that alone.")
+    if (kind=='relabel') != (label is not None): raise DataError(f"label={label!r} with kind={kind!r}: a label belongs to 'relabel', and only to that.")
     if label in ('', []): raise DataError(f"label={label!r} of {item!r} is empty. Name a class or a text, or mark the item as 'exclude'.")
     for k,v in (('label',label), ('was',was)):
         if v is not None and not _is_label(v): raise DataError(f"{k}={v!r} of {item!r} is not a label. Valid: a text, a number, or a list of them.")
@@ -169,7 +169,7 @@ def undo(self:Marks)->str|None: # The item that changed; None: there was nothing
 
 @patch
 def redo(self:Marks)->str|None: # The item that changed; None: there was nothing to redo
-    "Do again what was undone last"
+    "Redo the action that was undone last"
     self.refresh()
     if not self._undone: return
     item = self._undone[-1][0]
@@ -180,7 +180,7 @@ def redo(self:Marks)->str|None: # The item that changed; None: there was nothing
 _COLUMNS = ('item', 'mark', 'label', 'was', 'note', 'at')
 
 @patch
-def table(self:Marks)->pd.DataFrame: # item, mark, label, was, note, at; a row a marked item, in the order of marking
+def table(self:Marks)->pd.DataFrame: # item, mark, label, was, note, at; one row per marked item, in the order of marking
     "All marks"
     return pd.DataFrame([dict(item=k, **v) for k,v in self.state.items()], columns=_COLUMNS, dtype=object)
 
@@ -189,7 +189,7 @@ def items(
     self:Marks,
     kind:str|None=None, # One of `MARK_KINDS`; None: all
 )->list: # Names
-    "Which items are marked"
+    "The marked items"
     if kind is not None and kind not in MARK_KINDS: raise DataError(f"kind={kind!r}.{near(kind, MARK_KINDS)}")
     return [k for k,v in self.state.items() if kind in (None, v['mark'])]
 
@@ -201,7 +201,7 @@ def to_csv(
     self:Marks,
     path='corrections.csv', # File to write; an existing one is replaced
 )->Path: # `path`
-    "Write the table; several labels stand in a cell as a JSON list"
+    "Write the table; several labels in a cell are a JSON list"
     table = self.table()
     return write_atomic(path, table.assign(**{c:table[c].map(_cell) for c in ('label','was')}).to_csv(index=False))
 
@@ -212,20 +212,20 @@ def _table_path(path):
     return path
 
 def _corrections(given):
-    "A table of item, mark, label and was, whatever it is given as"
+    "A table of item, mark, label and was, from any form of corrections"
     if isinstance(given, (str,Path)) and Path(given).suffix.lower()=='.jsonl' and Path(given).exists():
         given = Marks(given)
     if hasattr(given, 'table'): given = given.table()
     frame = whole_table(_table_path(given)) if isinstance(given, (str,Path)) else given
     if not isinstance(frame, pd.DataFrame) or not {'item','mark'}<=set(frame.columns):
-        raise DataError(f"corrections={given!r}: expected Marks, a table file or a table with the columns item and mark.")
+        raise DataError(f"corrections must be Marks, a table file or a table with the columns item and mark, got {given!r}.")
     for o in ('label','was'):
         if o not in frame: frame = frame.assign(**{o:None})
     return frame
 
 # %% ../../nbs/data/09_corrections.ipynb #6ca40edc
 def _marked(o, task, multi, delim, classes=()):
-    "A label out of a correction as the rows have it; `classes`: those of the rows"
+    "The label of a correction in the form of the rows; `classes`: those of the rows"
     if is_blank(o) if not isinstance(o, (list,tuple)) else not o: return None
     if multi and isinstance(o, str) and o.startswith('['): o = _json_list(o)
     out,_ = task.read_targets([o], delim if multi else None)
@@ -238,23 +238,23 @@ def _json_list(text):
     return out if isinstance(out, list) else text
 
 def _correction(r, row, task, multi, delim, classes=()):
-    "(new label or None, what is wrong or None) of one correction"
-    label,was,now = _marked(r.label, task, multi, delim, classes),_marked(r.was, task, multi, delim, classes),row[task.target.column]
+    "(new label or None, problem or None) of one correction"
+    label,old,current = _marked(r.label, task, multi, delim, classes),_marked(r.was, task, multi, delim, classes),row[task.target.column]
     if r.mark not in ('relabel','exclude','ambiguous'): return None,f"mark {r.mark!r}.{near(r.mark, ('relabel','exclude','ambiguous'))}"
     if r.mark=='relabel' and label is None: return None,'relabel without a label'
-    if was is not None and now not in (was, label): return None,f"was {was!r} when it was corrected, and is {now!r} in the data"
+    if old is not None and current not in (old, label): return None,f"was {old!r} when it was corrected, and is {current!r} in the data"
     return label if r.mark=='relabel' else None,None
 
 # %% ../../nbs/data/09_corrections.ipynb #4ab4e670
 def _twice_marked(table, what):
-    "Two corrections of one item that differ are refused"
-    said = {}
+    "Refuse two different corrections of one item"
+    first = {}
     for r in table.itertuples():
-        if said.setdefault(str(r.item), (r.mark, str(r.label)))!=(r.mark, str(r.label)):
-            raise DataError(f"{what}: {r.item!r} is there twice, as {' '.join(map(str, said[str(r.item)]))} and as {r.mark} {r.label}. Keep one of them.")
+        if first.setdefault(str(r.item), (r.mark, str(r.label)))!=(r.mark, str(r.label)):
+            raise DataError(f"{what}: {r.item!r} occurs twice, as {' '.join(map(str, first[str(r.item)]))} and as {r.mark} {r.label}. Keep one of them.")
 
 def _of_all(r, at, rows, task):
-    "What is wrong with a correction of several rows at once, or None"
+    "The problem of a correction of several rows at once, or None"
     if len(at)==1 or r.mark=='ambiguous': return None
     names = ', '.join(repr(rows['item'][i]) for i in at[:4])+(', …' if len(at)>4 else '')
     if not is_blank(getattr(r, 'at', None)): return f'is the name of {len(at):,} rows, and one of them was marked: mark {names} by its own name'
@@ -263,7 +263,7 @@ def _of_all(r, at, rows, task):
 
 # %% ../../nbs/data/09_corrections.ipynb #0a54f851
 def _judged(table, rows, task, multi, delim, what):
-    "(index of the row, correction, new label, problem) of each row that is corrected; a row's own name counts more than that of its file"
+    "(index of the row, correction, new label, problem) of each corrected row; a row's own name takes precedence over that of its file"
     named = _find_rows(rows, map(str, table['item']), what)
     classes = set(task.target.flat(rows[task.target.column].dropna(), multi))
     for r in sorted(table.itertuples(), key=lambda r: len(named.get(str(r.item), ()))==1 and rows['item'][named[str(r.item)][0]]==str(r.item)):
@@ -274,18 +274,18 @@ def _judged(table, rows, task, multi, delim, what):
 
 # %% ../../nbs/data/09_corrections.ipynb #b5dd24c9
 def _correct(rows, given, task, multi=False, delim=None):
-    "Rows with other labels, and without those that are marked to be left out"
+    "Apply corrections: rows with new labels, and without those to leave out"
     if given is None: return rows
     table,what = _corrections(given),Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
-    found = list(_judged(table, rows, task, multi, delim, what))
-    here = {str(r.item) for _,r,*_ in found}
-    if len(table) and not found: raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table['item'].iloc[0], list(rows['item']))}")
+    judged = list(_judged(table, rows, task, multi, delim, what))
+    known = {str(r.item) for _,r,*_ in judged}
+    if len(table) and not judged: raise DataError(f"{what}: none of its {len(table):,} rows names an item of the data.{near(table['item'].iloc[0], list(rows['item']))}")
     _twice_marked(table, what)
-    wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in found if p])
+    wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in judged if p])
     if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
-    last = {i:(r.mark,label) for i,r,label,_ in found if r.mark!='ambiguous'}
+    last = {i:(r.mark,label) for i,r,label,_ in judged if r.mark!='ambiguous'}
     labels,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
-    other = sum(str(o) not in here for o in table['item'])
+    other = sum(str(o) not in known for o in table['item'])
     say(f"Corrections: {len(labels):,} labels, {len(out):,} rows left out" + (f", {other:,} of other data" if other else ''))
     targets = pd.Series([labels.get(i, v) for i,v in rows[task.target.column].items()], index=rows.index, dtype=object)
     return rows.assign(**{task.target.column:targets}).drop(index=out).reset_index(drop=True)

@@ -1,7 +1,7 @@
-"""A folder with a folder per class becomes a frame of files
+"""A folder with one folder per class, with or without splits, becomes a frame of files
 
-Folders are read by what they are called: a folder per class, or `train`, `valid` and `test` with a folder per class in each.
-Where the names leave two readings open, both are named, and nothing is read.
+Folders are read by their names: one folder per class, or `train`, `valid` and `test` with one folder per class in each.
+Where the names allow two readings, the error names both, and nothing is read.
 
 Docs: https://sft-nb.github.io/sft_nb/data/folders.html.md"""
 
@@ -25,8 +25,8 @@ def _walk(folder):
     "Files below a folder, hidden ones left out, in alphabetical order"
     def fail(e): raise DataError(f"{e.filename} cannot be read: {e.strerror}.") from e
     for root,dirs,files in os.walk(folder, onerror=fail, followlinks=True):
-        here = os.path.realpath(root)+os.sep
-        dirs[:] = sorted(d for d in dirs if not d.startswith('.') and d!='__MACOSX' and not here.startswith(os.path.realpath(os.path.join(root, d))+os.sep))
+        parent = os.path.realpath(root)+os.sep
+        dirs[:] = sorted(d for d in dirs if not d.startswith('.') and d!='__MACOSX' and not parent.startswith(os.path.realpath(os.path.join(root, d))+os.sep))
         yield from (Path(root)/f for f in sorted(files) if not f.startswith('.') and f.lower() not in ('thumbs.db','desktop.ini'))
 
 # %% ../../nbs/data/05_folders.ipynb #47ab1358
@@ -36,7 +36,7 @@ _SPLIT_NAMES = dict(train='train', training='train', valid='valid', val='valid',
 def _split_name(
     v, # A cell of a column `split`, or the name of a folder
 )->str|None: # 'train', 'valid' or 'test'; None: empty; another name as it is
-    "The side of the split that a word means"
+    "The side of the split that a word stands for"
     return None if is_blank(v) else _SPLIT_NAMES.get(label_text(v).lower(), label_text(v))
 
 # %% ../../nbs/data/05_folders.ipynb #f82bce9c
@@ -54,12 +54,12 @@ def _these(names, n=4): return ', '.join(sorted(names)[:n])+(', …' if len(name
 
 # %% ../../nbs/data/05_folders.ipynb #008ced31
 def _refuse_classes(folder, tree, kind):
-    "Say that top folders are not classes: they hold the splits, or all of them hold the same folders"
+    "Raise an error where top folders are not classes: they hold the splits, or all of them hold the same folders"
     word,tops = kind.word,sorted(tree)
     for t in tops:
         splits = sorted(s for s in tree[t] if s.lower() in _SPLIT_NAMES)
         if len({_split_name(s) for s in splits})>1:
-            raise DataError(f"{folder}/{t} holds the folders {_these(splits)}, which are splits and no part of a class. Pass {folder}/{t}, "
+            raise DataError(f"{folder}/{t} holds the folders {_these(splits)}, which are splits and not part of a class. Pass {folder}/{t}, "
                             f"or arrange the {word} as {folder}/{splits[-1]}/CLASS/FILE.")
     if any('' in tree[t] for t in tops): return
     same = set.intersection(*(set(tree[t]) for t in tops)) if tops else ()
@@ -84,7 +84,7 @@ def _splits_or_classes(folder, tree, kind):
     if not deep: return say(f"{folder}/{t} is read as a class, as it holds {word} and no folders of them") or {}
     if all('' not in tree[o] and set(tree[o])<=set(tree[t]) for o in other): return named
     raise DataError(f"{folder} can be read in two ways: {t} is a split with the classes {_these(set(tree[t])-{''})}, or it is a class beside {_these(other)}. "
-                    f"Pass {folder}/{t}, or take away or rename what is not meant.")
+                    f"Pass {folder}/{t}, or remove or rename the folders that do not belong.")
 
 # %% ../../nbs/data/05_folders.ipynb #8ce04ae5
 def _folder_frame(folder, rows, task, labelled, with_split):
@@ -106,15 +106,15 @@ def _encodable(path):
 def _report_other(other, kind, folder):
     if not other: return
     kinds = ', '.join(f'{n:,} {k}' for k,n in other.most_common(5))
-    say(f"Passed over {sum(other.values()):,} files in {folder} that are not {kind.word} of a class ({kinds})")
+    say(f"Skipped {sum(other.values()):,} files in {folder} that are not {kind.word} of a class ({kinds})")
 
 def _report_folders(folder, rows, splits, kind):
-    "Say which folders have nothing of the kind, and what was understood where something stands beside the splits"
+    "Print which folders hold no such files, and how the folder was read where something is beside the splits"
     full,tops = {f.relative_to(folder).parts[:2 if splits else 1] for f,*_ in rows},_folders(folder)
     sides = {t:_folders(folder/t) for t in tops if splits and t.lower() in _SPLIT_NAMES}
     inner = [(t,*d) for t,ds in sides.items() for d in ([(o,) for o in ds] or [()])] if splits else [(t,) for t in tops]
     empty = ['/'.join(o) for o in inner if o not in full]
-    if empty: say(f"No {kind.word} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are' if len(empty)>1 else 'is'} no class: {_these(empty, 8)}")
+    if empty: say(f"No {kind.word} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are not classes' if len(empty)>1 else 'is not a class'}: {_these(empty, 8)}")
     beside = [t for t in tops if splits and t not in sides]
     if beside:
         n = Counter(s for *_,s in rows)
@@ -122,13 +122,13 @@ def _report_folders(folder, rows, splits, kind):
 
 def _no_rows(folder, kind, other):
     lost = other['outside of the class folders']
-    hint = f"Its {lost:,} {kind.word} stand in no class folder. " if lost else ''
+    hint = f"Its {lost:,} {kind.word} are in no class folder. " if lost else ''
     hint += f"Expected {folder}/CLASS/FILE with {kind.word} ({' '.join(kind.endings[:6])} …)."
     return BadRows(_table([(None, str(folder), 'no rows')]), str(folder), hint)
 
 # %% ../../nbs/data/05_folders.ipynb #f95f1fe8
 def _folder_rows(folder, kind, labelled, splits, files):
-    "((path, label, split) of each file, how many files of which kind were passed over)"
+    "((path, label, split) of each file, number of skipped files by kind)"
     rows,other = [],Counter()
     for f in files:
         parts = f.relative_to(folder).parts

@@ -1,7 +1,7 @@
-"""A picture with its text: rows that may lack one of them, loaders, and what is shown
+"""Rows that may lack a picture or a text, loaders, and pictures of a batch
 
-What tasks share whose items are a picture and a text. A row needs one of the two; how many lack which is said when the data are loaded. A picture that is not there is a blank square
-that no network looks at, a text that is not there is an empty one; `has` tells both from real ones.
+Tasks whose items are a picture and a text share this module. A row needs one of the two; the number of rows that lack one is printed when the data are loaded.
+A missing picture becomes a blank square that no network looks at, a missing text an empty one; `has` separates both from real ones.
 
 Docs: https://sft-nb.github.io/sft_nb/data/image_text.html.md"""
 
@@ -28,9 +28,9 @@ def _there(cells): return [o is not None for o in cells]
 
 def check_captions(
     rows:pd.DataFrame, # With the columns `image` and `text`; a cell is None where that side is missing
-    spec=None, # Taken for the sake of `Task.check_rows`
+    spec=None, # A `DataSpec`; passed to `check_pictures`
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each picture and each text"
+    "The problems of pictures and texts"
     pictures,texts = (rows[np.array(_there(rows[k]), dtype=bool)] for k in ('image','text'))
     return [*check_pictures(pictures, spec), *check_texts(texts)]
 
@@ -38,13 +38,13 @@ def check_captions(
 def missing_sides(
     rows:pd.DataFrame, # With the columns `image` and `text`
 )->dict: # rows; without `image`, without `text`: how many
-    "How many rows lack their picture or their text"
+    "The number of rows that lack their picture or their text"
     return dict(rows=len(rows), **{k:len(rows)-sum(_there(rows[k])) for k in ('image','text')})
 
 def _report_missing(rows):
     n = missing_sides(rows)
-    said = [f"{n[k]:,} have no {w}" for k,w in (('image','picture'), ('text','text')) if n[k]]
-    if said: say(f"Of {n['rows']:,} rows {' and '.join(said)}; a learned vector stands in")
+    parts = [f"{n[k]:,} of {n['rows']:,} rows have no {w}" for k,w in (('image','picture'), ('text','text')) if n[k]]
+    if parts: say(f"{' and '.join(parts)}; a learned placeholder vector is used")
 
 # %% ../../nbs/data/15_image_text.ipynb #313afa3a
 class _ReadPicture(_ReadInput):
@@ -55,7 +55,7 @@ class _ReadPicture(_ReadInput):
         return PILImage.create(torch.zeros(self.square.size, self.square.size, 3, dtype=torch.uint8).numpy()) if o is None else self.square(o)
 
 class _ReadCaption(_ReadInput):
-    "Row number, or the item itself -> tokens that know which sides are there"
+    "Row number, or the item itself -> tokens that know which sides are present"
     input_types = (int, dict)
     def __init__(self, tokens, has, coder): self.tokens,self.has,self.coder = tokens,has,coder
     def encodes(self, o):
@@ -86,14 +86,14 @@ _PADDED = ('siglip', 'siglip2')
 
 def fill_up(
     tokens:list, # `Tokens` of each text
-    coder, # Knows the length and the number of the padding
+    coder, # With `max_length` and `pad_id`
 )->list: # `Tokens`, all of one length
-    "Padding as tokens, for networks that were trained to read it"
+    "Pad all texts to one length, for networks that were trained to read the padding"
     return [Tokens([*o, *[coder.pad_id]*(coder.max_length-len(o))]) for o in tokens]
 
 # %% ../../nbs/data/15_image_text.ipynb #c88c6344
 def _captions(spec, max_length=None, pooling=None):
-    "(spec with its preprocessing, coder, tokens) of all rows, padded to one length where the network asks for it"
+    "(spec with its preprocessing, coder, tokens) of all rows, padded to one length where the network needs it"
     spec,coder,tokens = _tokenized(spec, spec.checkpoint.part('text'), _cells(spec.rows), max_length, pooling)
     spec.preprocess['padded'] = spec.checkpoint.arch in _PADDED
     return spec,coder,fill_up(tokens, coder) if spec.preprocess['padded'] else tokens
@@ -101,11 +101,11 @@ def _captions(spec, max_length=None, pooling=None):
 def _check_square(spec, size):
     own = spec.checkpoint.preprocess.get('size')
     if spec.checkpoint.kind=='hf' and size not in (None, own):
-        raise DataError(f"size={size!r}: {spec.checkpoint.ref} sees squares of {own} pixels and no other. Leave size out.")
+        raise DataError(f"size must be {own}, the only size of {spec.checkpoint.ref}, got {size!r}. Leave size out.")
 
 # %% ../../nbs/data/15_image_text.ipynb #bb46a2b5
 def _caption_sets(rows, square, tokens, coder, *more, **kw):
-    "Datasets of pictures, texts and what else there is"
+    "Datasets of pictures, texts and further columns"
     return Datasets(list(range(len(rows))), [[_ReadPicture(list(rows['image']), square)], [_ReadCaption(tokens, _has(rows), coder)], *more], n_inp=2, **kw)
 
 def _caption_dl(dset, coder, square, bs, seed, augment=(), **kw):
@@ -118,11 +118,11 @@ def caption_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or less where there are few items
     num_workers:int|None=None, # None: 0 on small machines and small data
-    augment=True, # Of the pictures, as `picture_loaders` takes it
+    augment=True, # Augmentation of the pictures, as for `picture_loaders`
     size:int|None=None, # Side in pixels; None: the checkpoint's
     resize:str='crop', # 'crop', 'pad' or 'squish'
-    max_length:int|None=None, # Tokens after which a text is cut; None: as the checkpoint was trained
-    pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: as the checkpoint says
+    max_length:int|None=None, # Tokens after which a text is cut; None: the length of the checkpoint
+    pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: that of the checkpoint
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of pictures and texts with their classes"
     _check_square(spec, size)
@@ -142,7 +142,7 @@ def caption_loaders(
 def caption_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With the columns `image` and `text`
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
 )->CaptionDL: # Batches of pictures and tokens, in the order of `rows`
     "A loader for prediction"
     square,coder = picture_transform(spec),text_coder(spec)
@@ -174,7 +174,7 @@ def _draw_one(ax, picture, text, title):
     ax.set_title(_plain(title), fontsize=9)
 
 def _draw(rows, titles, nrows=None, ncols=None, figsize=None):
-    "A grid of pictures with what stands below them"
+    "A grid of pictures with their texts"
     import matplotlib.pyplot as plt
     cols = ncols or min(4, len(rows)) or 1
     lines = nrows or -(-len(rows)//cols)
@@ -192,7 +192,7 @@ def _show_batch(self:CaptionDL, b=None, max_n=8, show=True, unique=False, **kwar
 def _show_results(self:CaptionDL, b, out, max_n=8, **kwargs):
     "Pictures with their texts, labels and predictions"
     out = out if isinstance(out, (tuple,list)) else (out,)
-    rows,said = self.decode_batch(b, max_n),self.decode_batch((*b[:2], *out), max_n)
-    _draw(rows, [f'{o[2]} → {p[2]}' for o,p in zip(rows, said)], **kwargs)
+    rows,predicted = self.decode_batch(b, max_n),self.decode_batch((*b[:2], *out), max_n)
+    _draw(rows, [f'{o[2]} → {p[2]}' for o,p in zip(rows, predicted)], **kwargs)
 
 CaptionDL.decode_batch,CaptionDL.show_batch,CaptionDL.show_results = _decode_captions,_show_batch,_show_results

@@ -1,7 +1,7 @@
-"""Any picture file becomes what the network expects: read, checked, resized, batched
+"""Pictures are read, checked, resized and batched, in the same way in training and prediction
 
-Everything that is particular to pictures, for every task that has them as input. One function, `PictureTransform`, takes a picture to the square that
-the network sees; training, validation and prediction use the same one. Normalization runs on the batch, and so does augmentation, in training alone.
+All code for pictures, for every task that has them as input. One function, `PictureTransform`, turns a picture into the square that
+the network sees; training, validation and prediction use the same one. Normalization runs on the batch, and so does augmentation, in training only.
 
 Docs: https://sft-nb.github.io/sft_nb/data/images.html.md"""
 
@@ -52,7 +52,7 @@ _MAGIC = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM', b'RIFF', b'II*\0', b'MM\0
 _HEIC,_AVIF = 'a HEIC photo','an AVIF picture'
 
 def _reason(e, start, size):
-    "What is wrong with a file, in a few words"
+    "The problem of a file, in a few words"
     text,kind = str(e).lower(),file_kind(start)
     if size==0: return 'empty file'
     if isinstance(e, Image.DecompressionBombError): return f'too large ({text.split(",")[0]}): make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it'
@@ -64,7 +64,7 @@ def _reason(e, start, size):
     return f'damaged ({str(e).splitlines()[0][:80] if text else type(e).__name__})'
 
 def _unread_photo(kind, text):
-    "What to do with a photo in the format of a telephone"
+    "The problem of a photo in the format of a telephone, with the next step"
     if kind==_HEIC and not _heif(): return f"{kind}, which is read by pillow-heif: pip install 'sft_nb[heif]', or convert it to JPEG"
     if kind==_AVIF and not features.check('avif'): return f"{kind}, which Pillow reads from 11.3: pip install -U pillow, or convert it to JPEG"
     return f'{kind} that is damaged ({text.splitlines()[0][:80] if text else "it cannot be decoded"})'
@@ -97,7 +97,7 @@ def _upright(im):
     except Exception: return im # EXIF data that cannot be parsed say nothing about the pixels
 
 def _to_rgb(im, bits=None, seen=None):
-    "Turned upright, on white, 8 bits a channel"
+    "Rotated upright, on white, 8 bits per channel"
     im = _upright(im)
     if im.mode.startswith('I') or im.mode=='F': im = _eight_bits(np.asarray(im), bits, seen)
     if im.mode in ('La','RGBa'): im = im.convert('LA' if im.mode=='La' else 'RGBA')
@@ -120,13 +120,13 @@ def _from_array(a, bits=None, seen=None):
 _RAW = tuple('.dng .cr2 .nef .nrw .arw .sr2 .srf .orf .pef .rw2 .srw .raf .3fr .fff .iiq .mos .kdc .dcr .erf .mef .mrw .x3f'.split())
 
 def _half_read(im, name, start):
-    "What is wrong where Pillow reads something else than the picture"
+    "The problem of a file of which Pillow reads something other than the picture"
     tags = getattr(im, 'tag_v2', {})
     if im.format=='TIFF' and (start[8:10]==b'CR' or 50706 in tags or tags.get(254, 0)&1 or str(name).lower().endswith(_RAW)):
-        return 'not a picture, but a camera raw file, of which the preview alone could be read: develop it to JPEG or TIFF'
+        return 'not a picture, but a camera raw file, of which only the preview could be read: develop it to JPEG or TIFF'
     deep = start[24:25]==b'\x10' and start[25:26] in b'\2\4\6' if im.format=='PNG' else im.format=='TIFF' and set(np.ravel(tags.get(258, 8)))=={16}
     if deep and im.mode in ('RGB','RGBA','LA') and 0<max(o[1] for o in im.getextrema()[:3 if im.mode!='LA' else 1])<16:
-        return 'of 16 bits a color, of which the lower 12 alone are used: Pillow would leave 4 of them. Save it with 8, or with all 16 bits'
+        return 'of 16 bits per color, of which only the lower 12 are used: Pillow would keep 4 of them. Save it with 8, or with all 16 bits'
 
 def _decoded(im, name, start, size, bits=None, seen=None):
     try: problem = None if size is None else _half_read(im, name, start)
@@ -144,7 +144,7 @@ def _read_file(path):
 
 # %% ../../nbs/data/12_images.ipynb #0038927a
 def _opened(data, name):
-    "A file as Pillow opens it; PostScript is not, since it is a program"
+    "A file opened by Pillow; PostScript is refused, since it is a program"
     start = data[:512]
     kind = file_kind(start)
     if kind==_HEIC: _heif()
@@ -153,7 +153,7 @@ def _opened(data, name):
     except Exception as e: raise PictureError(_reason(e, start, len(data)), name) from e
 
 def _read(picture, bits=None, seen=None):
-    "As `read_picture`; the largest number of a deep picture is put into `seen`"
+    "Like `read_picture`; the largest number of a deep picture is appended to `seen`"
     if isinstance(picture, dict): picture = picture.get('bytes') or picture.get('path')
     if isinstance(picture, torch.Tensor): picture = (picture.float() if picture.dtype==torch.bfloat16 else picture).numpy(force=True)
     if isinstance(picture, np.ndarray): return _to_rgb(_from_array(picture, bits, seen))
@@ -165,17 +165,17 @@ def _read(picture, bits=None, seen=None):
 
 def read_picture(
     picture, # Path, bytes of a file, PIL picture, or array `(height, width)` or `(height, width, channel)`
-    bits:int|None=None, # Of pictures of 16 bits: how many are used, white being 2**bits-1; None: 12 where no value is above 4095, else 16
-)->Image.Image: # RGB, 8 bits a channel
+    bits:int|None=None, # Used bits of pictures of 16 bits, white is 2**bits-1; None: 12 where no value is above 4095, else 16
+)->Image.Image: # RGB, 8 bits per channel
     "Read a picture as a viewer shows it"
     return _read(picture, bits)
 
 # %% ../../nbs/data/12_images.ipynb #3abfc9e1
 def small_picture(
-    picture, # What `read_picture` takes
+    picture, # As for `read_picture`
     side:int, # Longest side that will be shown, pixels
-)->Image.Image: # RGB; of a large JPEG file no more than is shown is decoded
-    "A picture to be shown small"
+)->Image.Image: # RGB; a large JPEG file is decoded at a smaller size
+    "A picture for showing it small"
     if isinstance(picture, str) and picture.lower().endswith(('.jpg','.jpeg')):
         try:
             with Image.open(picture) as im:
@@ -185,17 +185,17 @@ def small_picture(
     return read_picture(picture)
 
 def color_histogram(
-    picture, # What `read_picture` takes; None: there is none
-    bins:int=16, # A channel
+    picture, # As for `read_picture`; None: no picture
+    bins:int=16, # Bins per channel
 )->np.ndarray: # `(3*bins,)` shares; without a picture all 0
-    "How much of a picture has how much red, green and blue"
+    "Histograms of red, green and blue"
     if is_blank(picture): return np.zeros(3*bins)
     x = np.asarray(read_picture(picture)).reshape(-1, 3)
     return np.concatenate([np.histogram(x[:,c], bins, (0,256))[0]/len(x) for c in range(3)])
 
 # %% ../../nbs/data/12_images.ipynb #77eb0a58
-def _looked_at(picture):
-    "(what is wrong or None, largest number of a picture of 16 bits or None)"
+def _checked(picture):
+    "(problem or None, largest number of a picture of 16 bits or None)"
     seen = []
     try: _read(picture, None, seen)
     except PictureError as e: return e.problem,None
@@ -204,7 +204,7 @@ def _looked_at(picture):
 def _threads(): return min(8, os.cpu_count() or 1)
 
 def _in_turn(pool, f, items, ahead=64):
-    "As `pool.map`, with no more than `ahead` items taken in advance: they may be read from a file as they are taken"
+    "Like `pool.map`, with at most `ahead` items taken in advance: they may be read from a file as they are taken"
     waiting = deque()
     for o in items:
         waiting.append(pool.submit(f, o))
@@ -212,30 +212,30 @@ def _in_turn(pool, f, items, ahead=64):
     while waiting: yield waiting.popleft().result()
 
 def _say_bits(tops, spec):
-    "How pictures of 16 bits are scaled in a data set, and which do not fit"
+    "Decide how pictures of 16 bits are scaled in a data set, and print it with those that do not fit"
     most,n,known = max(tops),len(tops),spec.preprocess.get('bits', 16) if spec.preprocess else None
     if known is not None:
         over,white = sum(o>=2**known for o in tops),2**known-1
-        if over: say(f"{over:,} of {n:,} pictures of 16 bits hold values up to {most:,.0f}, above {white:,}, the white of the {known} bits of training: they are cut off there.")
+        if over: say(f"{over:,} of {n:,} pictures of 16 bits hold values up to {most:,.0f}, above {white:,}, the white of the {known} bits of training: they are clipped there.")
         return
     bits = spec.seen['bits'] = next(b for b in (8,12,16) if most<2**b)
-    if bits<16: return say(f"{n:,} pictures of 16 bits hold values up to {most:,.0f}: taken for {bits} bits, white is {2**bits-1:,}.")
+    if bits<16: return say(f"{n:,} pictures of 16 bits hold values up to {most:,.0f}: read as {bits} bits, white is {2**bits-1:,}.")
     if (dark := sum(o<4096 for o in tops)):
-        say(f"{dark:,} of {n:,} pictures of 16 bits hold no value above 4,095, others up to {most:,.0f}: all are taken for 16 bits, and these come out dark. "
+        say(f"{dark:,} of {n:,} pictures of 16 bits hold no value above 4,095, others up to {most:,.0f}: all are read as 16 bits, and these become dark. "
             "If they are of 12 bits, multiply them by 16.")
 
 # %% ../../nbs/data/12_images.ipynb #5fb8b475
 def check_pictures(
-    pictures, # Rows with a column `image`, or a Series or list of what `read_picture` takes
-    spec=None, # What `load_data` or a saved folder knows: gets the bits of pictures of 16 bits, or is held against them; None: not asked
+    pictures, # Rows with a column `image`, or a Series or list of pictures as for `read_picture`
+    spec=None, # A `DataSpec` or `Recipe`: the bits of pictures of 16 bits are stored in it, or compared with it; None: neither
 )->list: # (index, problem) of those that cannot be read
-    "Decode every picture and say which cannot be read, and why"
+    "Decode every picture; return those that cannot be read, with the reason"
     if isinstance(pictures, pd.DataFrame): pictures = pictures['image']
     index = list(pictures.index) if isinstance(pictures, pd.Series) else range(len(pictures))
     with ThreadPoolExecutor(_threads()) as pool:
-        found = list(progress(_in_turn(pool, _looked_at, pictures), 'Checking pictures', total=len(index), unit='picture'))
-    if spec is not None and (tops := [o for _,o in found if o is not None]): _say_bits(tops, spec)
-    return [(i,p) for i,(p,_) in zip(index, found) if p]
+        checks = list(progress(_in_turn(pool, _checked, pictures), 'Checking pictures', total=len(index), unit='picture'))
+    if spec is not None and (tops := [o for _,o in checks if o is not None]): _say_bits(tops, spec)
+    return [(i,p) for i,(p,_) in zip(index, checks) if p]
 
 # %% ../../nbs/data/12_images.ipynb #c59b3695
 def _middle(im, w, h):
@@ -261,26 +261,26 @@ _RESIZE = dict(crop=_crop, pad=_pad, squish=_squish)
 # %% ../../nbs/data/12_images.ipynb #fcde3a39
 @dataclass(frozen=True)
 class PictureTransform:
-    "From whatever `read_picture` takes to an RGB square; the same picture always gives the same square"
+    "From a picture, as for `read_picture`, to an RGB square; the same picture always gives the same square"
     size:int=224 # Side in pixels
-    mean:tuple=(.485,.456,.406) # Of each channel, 0 to 1, for `Normalize`
-    std:tuple=(.229,.224,.225) # Of each channel, 0 to 1, for `Normalize`
-    interpolation:str='bicubic' # As PIL names it, in small letters
+    mean:tuple=(.485,.456,.406) # Mean of each channel, 0 to 1, for `Normalize`
+    std:tuple=(.229,.224,.225) # Standard deviation of each channel, 0 to 1, for `Normalize`
+    interpolation:str='bicubic' # Name of PIL, in lower case
     crop_pct:float=.875 # Share of the side that 'crop' keeps
     resize:str='crop' # 'crop', 'pad' or 'squish'
-    bits:int=16 # That are used of pictures of 16 bits: 8, 12 or 16
+    bits:int=16 # Used bits of pictures of 16 bits: 8, 12 or 16
 
     def __post_init__(self):
-        if not isinstance(self.size, Integral) or not 8<=self.size<=4096: raise DataError(f"size={self.size!r}: expected a side of 8 to 4096 pixels.")
+        if not isinstance(self.size, Integral) or not 8<=self.size<=4096: raise DataError(f"size must be a side of 8 to 4096 pixels, got {self.size!r}.")
         for k,kind in dict(size=int, mean=tuple, std=tuple).items(): object.__setattr__(self, k, kind(getattr(self, k)))
-        if not self.crop_pct>0: raise DataError(f"crop_pct={self.crop_pct!r}: expected a share above 0.")
-        if self.bits not in (8,12,16): raise DataError(f"bits={self.bits!r}: expected 8, 12 or 16.")
+        if not self.crop_pct>0: raise DataError(f"crop_pct must be a share above 0, got {self.crop_pct!r}.")
+        if self.bits not in (8,12,16): raise DataError(f"bits must be 8, 12 or 16, got {self.bits!r}.")
         if self.resize not in _RESIZE: raise DataError(f"resize={self.resize!r}.{near(self.resize, _RESIZE)}")
         if self.interpolation.upper() not in Image.Resampling.__members__:
             raise DataError(f"interpolation={self.interpolation!r}.{near(self.interpolation, [o.lower() for o in Image.Resampling.__members__])}")
 
     def __call__(self,
-        picture, # What `read_picture` takes
+        picture, # As for `read_picture`
     )->PILImage: # `size` by `size`, RGB
         "Read and resize"
         return PILImage(_RESIZE[self.resize](read_picture(picture, self.bits), self.size, Image.Resampling[self.interpolation.upper()], self.crop_pct))
@@ -299,7 +299,7 @@ class _ReadInput(Transform):
             return PILImage(Image.new('RGB', (self.square.size,)*2))
 
 class _PictureDL(TfmdDL):
-    "A loader that reads pictures in threads while the network runs, and whose errors name the picture, also out of a worker process"
+    "A loader that reads pictures in threads while the network runs; its errors name the picture, also from a worker process"
     def create_batches(self, samps):
         if self.fake_l.num_workers or self.dataset is None:
             yield from super().create_batches(samps)
@@ -313,7 +313,7 @@ class _PictureDL(TfmdDL):
         except DataError as e: raise DataError(_last_line(e)) from None
         except RuntimeError as e:
             if 'DataLoader worker' not in str(e): raise
-            raise DataError("A process that loads pictures died, most often for want of memory. Pass num_workers=0 or a smaller batch_size.") from e
+            raise DataError("A process that loads pictures died, most often because memory ran out. Pass num_workers=0 or a smaller batch_size.") from e
 
 def _last_line(e):
     text = str(e)
@@ -323,7 +323,7 @@ def _last_line(e):
 def _num_workers(num_workers, n):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     if num_workers is None: return 0 if cpus<=2 or n<500 else min(8, cpus)
-    if not _is_whole(num_workers, 0): raise DataError(f"num_workers={num_workers!r}: expected a whole number from 0 up.")
+    if not _is_whole(num_workers, 0): raise DataError(f"num_workers must be a whole number from 0 up, got {num_workers!r}.")
     return int(num_workers)
 
 # %% ../../nbs/data/12_images.ipynb #b925f608
@@ -338,11 +338,11 @@ def _augmentation(augment):
         try: return aug_transforms(**{**_MILD, **augment})
         except TypeError as e: raise DataError(f"augment={augment!r}: {str(e).split(') ', 1)[-1]}. It takes the arguments of fastai's aug_transforms.") from e
     if isinstance(augment, (list,tuple)): return list(augment)
-    raise DataError(f"augment={augment!r}. Valid: True, False, 'flip', a dict of arguments of aug_transforms, or a list of transforms.")
+    raise DataError(f"augment={augment!r} is unknown. Valid: True, False, 'flip', a dict of arguments of aug_transforms, or a list of transforms.")
 
 # %% ../../nbs/data/12_images.ipynb #88cca9d4
 def _longer_side(cell):
-    "Longer side of a picture in pixels, from its header where it is a file; None: it cannot be told"
+    "Longer side of a picture in pixels, from its header where it is a file; None: not known"
     if isinstance(cell, Image.Image): return max(cell.size)
     if isinstance(cell, np.ndarray): return max(cell.shape[:2])
     try:
@@ -369,7 +369,7 @@ def suited_side(
 
 # %% ../../nbs/data/12_images.ipynb #f3999d08
 def _square(spec, size=None, resize=None):
-    "(the transform for a checkpoint, what there is to know of it as JSON)"
+    "(the transform for a checkpoint, its settings as JSON)"
     p = dict(spec.checkpoint.preprocess) if spec.checkpoint is not None else {}
     if size is None: size = suited_side(spec)[0]
     own = {k:p[k] for k in ('mean','std','interpolation','crop_pct') if k in p}
@@ -378,7 +378,7 @@ def _square(spec, size=None, resize=None):
 
 def picture_transform(
     spec, # From `load_data` or a saved folder; `spec.preprocess` is read
-)->PictureTransform: # The one that training used
+)->PictureTransform: # The transform of training
     "The transform that belongs to `spec.preprocess`"
     return PictureTransform(**{k:tuple(v) if isinstance(v, list) else v for k,v in spec.preprocess.items() if k in PictureTransform.__dataclass_fields__})
 
@@ -394,9 +394,9 @@ def _loader(dset, bs, workers, batch_tfms, seed, **kw):
 def picture_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or less where there are few items
-    num_workers:int|None=None, # None: 0 on small machines and small data
+    num_workers:int|None=None, # Processes; None: 0 on small machines and small data
     augment=True, # True (mild, no flips), False, 'flip', a dict for fastai's `aug_transforms`, or a list of batch transforms
-    size:int|None=None, # Side in pixels; None: one that suits the pictures, at most the checkpoint's
+    size:int|None=None, # Side in pixels; None: chosen by `suited_side`, at most the checkpoint's
     resize:str='crop', # 'crop', 'pad' or 'squish'
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of pictures with their classes"
@@ -412,9 +412,9 @@ def picture_loaders(
 def picture_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `image`
-    batch_size:int=64, # Items a step
-    problems:dict|None=None, # Filled while batches are made: place of a row -> why its picture cannot be read; a black picture stands in. None: it is an error
-)->TfmdDL: # Batches of pictures alone, in the order of `rows`
+    batch_size:int=64, # Items per step
+    problems:dict|None=None, # Filled while batches are made: place of a row -> problem of its picture, which is replaced by a black one. None: it is an error
+)->TfmdDL: # Batches of pictures without targets, in the order of `rows`
     "A loader for prediction"
     square = picture_transform(spec)
     dset = Datasets(list(range(len(rows))), [[_ReadInput(column_cells(rows['image']), square, problems)]])
@@ -427,7 +427,7 @@ class _AsValid(Pipeline):
 
 def set_augment(
     dls, # Any fastai DataLoaders
-    on:bool, # False: training items come as validation items do; True: as they were
+    on:bool, # False: training items are treated like validation items; True: as before
 )->bool: # Whether it was on
     "Switch the random transforms of training off and on"
     dl = dls.train
@@ -441,7 +441,7 @@ def set_augment(
 
 # %% ../../nbs/data/12_images.ipynb #a43443c7
 def _add_normalize(dls, stats):
-    "(mean, std) that the loaders normalize with; those of the checkpoint where they did not"
+    "(mean, std) of the loaders' normalization; that of the checkpoint is added where they have none"
     for dl in dls.loaders:
         if not any(isinstance(t, Normalize) for t in dl.after_batch.fs):
             dl.after_batch = Pipeline([*dl.after_batch.fs, Normalize.from_stats(*stats, cuda=False)])
@@ -450,7 +450,7 @@ def _add_normalize(dls, stats):
     return [[float(v) for v in o.flatten()] for o in (norm.mean, norm.std)]
 
 def _resize_of(dl):
-    "How fastai's `Resize` maps onto ours"
+    "The name here of fastai's `Resize` method"
     method = next((getattr(t, 'method', None) for t in dl.after_item.fs if type(t).__name__=='Resize'), None)
     return dict(squish='squish', pad='pad').get(method, 'crop')
 
@@ -475,7 +475,7 @@ def _one_batch(dl):
     if len(batch)!=2: raise DataError(f"A batch has {len(batch)} parts; expected pictures and their classes.")
     xb,yb = batch
     if xb.ndim!=4 or xb.shape[1]!=3: raise DataError(f"A batch has shape {tuple(xb.shape)}; expected (batch, 3, height, width).")
-    if yb.ndim>2: raise DataError(f"Targets have shape {tuple(yb.shape)}; expected one class an item, or a row of 0 and 1.")
+    if yb.ndim>2: raise DataError(f"Targets have shape {tuple(yb.shape)}; expected one class per item, or a row of 0 and 1.")
     return xb,yb
 
 def spec_from_dls(
@@ -484,7 +484,7 @@ def spec_from_dls(
     checkpoint:str|None=None, # Reference of the pretrained model; None: the task's default
     pretrained:bool=True, # False: the same architecture with fresh weights
 )->DataSpec: # Also kept as `dls.sft`
-    "What `load_data` would know about DataLoaders that fastai made"
+    "The `DataSpec` of DataLoaders that fastai made"
     from sft_nb.checkpoints.references import open_checkpoint
     vocab = getattr(dls, 'vocab', None)
     if vocab is None:

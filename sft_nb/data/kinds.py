@@ -1,8 +1,8 @@
-"""What an input is and what a target is, each in one place: `ImageInput`, `TextInput`, `AudioInput`; `ClassTarget`, `TextTarget`
+"""One class for each kind of input and of target: `ImageInput`, `TextInput`, `AudioInput`; `ClassTarget`, `TextTarget`
 
-A task is inputs × target. An `InputKind` says all that the package asks of what stands in an input column: which cells are unusable, how long they are, which numbers can be taken
-of them, what tells two of them apart, what a card shows and how they are kept. A `TargetKind` says the same of what a model is to predict: how cells are read, split, scored, decoded
-and compared with baselines. Whoever needs one of these calls the method, and asks nowhere which kind it is. Kinds hold no state: vocabulary, languages and scaling are in the spec.
+A task is inputs × target. An `InputKind` answers every question about the cells of an input column: which are unusable, how long they are, which numbers describe
+them, which are duplicates, how a card shows them and how they are stored. A `TargetKind` does the same for the target: how cells are read, split, scored, decoded
+and compared with baselines. All other code calls these methods, and never asks which kind it has. Kinds hold no state: vocabulary, languages and scaling are in the spec.
 Nothing in here imports torch before it is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/kinds.html.md"""
@@ -22,16 +22,16 @@ from ..core.basics import DataError, near, need, progress, TaskError
 
 # %% ../../nbs/data/19_kinds.ipynb #2f26835b
 class InputKind:
-    "One kind of input: what stands in a column of the data"
-    column = 'input' # Its name, where an instance has no other
-    word = 'items' # What its cells are called in messages
-    endings = () # Of the files that are looked for in a folder; (): it is not read from folders
+    "One kind of input: a column of the data"
+    column = 'input' # Default name of the column
+    word = 'items' # Name of its cells in messages
+    endings = () # Endings of the files to look for in a folder; (): it is not read from folders
     files = False # Whether a text in a cell is the path of a file
     pair = False # Whether two columns may be one input; a cell is then a tuple of two
-    measured = () # Names of the numbers that `measures` takes
-    icon = None # What stands in a small card for a cell that is not drawn there; None: what `picture` gives
-    pictured = False # Whether `picture` gives a picture
-    explained = () # How attributions of it can be computed, as `explain` names them
+    measured = () # Names of the numbers of `measures`
+    icon = None # Sign that stands for a cell in a small card; None: the result of `picture`
+    pictured = False # Whether `picture` returns a picture
+    explained = () # Methods of `explain` that work for it
     baseline = None # Name of the baseline that `features` make; None: there is none
     written = False # Whether a cell is a text, which a written target can be a copy of
     def __init__(self,
@@ -44,10 +44,10 @@ class InputKind:
 @patch
 def problems(
     self:InputKind,
-    cells, # A Series of those that are there
-    spec, # What `load_data` or a saved folder knows
-)->list: # What is wrong with each cell; None: nothing
-    "Which cells cannot be used"
+    cells, # A Series of cells that are not empty
+    spec, # A `DataSpec` or `Recipe`
+)->list: # Problem of each cell; None: none
+    "The problems of cells"
     return [None]*len(cells)
 
 # %% ../../nbs/data/19_kinds.ipynb #322e3e88
@@ -55,43 +55,43 @@ def problems(
 def length(
     self:InputKind,
     cells, # A Series
-    spec, # What `load_data` or a saved folder knows
+    spec, # A `DataSpec` or `Recipe`
 )->list|None: # A size per cell; None: all have one size
-    "By what rows are batched with others of like length"
+    "The size by which rows are batched with others of similar length"
 
 @patch
 def gathered(
     self:InputKind,
-    items:list, # As they were given to `predict`, not as a table
-)->list: # One per row
-    "Items that are parts of one become one"
+    items:list, # Items as given to `predict`, not as a table
+)->list: # One item per row
+    "Join items that are parts of one item"
     return items
 
 # %% ../../nbs/data/19_kinds.ipynb #8c1dd866
 @patch
 def opened(
     self:InputKind,
-    path, # Of a file in a folder
+    path, # Path of a file in a folder
     name:str, # The path as text
-)->tuple: # (cell, what is wrong with it or '')
-    "The cell that a file of a folder becomes"
+)->tuple: # (cell, its problem or '')
+    "The cell for a file of a folder"
     return name,''
 
 # %% ../../nbs/data/19_kinds.ipynb #807530be
 @patch
 def measures(
     self:InputKind,
-    cell, # One that is there
+    cell, # A cell that is not empty
 )->dict: # Name, of those in `measured` -> number; a name may be missing
-    "Plain numbers of a cell, for slices and for what gives the label away"
+    "Plain numbers of a cell, for slices and for cues that give the label away"
     return {}
 
 @patch
 def fingerprint(
     self:InputKind,
-    cell, # One that is there
+    cell, # A cell that is not empty
 )->dict: # 'exact': equal for equal content, else the bytes of the cell are compared; 'thumb': a vector of length 1; 'bits': 8 bytes, near for near content; 'words': plain text
-    "What tells a cell from others, for duplicates"
+    "Fingerprints of a cell, for duplicates"
     return {}
 
 # %% ../../nbs/data/19_kinds.ipynb #4dfd8641
@@ -101,34 +101,34 @@ def features(
     train, # A Series of the training rows' cells
     cells, # A Series of those to predict
 )->tuple: # Two matrices with a row per cell
-    "Simple features of cells, for the baseline that is called `baseline`"
+    "Simple features of cells, for the baseline named `baseline`"
     raise TaskError(f"{type(self).__name__} has no features. Give it a method features(train, cells), or baseline=None.")
 
 # %% ../../nbs/data/19_kinds.ipynb #10d1857f
 @patch
 def picture(
     self:InputKind,
-    cell, # One that is there
+    cell, # A cell that is not empty
     side:int, # Longest side in pixels that is shown
-):  # What a card shows: a PIL picture, a `Sound`, a text or a tuple of texts
-    "A cell as it is shown"
+):  # A PIL picture, a `Sound`, a text or a tuple of texts
+    "A cell as a card shows it"
     return cell if isinstance(cell, (str,tuple,list)) else str(cell)
 
 # %% ../../nbs/data/19_kinds.ipynb #8969a5ef
 @patch
 def words(
     self:InputKind,
-    cell, # One that is there
+    cell, # A cell that is not empty
 )->str: # '': nothing
-    "The text of a cell that a search looks at"
+    "The text of a cell for search"
     return ''
 
 @patch
 def storable(
     self:InputKind,
-    cell, # One that may be missing
-):  # What a cell of a Parquet file can hold
-    "A cell as it is kept with an evaluation"
+    cell, # A cell, which may be missing
+):  # A value that Parquet can hold
+    "A cell as an evaluation stores it"
     return cell
 
 # %% ../../nbs/data/19_kinds.ipynb #52913717
@@ -136,8 +136,8 @@ def storable(
 def place(
     self:InputKind,
     tensors:dict, # (part, key) -> tensor of a batch
-):  # Its key; None: attributions of this input are not offered
-    "The tensor of a batch that this input became"
+):  # None: there are no attributions for this input
+    "The key of the tensor that this input has in a batch"
 
 # %% ../../nbs/data/19_kinds.ipynb #0d521524
 class ImageInput(InputKind):
@@ -148,8 +148,8 @@ class ImageInput(InputKind):
     explained = ('ig','gradcam','gradient')
     def problems(self, cells, spec):
         from sft_nb.data.images import check_pictures
-        found = dict(check_pictures(cells, spec))
-        return [found.get(i) for i in cells.index]
+        problems = dict(check_pictures(cells, spec))
+        return [problems.get(i) for i in cells.index]
     def measures(self, cell):
         from sft_nb.data.images import read_picture
         im = read_picture(cell)
@@ -208,14 +208,14 @@ class TextInput(InputKind):
     def __init__(self,
         column:str|None=None, # Name of its column; None: 'text'
         pair:bool=False, # Whether two columns may be one input
-        endings:tuple=('.txt',), # Of the files that are looked for in a folder
+        endings:tuple=('.txt',), # Endings of the files to look for in a folder
     ):
         super().__init__(column)
         self.pair,self.endings = pair,tuple(endings)
     def problems(self, cells, spec):
         from sft_nb.data.texts import check_texts
-        found = dict(check_texts(cells.to_frame('text'), spec))
-        return [found.get(i) for i in cells.index]
+        problems = dict(check_texts(cells.to_frame('text'), spec))
+        return [problems.get(i) for i in cells.index]
     def length(self, cells, spec):
         from sft_nb.data.texts import text_lengths
         return text_lengths(spec, dict(text=cells))
@@ -243,7 +243,7 @@ def _plain_texts(cells): return [' '.join(str(o) for o in _texts_of(v)) for v in
 
 # %% ../../nbs/data/19_kinds.ipynb #cd203afb
 class ConversationInput(InputKind):
-    "What an assistant answers: a text, or a list of messages with roles"
+    "A prompt for an assistant: a text, or a list of messages with roles"
     column,word,written,baseline = 'prompt','conversations',True,'words'
     measured = ('length','words','turns')
     def length(self, cells, spec):
@@ -279,8 +279,8 @@ class AudioInput(InputKind):
     measured = ('duration',)
     def problems(self, cells, spec):
         from sft_nb.data.sounds import check_sounds
-        found = dict(check_sounds(cells.to_frame('audio')))
-        return [found.get(i) for i in cells.index]
+        problems = dict(check_sounds(cells.to_frame('audio')))
+        return [problems.get(i) for i in cells.index]
     def length(self, cells, spec):
         from sft_nb.data.sounds import sound_seconds
         return [sound_seconds(o) for o in cells]
@@ -297,29 +297,29 @@ class AudioInput(InputKind):
 
 # %% ../../nbs/data/19_kinds.ipynb #065b2169
 class TargetKind:
-    "One kind of target: what a model says of a row"
-    kind = '' # As `target_kind` of `load_data` names it
-    summary = '' # Stands behind the arrow in the summary of a task
-    column = 'target' # Its name, where an instance has no other
+    "One kind of target: the column that a model predicts"
+    kind = '' # Its name as `target_kind` of `load_data`
+    summary = '' # A few words for the summary of a task, after the arrow
+    column = 'target' # Default name of the column
     metric = None # Key of the metric that models are selected on; None: that of the task
     classes = False # Whether its values are the classes of `spec.vocab`
     several = False # Whether a row may have several values
     from_folders = False # Whether the name of a folder can be a value
     least = 0 # Rows that each stratum keeps on either side of a split
     contradicts = False # Whether two values for equal inputs contradict each other
-    keep_best = False # Whether the command line puts the best epoch back where nothing else is asked for
-    telling = () # Names of scores that say most beside the metric of the task
-    probed = False # Whether untuned features get a simple model; False: the network as it comes predicts
-    listed = False # Whether its values are few, and are picked from a list
+    keep_best = False # Whether the command line restores the best epoch by default
+    telling = () # Names of the most informative scores beside the metric of the task
+    probed = False # Whether untuned features get a simple model; False: the untuned network itself predicts
+    listed = False # Whether its values are few, and are chosen from a list
     aligned = False # Whether a card shows target and prediction word by word
     interval = False # Whether a prediction is a number, with an interval around it
-    by_row = 'loss' # Column of an evaluation by which its slices are judged
-    shown = () # Metrics that a fit shows in each epoch
-    lower = ('loss','error') # Metrics of which less is better
-    neutral = () # Metrics of which neither more nor less is better
-    beside = () # Further columns that `judged` gives and an evaluation keeps
-    delim = '|' # Stands between several values of a row in a CSV file of predictions
-    error_kinds = () # Names that the column `errors` of an evaluation holds, to filter by
+    by_row = 'loss' # Column of an evaluation by which slices are compared
+    shown = () # Metrics of each epoch of a fit
+    lower = ('loss','error') # Metrics for which lower is better
+    neutral = () # Metrics for which neither higher nor lower is better
+    beside = () # Further columns that `judged` returns and an evaluation keeps
+    delim = '|' # Separator of several values of a row in a CSV file of predictions
+    error_kinds = () # Values of the column `errors` of an evaluation, for filters
     def __init__(self,
         column:str|None=None, # Name of its column; None: that of the kind
     ):
@@ -330,9 +330,9 @@ class TargetKind:
 @patch
 def read(
     self:TargetKind,
-    cells, # As the source has them
-    delim:str|None=None, # What stands between several values in a cell
-    where=None, # Where each stands, to say what is read as something else; None: nothing is said
+    cells, # Cells of the source
+    delim:str|None=None, # Separator of several values in a cell; None: one value per cell
+    where=None, # Place of each cell, for messages on changed values; None: no messages
     empty:str='raise', # As `empty_label` of `load_data`
 )->tuple: # (values, None where a cell is empty; whether a row may have several)
     "Cells as values"
@@ -343,31 +343,31 @@ def read(
 @patch
 def problems(
     self:TargetKind,
-    cells, # Values, as a Series; None: empty, which is no matter of this method
-    spec, # What is known so far
-)->list: # What is wrong with each; None: nothing
-    "Which values cannot be learnt"
+    cells, # Values, as a Series; None: empty, which other code checks
+    spec, # The `DataSpec` so far
+)->list: # Problem of each value; None: none
+    "The problems of values that cannot be learned"
     return [None]*len(cells)
 
 # %% ../../nbs/data/19_kinds.ipynb #32bc10b0
 @patch
 def row_problems(
     self:TargetKind,
-    rows, # Those that are good by themselves, with `split` where there is one
-    spec, # What is known so far
+    rows, # Rows without problems of their own, with `split` where there is one
+    spec, # The `DataSpec` so far
     every, # Values of all rows, bad ones too
 ):  # Yields (index, problem)
-    "Rows that cannot be used for what the others are; asked again until there are none"
+    "Problems of rows that depend on the other rows; called again until there are none"
     return ()
 
 # %% ../../nbs/data/19_kinds.ipynb #f9b020b6
 @patch
 def fatal(
     self:TargetKind,
-    cells, # Of the training rows
-    spec, # What is known so far
-)->str|None: # None: nothing
-    "What is wrong with all values together"
+    cells, # Values of the training rows
+    spec, # The `DataSpec` so far
+)->str|None: # None: no problem
+    "The problem of all values together"
 
 # %% ../../nbs/data/19_kinds.ipynb #05cfbae5
 @patch
@@ -386,7 +386,7 @@ def flat(
     cells, # Values
     several:bool, # Whether a row may have several
 )->list: # Names of classes, one after the other
-    "The classes of all rows"
+    "The classes of all rows, as one list"
     return [l for c in cells for l in self.labels(c, several)]
 
 # %% ../../nbs/data/19_kinds.ipynb #388aa28e
@@ -394,9 +394,9 @@ def flat(
 def matched(
     self:TargetKind,
     cells, # Values of other data
-    vocab, # Classes that are known
-)->list: # Of the same form
-    "Values in the spelling that is known"
+    vocab, # Known classes
+)->list: # In the same form
+    "Values in the spelling of the known classes"
     return list(cells)
 
 # %% ../../nbs/data/19_kinds.ipynb #d82b7f74
@@ -404,7 +404,7 @@ def matched(
 def unknown(
     self:TargetKind,
     cells, # Values of other data
-    spec, # What the model knows
+    spec, # The `Recipe` of the model
 ):  # Yields (index, problem)
     "Values that a trained model does not know"
     return ()
@@ -413,8 +413,8 @@ def unknown(
 @patch
 def empty(
     self:TargetKind,
-    cell, # Of a table of predictions
-)->bool: # Whether it says nothing
+    cell, # A cell of a table of predictions
+)->bool: # True: it is empty
     "Whether a target or a prediction is missing"
     from sft_nb.data.labels import is_blank
     return is_blank(cell)
@@ -423,16 +423,16 @@ def empty(
 @patch
 def recognized(
     self:TargetKind,
-    cells, # Of a target that was read as classes
-)->list|None: # Values; None: it is not plain that they are of this kind
-    "Values of a column that is plainly of this kind, and not of classes"
+    cells, # Cells of a target that was read as classes
+)->list|None: # Values; None: it is not clear that they are of this kind
+    "Values of a column that is clearly of this kind, and not of classes"
 
 @patch
 def empty_hint(
     self:TargetKind,
-    spec, # What is known so far
-)->str: # Goes behind the problem
-    "What to do about an empty cell"
+    spec, # The `DataSpec` so far
+)->str: # Added to the problem
+    "The next step for an empty cell"
     return ''
 
 # %% ../../nbs/data/19_kinds.ipynb #a053c75b
@@ -440,9 +440,9 @@ def empty_hint(
 def strata(
     self:TargetKind,
     cells, # Values, as a Series
-    spec, # What is known so far
+    spec, # The `DataSpec` so far
 ):  # A Series with the same index
-    "What a split keeps in proportion"
+    "The values that a split keeps in proportion"
     import pandas as pd
     return pd.Series('', index=cells.index, dtype=object)
 
@@ -463,23 +463,23 @@ def report(
     cells, # Values
     several:bool, # Whether a row may have several
 ):
-    "Say what is odd about the values, once the rows are read"
+    "Print odd values, once the rows are read"
 
 # %% ../../nbs/data/19_kinds.ipynb #a88404ec
 @patch
 def outputs(
     self:TargetKind,
-    spec, # What is known
-)->int: # Numbers that the head gives per row
-    "How wide the head is"
+    spec, # A `DataSpec` or `Recipe`
+)->int: # Numbers per row
+    "The number of outputs of the head"
     return len(spec.vocab)
 
 @patch
 def settle(
     self:TargetKind,
-    spec, # Its rows are split
-)->dict: # As JSON has it; kept as `spec.scaling` and in `sft.json`
-    "What has to be known of the training rows to encode and to decode"
+    spec, # A `DataSpec` with its rows split
+)->dict: # JSON-able; kept as `spec.scaling` and in `sft.json`
+    "Statistics of the training rows that encoding and decoding need"
     return {}
 
 # %% ../../nbs/data/19_kinds.ipynb #0566e4f0
@@ -487,18 +487,18 @@ def settle(
 def encode(
     self:TargetKind,
     cells, # Values
-    spec, # What is known
-):  # A tensor with a row per value, or what has `batch(rows)`
-    "What the loss takes"
+    spec, # A `DataSpec` or `Recipe`
+):  # A tensor with one row per value, or an object with `batch(rows)`
+    "Values as targets of the loss"
     raise TaskError(f"{type(self).__name__} cannot be trained on. Give it a method encode(cells, spec).")
 
 # %% ../../nbs/data/19_kinds.ipynb #d9022b9a
 @patch
 def transforms(
     self:TargetKind,
-    spec, # Its rows are split
-)->list: # fastai transforms from the number of a row to what the loss takes
-    "How a loader reads targets"
+    spec, # A `DataSpec` with its rows split
+)->list: # fastai transforms from the number of a row to the target of the loss
+    "The transforms of a loader for targets"
     from sft_nb.data.class_targets import _ReadTarget
     return [_ReadTarget(self.encode(spec.rows[self.column], spec))]
 
@@ -506,10 +506,10 @@ def transforms(
 @patch
 def loss(
     self:TargetKind,
-    spec, # What is known
-    loss=None, # As `sft_learner` was given it
-    label_smoothing:float=0., # As `sft_learner` was given it
-    class_weights=None, # As `sft_learner` was given it
+    spec, # A `DataSpec` or `Recipe`
+    loss=None, # As given to `sft_learner`
+    label_smoothing:float=0., # As given to `sft_learner`
+    class_weights=None, # As given to `sft_learner`
 ):  # (outputs, targets) -> a number
     "The loss to train with"
     raise TaskError(f"{type(self).__name__} has no loss. Give it a method loss(spec, loss, label_smoothing, class_weights).")
@@ -518,27 +518,27 @@ def loss(
 @patch
 def metrics(
     self:TargetKind,
-    spec, # What is known
+    spec, # A `DataSpec` or `Recipe`
 )->list: # fastai metrics
-    "What a fit shows in each epoch"
+    "The metrics of each epoch"
     return []
 
 # %% ../../nbs/data/19_kinds.ipynb #4e00bba5
 @patch
 def units(
     self:TargetKind,
-    outputs, # Of a batch, as the model gives them
-    spec, # What is known
+    outputs, # Outputs of the model for a batch
+    spec, # A `DataSpec` or `Recipe`
 ):  # A tensor of the same shape
-    "Outputs as an exported file gives them"
+    "Outputs in the units of an exported file"
     return outputs
 
 # %% ../../nbs/data/19_kinds.ipynb #de3695b1
 @patch
 def decode(
     self:TargetKind,
-    outputs, # Of a batch, as the model gives them
-    spec, # What is known
+    outputs, # Outputs of the model for a batch
+    spec, # A `DataSpec` or `Recipe`
 ):  # A DataFrame of prediction and probability
     "Outputs as predictions"
     raise TaskError(f"{type(self).__name__} cannot be decoded. Give it, or its task, a method decode.")
@@ -548,24 +548,24 @@ def decode(
 def with_inputs(
     self:TargetKind,
     table, # DataFrame from `decode`
-    rows, # Those that were predicted, with their inputs
+    rows, # The predicted rows, with their inputs
 ):  # The table, with further columns of `beside`
-    "What follows from predictions and their inputs together, such as where in a text something stands"
+    "Columns that follow from predictions and inputs together, such as places in a text"
     return table
 
 # %% ../../nbs/data/19_kinds.ipynb #88bb5705
 @patch
 def judged(
     self:TargetKind,
-    outputs, # Of each batch, in the order of `rows`
-    rows, # With the target
-    task, # Decodes, and knows the loss of a row
-    model, # That gave the outputs
-    spec, # What is known
-    batch_size:int=64, # Items a step
+    outputs, # Outputs of each batch, in the order of `rows`
+    rows, # Rows with the target
+    task, # Task that decodes, and computes the loss of a row
+    model, # The model of the outputs
+    spec, # A `DataSpec` or `Recipe`
+    batch_size:int=64, # Items per step
     keep:bool=False, # Keep the probability of every class
 )->tuple: # (columns target, prediction, probability, loss, correct; probabilities `(rows, classes)` or None)
-    "What an `Evaluation` holds of each row"
+    "The columns of an `Evaluation`"
     import pandas as pd
     out = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True)
     losses = task.row_losses(model, spec, rows, batch_size)
@@ -594,44 +594,44 @@ def values(
 def calibrated(
     self:TargetKind,
     ev, # An `Evaluation` of rows that were not trained on
-)->dict: # Goes into `spec.scaling`
-    "What held-out rows tell of the predictions to come, such as the width of their interval"
+)->dict: # Added to `spec.scaling`
+    "Settings that follow from held-out rows, such as the width of the interval of a prediction"
     return {}
 
 @patch
 def score_options(
     self:TargetKind,
-    spec, # What is known
-)->dict: # As JSON has them
-    "What the scores follow from besides the rows, such as a language"
+    spec, # A `DataSpec` or `Recipe`
+)->dict: # JSON-able
+    "Settings of the scores, such as a language"
     return {}
 
 # %% ../../nbs/data/19_kinds.ipynb #1df6b967
 @patch
 def score_note(
     self:TargetKind,
-    spec=None, # What is known
+    spec=None, # A `DataSpec` or `Recipe`
     **options, # From `score_options`
 )->str|None: # None: nothing to add
-    "How the scores are counted, in one line"
+    "A line that says how the scores are counted"
 
 # %% ../../nbs/data/19_kinds.ipynb #a168301a
 @patch
 def codes(
     self:TargetKind,
     cells, # Values
-    spec, # What is known
-):  # Numbers of classes as `class_codes` gives them; None: there are no classes
-    "What a linear model on features learns"
+    spec, # A `DataSpec` or `Recipe`
+):  # Numbers of classes, from `class_codes`; None: there are no classes
+    "The targets of a linear model on features"
 
 # %% ../../nbs/data/19_kinds.ipynb #0857ca35
 @patch
 def need_classes(
     self:TargetKind,
-    task, # Whose target it is
-    why:str, # Ends the message
+    task, # The task of the target
+    why:str, # End of the message
 ):
-    "Refuse what makes sense for classes alone"
+    "Raise an error where a step needs classes"
     raise TaskError(f"Task {task.name!r} has no classes{why}")
 
 # %% ../../nbs/data/19_kinds.ipynb #b70ea956
@@ -640,7 +640,7 @@ def class_table(
     self:TargetKind,
     ev, # An `Evaluation`
     draws:int=1000, # How often the rows are drawn for the intervals
-    seed:int=0, # Of the draws
+    seed:int=0, # Seed of the draws
 ):  # DataFrame of class, support, precision, recall, f1, low, high; None: as for the classes of the vocabulary
     "The scores of each class, where a row has more than one"
 
@@ -648,17 +648,17 @@ def class_table(
 @patch
 def marked(
     self:TargetKind,
-    row:dict, # Of an evaluation
-)->dict|None: # text; target and prediction: lists of (start, end, label, what is wrong or ''); None: the target is not part of a text
-    "Which parts of a text are right, and which were found"
+    row:dict, # A row of an evaluation
+)->dict|None: # text; target and prediction: lists of (start, end, label, error or ''); None: the target is not part of a text
+    "The parts of a text that are the target, and those that were predicted"
 
 # %% ../../nbs/data/19_kinds.ipynb #17eae7c4
 @patch
 def has_confusion(
     self:TargetKind,
     ev, # An `Evaluation`
-)->bool: # Whether one value is taken for another
-    "Whether there is a table of how often each value is taken for which"
+)->bool: # True: values can be confused with each other
+    "Whether there is a confusion table"
     return False
 
 @patch
@@ -666,7 +666,7 @@ def tables(
     self:TargetKind,
     ev, # An `Evaluation`
 )->dict: # Title -> DataFrame
-    "What a report shows beside the metrics"
+    "Further tables of a report"
     return {}
 
 # %% ../../nbs/data/19_kinds.ipynb #996d0315
@@ -675,7 +675,7 @@ def pictures(
     self:TargetKind,
     ev, # An `Evaluation`
 )->dict: # Title -> PIL picture
-    "What a report draws, such as residuals"
+    "Pictures of a report, such as residuals"
     return {}
 
 # %% ../../nbs/data/19_kinds.ipynb #4860fa44
@@ -683,12 +683,12 @@ def pictures(
 def from_table(
     self:TargetKind,
     frame, # DataFrame of predictions
-    target:str, # Column of what is right
-    prediction:str, # Column of what was said
+    target:str, # Column of the target
+    prediction:str, # Column of the prediction
     vocab=None, # Names of the classes; None: those that occur
-    probabilities=None, # `(rows, classes)`; None: as columns of the table, where there are
+    probabilities=None, # `(rows, classes)`; None: from columns of the table, where they exist
 )->tuple: # (frame with `target` and the predictions, vocab, whether a row may have several, probabilities)
-    "What a plain table of predictions means"
+    "Targets and predictions of a plain table"
     return frame.assign(target=frame[target]),[],False,None
 
 # %% ../../nbs/data/19_kinds.ipynb #9c12ed14
@@ -696,11 +696,11 @@ def from_table(
 def filled(
     self:TargetKind,
     frame, # With the columns of an evaluation
-    vocab:list, # From `from_table`, and so are the others
+    vocab:list, # From `from_table`, like the others
     several:bool, # Whether a row may have several values
     probabilities=None, # `(rows, classes)`
 ):  # The frame
-    "Probabilities and losses that the table does not have, as far as they follow"
+    "Fill in probabilities and losses that follow from the other columns"
     return frame
 
 # %% ../../nbs/data/19_kinds.ipynb #481b5a57
@@ -709,7 +709,7 @@ def baselines(
     self:TargetKind,
     inputs, # Kinds of the inputs
 )->dict: # Name -> kind of the input whose `features` it uses; None: none
-    "The baselines that fit, the cheapest first"
+    "The baselines for some inputs, the cheapest first"
     return {'majority':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
 
 # %% ../../nbs/data/19_kinds.ipynb #d7bbd51b
@@ -718,9 +718,9 @@ def constant(
     self:TargetKind,
     train, # Values of the training rows, as a Series
     rows, # Rows to predict
-    spec, # What is known
-)->dict: # As `fitted` gives it
-    "The same for all rows, whatever they are"
+    spec, # A `DataSpec` or `Recipe`
+)->dict: # As from `fitted`
+    "The same prediction for all rows"
     raise TaskError(f"{type(self).__name__} has no constant baseline. Give it a method constant(train, rows, spec).")
 
 # %% ../../nbs/data/19_kinds.ipynb #592f90bb
@@ -731,22 +731,22 @@ def fitted(
     train, # Their values, as a Series
     new, # Features of the rows to predict
     rows, # Those rows, with `target`
-    spec, # What is known
+    spec, # A `DataSpec` or `Recipe`
 )->tuple: # (columns prediction, probability, loss, correct; probabilities or None)
-    "What simple features say"
+    "Predictions of a simple model on features"
     raise TaskError(f"{type(self).__name__} has no baseline on features. Give it a method fitted(x, train, new, rows, spec).")
 
 # %% ../../nbs/data/19_kinds.ipynb #ec1f4484
 @patch
 def baseline(
     self:TargetKind,
-    kind, # Of the input whose features are used; None: none
-    name:str, # Of the baseline
+    kind, # Kind of the input whose features are used; None: none
+    name:str, # Name of the baseline
     train, # Training rows
     rows, # Rows to predict, with `target`
-    spec, # What is known
+    spec, # A `DataSpec` or `Recipe`
 )->tuple: # As from `fitted`
-    "What a simple model says"
+    "Predictions of a baseline"
     if kind is None: return self.constant(train[self.column], rows, spec)
     x,new = kind.features(train[kind.column], rows[kind.column])
     return self.fitted(x, train[self.column], new, rows, spec)
@@ -907,9 +907,9 @@ class TextTarget(TargetKind):
 @patch
 def coder(
     self:TextTarget,
-    spec, # What is known
-):  # Has `labels(texts)` -> lists of tokens, and `say(labels)` -> texts
-    "What makes tokens of texts"
+    spec, # A `DataSpec` or `Recipe`
+):  # An object with `labels(texts)` -> lists of tokens, and `say(labels)` -> texts
+    "The coder from texts to tokens and back"
     raise TaskError(f"{type(self).__name__} has no coder. Give it a method coder(spec).")
 
 @patch
@@ -928,21 +928,21 @@ def metrics(self:TextTarget, spec):
 # %% ../../nbs/data/19_kinds.ipynb #16b66f5d
 @patch
 def baselines(self:TextTarget, inputs):
-    "A text can be copied, or be that of the training row whose input is most like it"
+    "The input can be copied, or the target of the training row with the most similar input is used"
     own = next((k for k in inputs if k.written), None)
     return {'majority':None, **({'copy':own, 'nearest':own} if own else {}), 'untuned':None}
 
 @patch
-def constant(self:TextTarget, train, rows, spec): return self._said([train.mode()[0]]*len(rows), rows)
+def constant(self:TextTarget, train, rows, spec): return self._predicted([train.mode()[0]]*len(rows), rows)
 
 @patch
 def fitted(self:TextTarget, x, train, new, rows, spec):
-    return self._said([train.iloc[i] for i in np.asarray((new@x.T).argmax(1)).ravel()], rows)
+    return self._predicted([train.iloc[i] for i in np.asarray((new@x.T).argmax(1)).ravel()], rows)
 
 # %% ../../nbs/data/19_kinds.ipynb #d514cdaf
 @patch
 def baseline(self:TextTarget, kind, name, train, rows, spec):
-    return self._said(list(rows[kind.column]), rows) if name=='copy' else TargetKind.baseline(self, kind, name, train, rows, spec)
+    return self._predicted(list(rows[kind.column]), rows) if name=='copy' else TargetKind.baseline(self, kind, name, train, rows, spec)
 
 @patch
-def _said(self:TextTarget, said, rows): return dict(prediction=said, probability=np.nan, loss=np.nan, correct=[a==b for a,b in zip(rows.target, said)]),None
+def _predicted(self:TextTarget, texts, rows): return dict(prediction=texts, probability=np.nan, loss=np.nan, correct=[a==b for a,b in zip(rows.target, texts)]),None

@@ -1,6 +1,6 @@
-"""Empty cells, names of classes and their order: one rule for each
+"""`is_blank` says whether a cell is empty, `label_text` how a class is spelled, `class_order` in which order classes stand
 
-Every place that reads a label, in training, evaluation and corrections, reads it by these functions.
+All code that reads a label, in training, evaluation and corrections, uses these functions.
 
 Docs: https://sft-nb.github.io/sft_nb/data/labels.html.md"""
 
@@ -33,7 +33,7 @@ _UNSEEN_RE,_AROUND = re.compile(f'[{_UNSEEN}]'),''.join(filter(str.isspace, map(
 
 def label_text(
     v, # A cell
-)->str: # In NFC, without what cannot be seen and white space around it; a whole number has no point
+)->str: # In NFC, without invisible characters and surrounding white space; a whole number has no decimal point
     "A cell as the name of a class"
     if isinstance(v, bytes): v = v.decode('utf-8', 'replace')
     if isinstance(v, (float,np.floating)) and float(v).is_integer(): v = int(v)
@@ -57,9 +57,9 @@ def _by_value(names):
 # %% ../../nbs/data/03_labels.ipynb #1bb320d2
 def match_labels(
     targets, # Class names, or lists of them; None: empty
-    vocab, # Names of the classes that are known
-)->list: # Of the same form; a label that is certainly one of `vocab`, as it is spelt there
-    "Labels of other data in the spelling of the classes that are known"
+    vocab, # Names of the known classes
+)->list: # In the same form; a label that is certainly one of `vocab` gets the spelling of `vocab`
+    "Labels of other data in the spelling of the known classes"
     known,by = set(vocab),{}
     for v in vocab: by.setdefault(_value(label_text(v)), set()).add(v)
     def one(name): return name if name in known or len(same := by.get(_value(label_text(name)), ())) != 1 else next(iter(same))
@@ -69,7 +69,7 @@ def match_labels(
 _LISTS = (list,tuple,set,np.ndarray)
 
 def _parts(v, delim):
-    "The labels in a cell, as they are written; None where it is empty"
+    "The labels in a cell, as written; None where it is empty"
     if isinstance(v, set): v = sorted(v, key=str)
     if isinstance(v, _LISTS): return [o for o in v if not is_blank(o)]
     if is_blank(v): return None
@@ -88,7 +88,7 @@ def _is_list_text(part):
     except (ValueError,SyntaxError,MemoryError,RecursionError): return False
 
 def _not_labels(parts):
-    "Why lists are not lists of labels, or None"
+    "The reason why lists are not lists of labels, or None"
     rows = [p for p in parts if p]
     if len(rows)==len(parts) and len({len(p) for p in rows})==1:
         values = [_numbers(p) for p in rows]
@@ -98,9 +98,9 @@ def _not_labels(parts):
     if rows and all(map(_is_list_text, rows)): return 'text'
 
 def _refuse_lists(parts, target, where):
-    kind = _not_labels(told := [p for p in parts if p is not None])
+    kind = _not_labels(filled := [p for p in parts if p is not None])
     if kind is None: return
-    first = (','.join(map(str, told[0])) if kind=='text' else str(told[0]))[:60]
+    first = (','.join(map(str, filled[0])) if kind=='text' else str(filled[0]))[:60]
     what = 'the text of a list' if kind=='text' else f'a list with {kind} for each class (one-hot)'
     how = "Pass lists, as JSON lines and Parquet hold them, or text such as 'a;b' with label_delim=';'" if kind=='text' else \
         f"Name the classes: frame.{target}.map(lambda v: [n for n,on in zip(NAMES, v) if on])"
@@ -118,15 +118,15 @@ def class_order(
 
 # %% ../../nbs/data/03_labels.ipynb #2fc041de
 def _report_spelling(parts, names):
-    "Say which labels, as they are written, are read as something else"
+    "Print which labels are read in another spelling than they are written"
     other = {o:n for p,m in zip(parts, names) if p for o,n in zip(p, m) if isinstance(o, str) and o.strip()!=n}
     if not other: return
     some = ', '.join(f'{ascii(o)} as {n!r}' for o,n in list(other.items())[:5])
-    say(f"Labels in another spelling are read by what they mean: {some}{f' and {len(other)-5:,} more' if len(other)>5 else ''}")
+    say(f"Labels in another spelling are read by their meaning: {some}{f' and {len(other)-5:,} more' if len(other)>5 else ''}")
 
 def label_names(
-    parts:list, # The labels of each cell, as they are written; None: empty
-    report:bool=False, # Say which of them are read as something else
+    parts:list, # The labels of each cell, as written; None: empty
+    report:bool=False, # Print which of them are read in another spelling
 )->list: # A list of names per cell
     "Labels as names of classes, those of a column together"
     texts = [p and [label_text(o) for o in p] for p in parts]
@@ -161,7 +161,7 @@ def _one_letter(a, b):
 def alike_classes(
     counts:dict, # Name of a class -> its rows
     typos:bool=False, # Also accents, and a rare class that is one letter away from one with ten times its rows
-)->list: # (names, the most frequent first; what they differ in: 'case or white space', 'accents', 'one letter')
+)->list: # (names, the most frequent first; the difference: 'case or white space', 'accents', 'one letter')
     "Classes that are probably one"
     names,found = sorted(counts, key=lambda o: (-counts[o],o)),[]
     for how,form in (('case or white space',_look), *((('accents',_bare),) if typos else ())):
@@ -177,14 +177,14 @@ def _report_alike(counts):
     if not found: return
     some = '; '.join(', '.join(f'{o!r} ({counts[o]:,})' for o in names) for names,_ in found[:5])
     say(f"Classes that differ only in case or white space: {some}{f' and {len(found)-5:,} more groups' if len(found)>5 else ''}. "
-        "They are learned as different classes; write them alike where they are one")
+        "They are learned as different classes; give them one spelling where they are one class")
 
 # %% ../../nbs/data/03_labels.ipynb #3e852a78
 _QUOTES = ('""', "''", '“”', '„“', '‘’', '«»', '``')
 
 def _unquoted(
-    name:str, # Of a class
-)->str|None: # What stands between quotes; None: there are none around it
+    name:str, # Name of a class
+)->str|None: # The name between the quotes; None: there are no quotes around it
     "A label without the quotes around it"
     inner = name[1:-1].strip(_AROUND)
     return inner if len(name)>2 and name[0]+name[-1] in _QUOTES and inner else None
@@ -214,13 +214,13 @@ def _lone_labels(labels, split, counts):
     quoted,other = _quoted(set(counts)),_like(counts)
     for i,names,side in zip(labels.index, labels, labels if split is None else split):
         for l in names:
-            if l in quoted: yield i, f"label {l!r} has quotes around it, and {_unquoted(l)!r} is a class too: take the quotes away"
+            if l in quoted: yield i, f"label {l!r} has quotes around it, and {_unquoted(l)!r} is a class too: remove the quotes"
             elif l not in seen: yield i, f"label {l!r} is in {side}, but train lacks it"
             elif n[l]==1: yield i, f"the only item of class {l!r}" + (' that is left' if counts[l]>1 else '') + ': a class needs two' + other.get(l, '')
 
 # %% ../../nbs/data/03_labels.ipynb #d4b7b0c7
 def _report_names(counts):
-    "Say which classes look alike, and which have quotes around their names"
+    "Print which classes look alike, and which have quotes around their names"
     _report_alike(counts)
     quoted = [o for o in counts if _unquoted(o)]
     if quoted: say(f"{len(quoted):,} of {len(counts):,} classes have quotes around their names, which are part of them: {', '.join(map(str, quoted[:5]))}")

@@ -1,7 +1,7 @@
-"""Cells of a Parquet file or a `Dataset` that are read when they are asked for
+"""A column of pandas whose cells stay in a Parquet file or a `Dataset` until they are needed
 
-Rows may be more than memory holds. Then the table of rows keeps what it needs of each row, its name, its target, its side, and a `LazyArray` stands in the column of the
-input: it knows where the cells lie, is cut, sorted and joined like any other column of pandas, and reads a cell when somebody looks at it.
+A table may be larger than memory. Then the table of rows holds only the name, the target and the split of each row, and the column of the
+input is a `LazyArray`: it knows where the cells are, is cut, sorted and joined like any other column of pandas, and reads a cell when the cell is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/lazy.html.md"""
 
@@ -26,15 +26,15 @@ def _in_a_row(idxs): return len(idxs)>0 and idxs[-1]-idxs[0]==len(idxs)-1 and bo
 
 @contextmanager
 def explain_unreadable(
-    what, # Where it stands, for the message
+    what, # The place of the cells, for the message
 ):  # A context
-    "Refuse in words what Arrow holds and Python cannot read: bytes that are not UTF-8, a date past the calendar"
+    "Raise a clear error for cells that Python cannot read: bytes that are not UTF-8, a date past the calendar"
     try: yield
     except UnicodeDecodeError as e: raise DataError(f"{what} is not UTF-8 text: {e.reason} ({e.object[e.start]:#x}). Write the file again.") from e
     except (ValueError,OverflowError) as e: raise DataError(f"{what} cannot be read: {str(e).splitlines()[0][:200]}. Write the file again.") from e
 
 def _some_cell(source, column, idxs, first=1):
-    "Where a cell stands; rows are numbered from `first`, as the source numbers them"
+    "The place of a cell; rows are numbered from `first`, as in the source"
     return f'{source}: a cell of column {column!r} in rows {min(idxs, default=0)+first:,} to {max(idxs, default=0)+first:,}'
 
 # %% ../../nbs/data/01_lazy.ipynb #9e4f8c07
@@ -42,7 +42,7 @@ class ArrowRows:
     "Rows of an Arrow file"
     def __init__(self,
         path, # The file
-        source=None, # The file it was unpacked from, for messages; None: `path`
+        source=None, # Original file, for messages; None: `path`
     ):
         import pyarrow as pa
         self.path,self.source = Path(path),Path(source or path)
@@ -68,11 +68,11 @@ def read(self:ArrowRows,
 
 # %% ../../nbs/data/01_lazy.ipynb #754e71d1
 def rows_folder()->Path: # `cache_home()/'rows'`
-    "Where unpacked tables are kept"
+    "The folder of unpacked tables"
     return cache_home()/'rows'
 
 def _plain_schema(schema):
-    "A schema with values in place of numbers of values"
+    "A schema without dictionary encoding"
     import pyarrow as pa
     for i,f in enumerate(schema):
         if pa.types.is_dictionary(f.type): schema = schema.set(i, f.with_type(f.type.value_type))
@@ -93,12 +93,12 @@ def _plain(part, schema):
 def unpack_parquet(
     path, # A Parquet file
 )->Path: # An Arrow file with the same rows
-    "Unpack a Parquet file, once, without holding it"
+    "Unpack a Parquet file, once, without loading it into memory"
     import pyarrow as pa
     path = Path(path).resolve()
     if not path.is_file(): raise DataError(f"{path} is missing.")
-    now = path.stat()
-    out = rows_folder()/f"{hashlib.sha256(f'{path} {now.st_size} {now.st_mtime_ns}'.encode()).hexdigest()[:40]}.arrow"
+    stat = path.stat()
+    out = rows_folder()/f"{hashlib.sha256(f'{path} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:40]}.arrow"
     if out.exists(): return out
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.') as work:
@@ -152,7 +152,7 @@ class _Joined:
 def _missing(o): return o is None or o is pd.NA or o is pd.NaT or isinstance(o, float) and o!=o
 
 class _Column(extensions.ExtensionArray):
-    "What pandas asks of a column"
+    "The methods that pandas calls on a column"
     @classmethod
     def _from_sequence(cls, scalars, *, dtype=None, copy=False): return scalars if isinstance(scalars, LazyArray) else LazyArray(_Held(scalars))
     @classmethod
@@ -171,10 +171,10 @@ class _Column(extensions.ExtensionArray):
 @patch
 def take(self:_Column,
     indices, # Numbers of cells
-    *, allow_fill:bool=False, # -1 stands for an open cell; else for the last one
-    fill_value=None, # What fills an open cell; None: it is empty
+    *, allow_fill:bool=False, # -1 stands for an empty cell; else for the last one
+    fill_value=None, # Value of an empty cell; None: it stays empty
 ):
-    "Some cells, as pandas takes them"
+    "Some of the cells, by the rules of pandas"
     at = extensions.take(np.arange(len(self)), np.asarray(indices, dtype=np.int64), allow_fill=allow_fill, fill_value=-1)
     if _missing(fill_value) or not (at<0).any(): return self._with(np.append(self.idxs, -1)[at])
     return LazyArray(_Joined([self, LazyArray(_Held([fill_value]))]), idxs=np.where(at<0, len(self), at))
@@ -203,7 +203,7 @@ def __array__(self:_Column, dtype=None, copy=None):
 
 # %% ../../nbs/data/01_lazy.ipynb #735a8909
 class LazyDtype(extensions.ExtensionDtype):
-    "Cells of any kind that are read when they are asked for"
+    "Cells of any kind that are read on demand"
     name,type,kind,na_value = 'lazy',object,'O',None
     @classmethod
     def construct_array_type(cls): return LazyArray
@@ -211,13 +211,13 @@ class LazyDtype(extensions.ExtensionDtype):
 def _then(f, g, o): return g(f(o))
 
 class LazyArray(_Column):
-    "A column whose cells stay where they are until they are asked for"
-    dtype,part = LazyDtype(),1024 # cells that are held at once where all are gone through
+    "A column whose cells stay in their source until they are used"
+    dtype,part = LazyDtype(),1024 # cells that are held at once while iterating
     def __init__(self,
-        rows, # What has `read(column, idxs)` and a length
-        column:str='', # Name of the column in it
+        rows, # A source with `read(column, idxs)` and a length
+        column:str='', # Name of the column in the source
         idxs=None, # Numbers of rows, -1 for an empty cell; None: all
-        convert=None, # What is made of each cell; None: nothing
+        convert=None, # Function that is applied to each cell; None: none
     ):
         self.rows,self.column,self.convert = rows,column,convert
         self.idxs = np.arange(len(rows), dtype=np.int64) if idxs is None else np.asarray(idxs, dtype=np.int64)
@@ -258,14 +258,14 @@ def __iter__(self:LazyArray):
 # %% ../../nbs/data/01_lazy.ipynb #0553fab5
 def is_lazy(
     cells, # A column, or anything else
-)->bool: # Whether its cells are read when they are asked for
+)->bool: # Whether its cells are read on demand
     "Whether a column is lazy"
     return isinstance(getattr(cells, 'array', cells), LazyArray)
 
 def column_cells(
     cells, # A column
 ): # A list, or the `LazyArray`
-    "Cells that can be had by their number"
+    "Cells that can be read by their number"
     return cells.array if is_lazy(cells) else list(cells)
 
 # %% ../../nbs/data/01_lazy.ipynb #91a3bc8d
@@ -276,7 +276,7 @@ def _is_small(kind):
 def parquet_frame(
     path, # A Parquet file
 )->pd.DataFrame: # Its columns, lazy where they are not numbers
-    "A frame of a Parquet file that holds little of it"
+    "A frame of a Parquet file that keeps little of it in memory"
     with explain_unreadable(f'The name of a column of {path}'):
         rows = ArrowRows(unpack_parquet(path), path)
         names = [o for o in rows.table.column_names if not o.startswith('__index_level_')]
@@ -294,7 +294,7 @@ def _class_names(v, f):
 def dataset_frame(
     ds, # A Hugging Face `Dataset`
 )->pd.DataFrame: # Its columns, lazy where they are neither numbers nor names of classes
-    "A frame of a `Dataset` that holds little of it"
+    "A frame of a `Dataset` that keeps little of it in memory"
     from datasets import ClassLabel, Value
     rows = DatasetRows(ds)
     def column(c):
@@ -310,7 +310,7 @@ LAZY_BYTES = 2**26
 def source_bytes(
     source, # Path of a Parquet file, or a `Dataset`
 )->int: # Bytes of its content, unpacked
-    "How much a source would hold in memory, about"
+    "The approximate size of a source in memory"
     if not isinstance(source, (str,Path)): return source.data.nbytes
     import pyarrow as pa, pyarrow.parquet as pq
     try: meta = pq.read_metadata(source)

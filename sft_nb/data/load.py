@@ -1,8 +1,8 @@
 """`load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
 
-Whatever the data come as, they become one table of *rows*: `item` (a name), the inputs, the target, `split`, and `row` (where it stands in the
-source). The rows are checked before anything is trained: what is wrong is said with the file or the line, all of it at once. Then they are split,
-and the task makes fastai `DataLoaders` of them. What is known about the data is kept as `dls.sft`, a `DataSpec`.
+Every source becomes one table of *rows*: `item` (a name), the inputs, the target, `split`, and `row` (the place in the
+source). The rows are checked before anything is trained: all problems are reported at once, each with its file or line. Then the rows are split,
+and the task makes fastai `DataLoaders` from them. The result is kept as `dls.sft`, a `DataSpec`.
 
 Docs: https://sft-nb.github.io/sft_nb/data/load.html.md"""
 
@@ -41,7 +41,7 @@ def _target_problems(rows, spec):
     return out+[(i,p) for i,p in zip(rows.index, t.problems(rows[t.column], spec)) if p]
 
 def _empty(rows, task):
-    "Rows without an input; where one is enough, those without any"
+    "Rows without an input; for tasks that need any one input, rows without all"
     if task.needs=='all': return _empty_cells(rows, task.input_columns)
     none = np.all([_none(rows[k]) for k in task.input_columns], axis=0)
     return [(i, f"empty {' and '.join(task.input_columns)}: one of them is needed") for i in rows.index[none]]
@@ -53,7 +53,7 @@ def _file_problems(rows, task):
 
 # %% ../../nbs/data/11_load.ipynb #64f4e4a3
 def _twice(rows, task):
-    "Rows that name a file again; where the labels differ, all of them"
+    "Rows with a file that occurred before; where the labels differ, all rows of the file"
     if not task.file_columns or len(task.inputs)>1: return
     kind = task.file_columns[0]
     paths = rows[np.array([isinstance(v, str) for v in rows[kind]], dtype=bool) & ~_none(rows[task.target.column])]
@@ -67,28 +67,28 @@ def _twice(rows, task):
 def row_problems(
     rows:pd.DataFrame, # From `read_rows`
     spec:DataSpec, # For the task's own check
-    labelled:bool=True, # False: the target is not looked at
-    contents:bool=True, # False: what stands in files is not read
+    labelled:bool=True, # False: the target is not checked
+    contents:bool=True, # False: the content of files is not read
 )->dict: # index in `rows` -> list of problems
-    "What is wrong with each row by itself"
-    task,found = spec.task,{}
+    "The problems of each row by itself"
+    task,problems = spec.task,{}
     def add(i, problem):
-        if problem not in found.setdefault(i, []): found[i].append(problem)
+        if problem not in problems.setdefault(i, []): problems[i].append(problem)
     for i,p in rows.get(Own.PROBLEM, pd.Series(dtype=object)).items():
         if p: add(i, p)
-    whole = rows.drop(index=list(found))
+    whole = rows.drop(index=list(problems))
     for i,p in (*_empty(whole, task), *(_target_problems(whole, spec) if labelled else ())): add(i, p)
     for i,p in _file_problems(whole, task): add(i, p)
     if labelled:
         for i,p in _twice(whole, task): add(i, p)
-    here = whole.drop(index=[i for i,_ in _empty(whole, task)])
-    here = here.drop(index=[i for i in here.index if any(p.startswith(('is missing','the same file')) for p in found.get(i, []))])
-    for i,p in (task.check_rows(here, spec) or ()) if contents else (): add(i, p)
-    return found
+    readable = whole.drop(index=[i for i,_ in _empty(whole, task)])
+    readable = readable.drop(index=[i for i in readable.index if any(p.startswith(('is missing','the same file')) for p in problems.get(i, []))])
+    for i,p in (task.check_rows(readable, spec) or ()) if contents else (): add(i, p)
+    return problems
 
 # %% ../../nbs/data/11_load.ipynb #00ad3631
 def _fatal(rows, spec, what):
-    "What is wrong with all rows together, or None"
+    "The problem of all rows together, or None"
     train = rows[~rows.split.isin(['valid','test'])] if 'split' in rows else rows
     if not len(rows): return 'no rows'
     if not len(train): return 'no rows to train on'
@@ -97,29 +97,29 @@ def _fatal(rows, spec, what):
 # %% ../../nbs/data/11_load.ipynb #162ace8e
 def split_problems(
     rows:pd.DataFrame, # With or without a column `split`
-)->list: # (index, problem) of rows whose side is not known
-    "What is wrong with the split of each row"
+)->list: # (index, problem) of rows whose split is not known
+    "The problems of the column `split`"
     return [(i, f"unknown split {s!r}. Valid: {', '.join(_SPLITS)}" if s else 'empty split') for i,s in rows.get('split', pd.Series(dtype=object)).items() if s not in _SPLITS]
 
 def _clean(rows, spec, bad, what):
     "(good rows, problems): raises `BadRows` unless `bad` is 'skip' and enough is left"
     t = spec.task.target
-    found = row_problems(rows, spec)
-    for i,p in split_problems(rows): found.setdefault(i, []).append(p)
-    good = rows.drop(index=list(found))
+    by_row = row_problems(rows, spec)
+    for i,p in split_problems(rows): by_row.setdefault(i, []).append(p)
+    good = rows.drop(index=list(by_row))
     while more := list(t.row_problems(good, spec, rows[t.column])):
-        for i,p in more: found.setdefault(i, []).append(p)
+        for i,p in more: by_row.setdefault(i, []).append(p)
         good = good.drop(index=list({i for i,_ in more}))
-    problems = [(rows.item[i], rows.row[i], p) for i in sorted(found) for p in found[i]]
-    return good,_judge(good, spec, problems, bad, what, len(found))
+    problems = [(rows.item[i], rows.row[i], p) for i in sorted(by_row) for p in by_row[i]]
+    return good,_judge(good, spec, problems, bad, what, len(by_row))
 
 # %% ../../nbs/data/11_load.ipynb #a783db49
 def _judge(good, spec, problems, bad, what, n):
-    "Problems as a table, where they are not raised; `n`: how many rows have some"
+    "Problems as a table, where they are not raised; `n`: the number of rows with problems"
     fatal = _fatal(good, spec, what)
     if fatal: problems = [*problems, (None, what, fatal + (' after leaving these out' if problems else ''))]
     problems = _table(problems)
-    if fatal: raise BadRows(problems, what, 'Mend them, or add data.' if len(problems)>1 else 'Add data.')
+    if fatal: raise BadRows(problems, what, 'Fix them, or add data.' if len(problems)>1 else 'Add data.')
     if len(problems) and bad=='raise': raise BadRows(problems, what)
     if n: say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
     return problems
@@ -138,7 +138,7 @@ def _exclude(rows, exclude):
     values = _listed(exclude)
     if values is None: return rows
     if _is_mask(values):
-        if len(values)!=len(rows): raise DataError(f"exclude has {len(values):,} values, the data have {len(rows):,} rows.")
+        if len(values)!=len(rows): raise DataError(f"exclude must have one value per row, {len(rows):,}, got {len(values):,}.")
         return rows[~np.array(values)].reset_index(drop=True)
     names = list(map(str, values))
     found = _find_rows(rows, names, 'exclude')
@@ -147,7 +147,7 @@ def _exclude(rows, exclude):
 
 # %% ../../nbs/data/11_load.ipynb #07d88ceb
 def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise', folder=None, ending=None, sheet=None):
-    "(rows, several labels?, what was read), with the rows of `valid` where it is data"
+    "(rows, several labels?, name of the data), with the rows of `valid` where it is data"
     exclude,columns = _listed(exclude),dict(input=input, target=target, group=group, label_delim=label_delim, lazy=lazy, empty_label=empty_label)
     _tables_alone(source, folder, ending)
     rows,multi,what = table_rows(source, task, **columns, folder=folder, ending=ending, sheet=sheet)
@@ -155,7 +155,7 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude, laz
     if not late: rows = _exclude(rows, exclude)
     if isinstance(valid, (int,float)): return rows,multi,what
     if 'split' in rows and (rows.split=='valid').any():
-        raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Leave one of them out.")
+        raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Use only one of them.")
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     files = {} if isinstance(valid, (str,Path)) and Path(valid).expanduser().is_dir() else dict(folder=folder, ending=ending, sheet=sheet if _is_excel(valid) else None)
     held,vmulti,vwhat = table_rows(_one_side(valid), task, **columns, **files, prefix=prefix, taken=rows['item'])
@@ -174,30 +174,30 @@ def _is_excel(source): return isinstance(source, (str,Path)) and str(source).low
 def _tables_alone(source, folder, ending):
     for k,v in (('folder',folder), ('ending',ending)):
         if v is not None and isinstance(source, (str,Path)) and Path(source).expanduser().is_dir():
-            raise DataError(f"{k}={str(v)!r} belongs to a table whose files lie elsewhere, and {source} is a folder. Leave it out.")
+            raise DataError(f"{k}={str(v)!r} is for a table whose files are elsewhere, and {source} is a folder. Leave it out.")
 
 def _held_side(held, what):
-    "Of validation data that have splits of their own, the rows for validation"
+    "The rows for validation, of validation data with splits of their own"
     sides = set(held.get('split', ()))
     if len(sides)<2: return held
-    if 'valid' not in sides: raise DataError(f"valid={what!r} has the splits {', '.join(sorted(map(str, sides)))} and no rows of 'valid'. Pass the rows that are meant.")
+    if 'valid' not in sides: raise DataError(f"valid={what!r} has the splits {', '.join(sorted(map(str, sides)))} and no rows of 'valid'. Pass only the rows for validation.")
     say(f"Validating on the {sum(held.split=='valid'):,} valid rows of {what}, which has {len(held):,} rows in all")
     return held[held.split=='valid'].reset_index(drop=True)
 
 def _one_side(valid):
     if not isinstance(valid, (str,Path)) and not isinstance(valid, pd.DataFrame) and not is_dataset(valid):
-        raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
+        raise DataError(f"valid must be a fraction between 0 and 1, or the path of validation data, got {valid!r}.")
     return valid
 
 # %% ../../nbs/data/11_load.ipynb #e852f6b0
 def _augments(spec):
-    "Augmentation is on unless something else is said"
+    "Augmentation is on unless an option turns it off"
     return True if spec.options.get('augment') is None else spec.options['augment']
 
 def make_loaders(
-    spec:DataSpec, # With its rows split; `spec.options` says the rest
-):  # fastai `DataLoaders`; `.sft` is `spec` with what the loaders have settled
-    "Make the loaders again, for instance after a change of `spec.rows`; `spec` stays as it is"
+    spec:DataSpec, # With its rows split; `spec.options` has the other arguments
+):  # fastai `DataLoaders`; `.sft` is a copy of `spec` with the settings of the loaders
+    "Make the loaders again, for instance after a change of `spec.rows`; `spec` is not changed"
     own,spec = {k:v for k,v in spec.options.items() if k in spec.task.options},copy.copy(spec)
     spec.scaling = spec.task.target.settle(spec)
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
@@ -205,7 +205,7 @@ def make_loaders(
 
 # %% ../../nbs/data/11_load.ipynb #d2b496c1
 def _sample_first(rows, spec, limit):
-    "A part of the rows whose target can be learnt, and all whose target cannot; the content of the others is never read"
+    "A part of the rows whose target can be learned, and all rows whose target cannot; the content of the others is never read"
     t = spec.task.target
     whole = rows[~_none(rows[t.column])]
     n = Counter(t.flat(whole[t.column], spec.multi_label))
@@ -215,7 +215,7 @@ def _sample_first(rows, spec, limit):
 
 # %% ../../nbs/data/11_load.ipynb #478087ff
 def _equal_together(rows, spec):
-    "Rows with equal inputs as groups, where the task asks for it and nothing else has grouped or split them"
+    "Rows with equal inputs as groups, where the task wants it and the rows are not grouped or split yet"
     if not spec.task.equal_together or spec.has_group or 'split' in rows and (rows.split=='valid').any(): return rows
     keys = pd.Series(['\0'.join(str(k.storable(o)) for k,o in zip(spec.task.inputs, cells)) for cells in zip(*(rows[c] for c in spec.task.input_columns))], index=rows.index, dtype=object)
     again = keys.duplicated(keep=False)
@@ -228,12 +228,12 @@ def _equal_together(rows, spec):
 
 # %% ../../nbs/data/11_load.ipynb #02b842de
 def prepare_rows(
-    spec:DataSpec, # With rows as they were read; `rows`, `vocab` and `skipped` are filled
+    spec:DataSpec, # With rows as read; `rows`, `vocab` and `skipped` are filled
     valid:float=.2, # Fraction to hold out where the rows are not split
     bad:str='raise', # As in `load_data`
-    what:str='the data', # What was read, for messages
+    what:str='the data', # Name of the data, for messages
 )->DataSpec: # `spec`
-    "Check the rows, take a part of them where `max_items` is set, split them, and collect the class names"
+    "Check the rows, draw a part of them where `max_items` is set, split them, and collect the class names"
     limit,rows = spec.options.get('max_items'),spec.rows
     if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
     good,spec.skipped = _clean(rows, spec, bad, what)
@@ -252,16 +252,16 @@ _ARGUMENTS = ('valid seed checkpoint pretrained input target target_kind group b
 def _check_arguments(task, valid, bad, max_items, options, seed=42, empty_label='raise'):
     for k in options:
         if k not in task.options: raise DataError(f"load_data has no option {k!r} for task {task.name!r}.{near(k, [*task.options, *_ARGUMENTS])}")
-    if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (list all problems) or 'skip' (go on without these rows).")
+    if bad not in ('raise','skip'): raise DataError(f"bad={bad!r}. Valid: 'raise' (list all problems) or 'skip' (drop these rows).")
     if empty_label not in ('raise','none'): raise DataError(f"empty_label={empty_label!r}. Valid: 'raise' (an empty label is a problem) or 'none' (an item of none of the classes).")
     if isinstance(valid, bool) or isinstance(valid, Real) and not 0<valid<1:
-        raise DataError(f"valid={valid!r}: expected a fraction between 0 and 1, or the path of validation data.")
-    if max_items is not None and not _is_whole(max_items, 2): raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
-    if seed is not None and not (_is_whole(seed, 0) and seed<2**32): raise DataError(f"seed={seed!r}: expected a whole number from 0 to {2**32-1}.")
+        raise DataError(f"valid must be a fraction between 0 and 1, or the path of validation data, got {valid!r}.")
+    if max_items is not None and not _is_whole(max_items, 2): raise DataError(f"max_items must be a whole number from 2 up, got {max_items!r}.")
+    if seed is not None and not (_is_whole(seed, 0) and seed<2**32): raise DataError(f"seed must be a whole number from 0 to {2**32-1}, got {seed!r}.")
 
 # %% ../../nbs/data/11_load.ipynb #c0fd5f02
 def _settings(input, target, ending, empty_label):
-    "Arguments on how the source is read that a saved model keeps, where they were given"
+    "Arguments on reading the source that a saved model keeps, where they were given"
     given = dict(input=input, ending=ending, target=target if target is not None and '.' in target else None, empty_label=empty_label if empty_label!='raise' else None)
     return {k:v for k,v in given.items() if v is not None}
 
@@ -270,7 +270,7 @@ def _checkpoint(task, ref, pretrained):
     return open_checkpoint(ref or task.checkpoint, task=task.name, pretrained=pretrained)
 
 def _plain_kind(task, rows):
-    "(task, rows) with another kind of target, where the column is plainly of that kind"
+    "(task, rows) with another kind of target, where the column is clearly of that kind"
     name = task.target.column
     for t in task.other_targets:
         if (values := t.recognized(rows[name])) is None: continue
@@ -282,32 +282,32 @@ def _plain_kind(task, rows):
 # %% ../../nbs/data/11_load.ipynb #6aab1fb9
 def load_data(
     task:str|Task, # 'image', 'text', …, or a `Task`
-    source, # Folder with a folder per class; CSV, TSV, Excel, JSON-lines or Parquet file; DataFrame; Hugging Face `Dataset` or `DatasetDict`
+    source, # Folder with one folder per class; CSV, TSV, Excel, JSON-lines or Parquet file; DataFrame; Hugging Face `Dataset` or `DatasetDict`
     *,
-    valid=.2, # Fraction to hold out, every class in proportion; or the path of validation data. Not used where the source is split already
-    seed:int=42, # Of the split, of `max_items` and of the order of training
+    valid=.2, # Fraction to hold out, every class in proportion; or the path of validation data. Not used where the source is already split
+    seed:int=42, # Seed of the split, of `max_items` and of the order of training
     checkpoint:str|None=None, # Reference of the pretrained model whose preprocessing is used; None: the task's default
     pretrained:bool=True, # False: the same architecture with fresh weights
     input=None, # Column of the input (several: a list, or a dict); None: the task's own names
     target:str|None=None, # Column of the target; None: the task's own name
-    target_kind:str|None=None, # 'class' or 'number', where the task can have either; None: as the task has it, and numbers where the column is plainly that
+    target_kind:str|None=None, # 'class' or 'number', where the task can have either; None: that of the task, and numbers where the column is clearly numeric
     group:str|None=None, # Column whose equal values stay on one side of the split
-    bad:str='raise', # 'raise': list all bad rows at once; 'skip': go on without them, they are kept in `dls.sft.skipped`
-    batch_size:int|None=None, # Items a step; None: what suits the task, less where there are few items
-    augment=None, # Whether to vary training items at random; what else it may be, the task says. None: yes, but not where `fine_tune` trains by a plan of its own
-    max_items:int|None=None, # Take a random part of this size, every class in proportion; None: all
+    bad:str='raise', # 'raise': list all bad rows at once; 'skip': drop them; `dls.sft.skipped` lists them
+    batch_size:int|None=None, # Items per step; None: the default of the task, less where there are few items
+    augment=None, # Whether to vary training items at random; some tasks take other values. None: yes, but not where `fine_tune` trains by a plan of its own
+    max_items:int|None=None, # Draw a random part of this size, every class in proportion; None: all
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
-    label_delim:str|None=None, # What stands between several labels in a cell; lists need none
+    label_delim:str|None=None, # Separator of several labels in a cell; lists need none
     empty_label:str='raise', # An empty label where a row may have several: 'raise': a problem of the row; 'none': an item of none of the classes, as `[]` is
     exclude=None, # Items to leave out: names as in `rows.item`, the name of a file for all of its rows, or a mask over the rows
-    corrections=None, # What `Marks` keeps: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
-    lazy:bool|None=None, # Leave the inputs of a Parquet file or a `Dataset` where they are until they are asked for; None: where they take more than 64 MB
-    folder=None, # Folder in which the files of a table lie; None: that of the table
-    ending:str|None=None, # What the names of the files end in where the table leaves it out, such as '.jpg'; None: nothing
-    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
-    **options, # Those of the task: `get_task(name).options`
+    corrections=None, # Corrections by `Marks`: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
+    lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` on demand; None: where they take more than 64 MB
+    folder=None, # Folder of the files that a table names; None: the folder of the table
+    ending:str|None=None, # Ending of the file names that the table leaves out, such as '.jpg'; None: nothing is added
+    sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
+    **options, # Options of the task: `get_task(name).options`
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
-    "Read, check and split data, and make fastai `DataLoaders` of them"
+    "Read, check and split data, and make fastai `DataLoaders` from them"
     join_processes()
     task = get_task(task) if target_kind is None else get_task(task).with_target(target_kind)
     _check_arguments(task, valid, bad, max_items, options, seed, empty_label)

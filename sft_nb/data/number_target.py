@@ -1,8 +1,8 @@
-"""`NumberTarget`: a number in the unit of the data, such as a rating, a price or a share, in the place of a class
+"""`NumberTarget`: a number in the unit of the data, such as a rating, a price or a share
 
-A task whose target is a class can have a number in its place: `load_data('text', …, target_kind='number')`, or by itself where the column is plainly a number with
-many values. The network learns numbers with mean 0 and standard deviation 1, by mean and standard deviation of the training rows; predictions and metrics are in the unit of the data. Each
-prediction has an interval, which held-out rows tell (`core.number_metrics`). Nothing in here imports torch before it is used.
+A task whose target is a class can have a number instead: `load_data('text', …, target_kind='number')`, or automatically where the column clearly holds numbers with
+many values. The network learns numbers with mean 0 and standard deviation 1, scaled by the mean and standard deviation of the training rows;
+predictions and metrics are in the unit of the data. Each prediction has an interval from held-out rows (`core.number_metrics`). Nothing in here imports torch before it is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/number_target.html.md"""
 
@@ -25,7 +25,7 @@ from .kinds import TargetKind
 _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?')
 
 def number_of(
-    cell, # As a source has it
+    cell, # A cell of a source
 ):  # A float; None: empty; the cell itself: it is not a number
     "A cell as a number"
     from sft_nb.data.labels import is_blank
@@ -51,7 +51,7 @@ class NumberTarget(TargetKind):
     def baselines(self, inputs): return {'mean':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
 
 def _problem(v, column):
-    if not isinstance(v, float): return f'{column} {v!r} is not a number' + ('; write a point before decimals' if isinstance(v, str) and re.fullmatch(r'\s*[+-]?\d+,\d+\s*', v) else '')
+    if not isinstance(v, float): return f'{column} {v!r} is not a number' + ('; write decimals with a point' if isinstance(v, str) and re.fullmatch(r'\s*[+-]?\d+,\d+\s*', v) else '')
     if not np.isfinite(v): return f'{column} {v!r} is not finite'
 
 # %% ../../nbs/data/22_number_target.ipynb #3ba5bc9f
@@ -88,24 +88,25 @@ def loss(self:NumberTarget, spec, loss=None, label_smoothing=0., class_weights=N
 @patch
 def decode(self:NumberTarget, outputs, spec):
     import pandas as pd
-    said,margin = self.units(outputs.detach()[:,0].double().cpu(), spec).numpy(),spec.scaling.get('margin', np.nan)
-    return pd.DataFrame(dict(prediction=said, probability=np.nan, low=said-margin, high=said+margin))
+    numbers,margin = self.units(outputs.detach()[:,0].double().cpu(), spec).numpy(),spec.scaling.get('margin', np.nan)
+    return pd.DataFrame(dict(prediction=numbers, probability=np.nan, low=numbers-margin, high=numbers+margin))
 
 # %% ../../nbs/data/22_number_target.ipynb #7cc1bdd0
 @patch
-def _columns(self:NumberTarget, said, rows, target, margin=None):
-    "What an evaluation holds of predictions"
+def _columns(self:NumberTarget, prediction, rows, target, margin=None):
+    "The columns of an evaluation"
     from sft_nb.core.metrics import group_codes
-    said,target = np.asarray(said, dtype=float),np.array(target, dtype=float)
-    half = crossed_margins(said-target, group_codes(rows)) if margin is None else np.full(len(said), margin)
-    low,high = said-half,said+half
-    return dict(target=target, prediction=said, probability=np.full(len(said), np.nan), loss=(said-target)**2, correct=inside(target, low, high), low=low, high=high)
+    prediction,target = np.asarray(prediction, dtype=float),np.array(target, dtype=float)
+    error = prediction-target
+    half = crossed_margins(error, group_codes(rows)) if margin is None else np.full(len(error), margin)
+    low,high = prediction-half,prediction+half
+    return dict(target=target, prediction=prediction, probability=np.full(len(error), np.nan), loss=error**2, correct=inside(target, low, high), low=low, high=high)
 
 @patch
 def judged(self:NumberTarget, outputs, rows, task, model, spec, batch_size=64, keep=False):
     import pandas as pd
-    said = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True).prediction
-    return self._columns(said, rows, rows[self.column], spec.scaling.get('margin')),None
+    prediction = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True).prediction
+    return self._columns(prediction, rows, rows[self.column], spec.scaling.get('margin')),None
 
 @patch
 def calibrated(self:NumberTarget, ev):
@@ -118,7 +119,7 @@ def from_table(self:NumberTarget, frame, target, prediction, vocab=None, probabi
     from sft_nb.core.basics import DataError
     out = {c:[number_of(v) for v in frame[o]] for c,o in (('target',target), (prediction,prediction)) if o in frame}
     odd = [p for vs in out.values() for v in vs if (p := _problem(v, 'the cell'))]
-    if odd: raise DataError(f"The table holds numbers and {odd[0]}. Correct it, or leave the row out.")
+    if odd: raise DataError(f"The table holds numbers, but {odd[0]}. Correct it, or leave out the row.")
     return frame.assign(**out),[],False,None
 
 @patch

@@ -1,6 +1,6 @@
-"""What is wrong with rows, all of it at once: `BadRows`
+"""`BadRows` collects all rows that cannot be used
 
-Rows that cannot be used are collected and raised together. `name_in_errors` sees to it that each refusal names the data it is about.
+Rows that cannot be used are collected and raised together. `name_in_errors` adds the name of the data to each error.
 
 Docs: https://sft-nb.github.io/sft_nb/data/problems.html.md"""
 
@@ -21,22 +21,22 @@ class BadRows(DataError):
     "Rows that cannot be used; `problems` (item, row, problem) has every one of them"
     def __init__(self,
         problems, # DataFrame of item, row, problem
-        what:str='the data', # What was read
-        hint:str="Mend them, or pass bad='skip' to go on without them.", # What to do
+        what:str='the data', # Name of the data
+        hint:str="Fix them, or pass bad='skip' to drop these rows.", # Next step
     ):
         self.problems,n = problems,len(problems)
         lines = [f'  {o.row}: {o.problem}' for o in problems.head(20).itertuples()]
         if n>20: lines.append(f'  and {n-20:,} more')
         super().__init__('\n'.join([f"{n:,} problem{'s' if n>1 else ''} in {what}:", *lines, hint]))
-        self.asked = problems,what,hint
-    def __reduce__(self): return type(self),self.asked
+        self.given = problems,what,hint
+    def __reduce__(self): return type(self),self.given
 
 @contextmanager
 def name_in_errors(
-    what, # The data; None: the refusals name them already
+    what, # Name of the data; None: the errors name them already
 ):  # A context
-    "Let each refusal within the block name the data it is about"
+    "Add the name of the data to each error within the block"
     try: yield
     except DataError as e:
         if what is None or str(what) in str(e): raise
-        raise (BadRows(e.problems, what, e.asked[2]) if isinstance(e, BadRows) else DataError(f"{what}: {e}")) from e
+        raise (BadRows(e.problems, what, e.given[2]) if isinstance(e, BadRows) else DataError(f"{what}: {e}")) from e

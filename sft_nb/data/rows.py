@@ -1,7 +1,7 @@
 """Folders, tables, DataFrames and `Dataset`s become one table of rows
 
-`read_rows` is the first step of the flow: whatever the data come as, each item gets a row with its name (`item`), its inputs, its target, and the
-place where it stands in the source (`row`), so that everything said about it later can name the file or the line.
+`read_rows` is the first step of the flow: whatever the source, each item gets a row with its name (`item`), its inputs, its target, and its
+place in the source (`row`), so that every later message can name the file or the line.
 
 Docs: https://sft-nb.github.io/sft_nb/data/rows.html.md"""
 
@@ -30,7 +30,7 @@ from .folders import _split_name, _read_folder, _walk
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
 def is_dataset(
     source, # Anything
-    kind:str='Dataset', # What the name of its class contains; 'DatasetDict' for a dictionary of splits
+    kind:str='Dataset', # Part of the name of its class; 'DatasetDict' for a dictionary of splits
 )->bool: # Whether it is one of the library `datasets`, which is not imported
     "Whether data are a `Dataset` of Hugging Face"
     return type(source).__module__.split('.')[0]=='datasets' and kind in type(source).__name__
@@ -49,7 +49,7 @@ def _hf_cells(ds, k, f):
 def _read_hf(ds):
     from datasets import Image, Audio
     if 'Iterable' in type(ds).__name__:
-        raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take rows: Dataset.from_list(list(ds.take(1000))).")
+        raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take some rows: Dataset.from_list(list(ds.take(1000))).")
     for k,f in ds.features.items():
         if isinstance(f, (Image,Audio)): ds = ds.cast_column(k, type(f)(decode=False))
     return _read_frame(pd.DataFrame({k:pd.Series(_hf_cells(ds, k, f), dtype=object) for k,f in ds.features.items()}))
@@ -65,9 +65,9 @@ _OLD = {o:' Save the spreadsheet as .xlsx or .csv.' for o in ('.xls','.xlsb','.o
 
 def check_source(
     path:Path, # Of data
-    task:Task|None=None, # Whose further readers are known too; None: not known
+    task:Task|None=None, # Task whose own readers count too; None: not known
 ):
-    "Say that a path of data is missing, or has an ending that no reader takes; folders pass"
+    "Raise an error where a path is missing, or has an ending that no reader takes; folders pass"
     if path.is_dir(): return
     if not path.exists():
         raise DataError(f"{path} is missing. Expected a folder with a folder per class, or a CSV, TSV, Excel, JSON-lines or Parquet file.{_near_path(path)}")
@@ -88,14 +88,14 @@ def _near_path(path):
 # %% ../../nbs/data/06_rows.ipynb #82c7cd08
 def _is_array(o): return isinstance(o, np.ndarray) and o.dtype!=object
 
-def _is_there(path):
+def _exists(path):
     try: return path.exists()
     except (OSError,ValueError): return False
 
 def _is_text(source, path, folders=True):
-    "Whether a text is meant as such, though a file or a folder may have its name; `folders`: whether a folder of texts can be read"
+    "Whether a text is an item, although a file or a folder may have this name; `folders`: whether a folder of texts can be read"
     if not isinstance(source, str): return False
-    if not _is_there(path): return True
+    if not _exists(path): return True
     name = repr(source[:60])
     if folders and path.is_dir() and any(f.suffix.lower()=='.txt' for f in _walk(path)):
         say(f"{name} is read as a folder of text files; pass [{name}] (--as-items) for the text itself")
@@ -108,20 +108,20 @@ def _is_item(source, task):
     first,p = task.inputs[0],Path(source)
     try: p = p.expanduser()
     except RuntimeError: pass
-    if p.suffix.lower() in {*TABLE_READERS, *task.readers}-{'.txt'} and (first.files or _is_there(p)): return False
-    return not (_is_there(p) and p.is_dir()) if first.files else _is_text(source, p, len(task.inputs)==1 and bool(first.endings))
+    if p.suffix.lower() in {*TABLE_READERS, *task.readers}-{'.txt'} and (first.files or _exists(p)): return False
+    return not (_exists(p) and p.is_dir()) if first.files else _is_text(source, p, len(task.inputs)==1 and bool(first.endings))
 
 # %% ../../nbs/data/06_rows.ipynb #b301effd
 def _whole_or_not(source, path, lazy):
-    "Whether the cells of a source are read when they are asked for"
+    "Whether the cells of a source are read on demand"
     fits = path is not None or is_dataset(source) and type(source).__name__=='Dataset'
     if lazy and not fits:
-        raise DataError(f"lazy=True: a Parquet file or a Dataset can be read row by row, a {type(source).__name__} cannot ({str(source)[:60]!r}). "
+        raise DataError(f"lazy=True needs a Parquet file or a Dataset, got a {type(source).__name__} ({str(source)[:60]!r}). "
                         "Write it as Parquet, or leave lazy out.")
     return fits and (source_bytes(path or source)>LAZY_BYTES if lazy is None else lazy)
 
 def _as_needed(source, lazy):
-    "What `_read_source` returns, with lazy columns; None: the source is read whole"
+    "The result of `_read_source` with lazy columns; None: the source is read whole"
     path = Path(source).expanduser() if isinstance(source, (str,Path)) and str(source).lower().endswith('.parquet') else None
     if path is not None and not path.is_file(): return None
     if not _whole_or_not(source, path, lazy): return None
@@ -135,7 +135,7 @@ def _no_sheet(source, sheet):
     if sheet is not None and not isinstance(source, (str,Path)): raise DataError(f"sheet={sheet!r}: a {type(source).__name__} has no sheets. Leave it out.")
 
 def _read_source(source, task, labelled=True, lazy=None, sheet=None):
-    "(frame, folder that paths are relative to, what was read)"
+    "(frame, folder that paths are relative to, name of the data)"
     _no_sheet(source, sheet)
     if (found := _as_needed(source, lazy)) is not None: return found
     if isinstance(source, pd.DataFrame): return _read_frame(source),Path.cwd(),'the DataFrame'
@@ -172,8 +172,8 @@ def _fields(frame):
     for c in (c for c in frame.columns if isinstance(c, str)):
         cells = frame[c].array[:100] if is_lazy(frame[c]) else frame[c]
         if not isinstance(next((v for v in cells if not is_blank(v)), None), dict): continue
-        told = [v for v in cells if isinstance(v, dict)]
-        if not all(set(v)<={'bytes','path','array','sampling_rate'} for v in told): out[c] = [f'{c}.{k}' for k in dict.fromkeys(k for v in told for k in v)]
+        objects = [v for v in cells if isinstance(v, dict)]
+        if not all(set(v)<={'bytes','path','array','sampling_rate'} for v in objects): out[c] = [f'{c}.{k}' for k in dict.fromkeys(k for v in objects for k in v)]
     return out
 
 def _field(v, name): return v.get(name) if isinstance(v, dict) else None
@@ -193,7 +193,7 @@ def _found_fields(missing, task, fields, labelled):
     if found or not task.both_in_one or not set(sides[:1+labelled])<=set(missing): return found
     pair = next(iter(fields.values())) if len(fields)==1 else []
     if len(pair)!=2: return found
-    say(f"Reading {pair[0]} as {sides[0]} and {pair[1]} as {sides[1]}; input={pair[1]!r} and target={pair[0]!r} turn it round")
+    say(f"Reading {pair[0]} as {sides[0]} and {pair[1]} as {sides[1]}; input={pair[1]!r} and target={pair[0]!r} swap them")
     return dict(zip(sides, pair))
 
 # %% ../../nbs/data/06_rows.ipynb #79d02cb6
@@ -225,25 +225,25 @@ def _nfc(name): return unicodedata.normalize('NFC', name)
 
 def _by_form(path, listed):
     "The path on disk whose parts are those of `path` in another Unicode form, or None"
-    here = os.path.abspath(os.sep)
+    folder = os.path.abspath(os.sep)
     for part in Path(path).parts[1:]:
-        there = os.path.join(here, part)
-        if not os.path.exists(there):
-            if here not in listed: listed[here] = {_nfc(o):o for o in os.listdir(here)} if os.path.isdir(here) else {}
-            if _nfc(part) not in listed[here]: return None
-            there = os.path.join(here, listed[here][_nfc(part)])
-        here = there
-    return here
+        child = os.path.join(folder, part)
+        if not os.path.exists(child):
+            if folder not in listed: listed[folder] = {_nfc(o):o for o in os.listdir(folder)} if os.path.isdir(folder) else {}
+            if _nfc(part) not in listed[folder]: return None
+            child = os.path.join(folder, listed[folder][_nfc(part)])
+        folder = child
+    return folder
 
 # %% ../../nbs/data/06_rows.ipynb #17af553a
 def _as_name(v):
-    "A cell as the name of a file: text, a path, or a number, as ids are; None: it is none"
+    "A cell as the name of a file: text, a path, or a number, as ids are; None: it is not a name"
     if isinstance(v, (str,os.PathLike)): return str(v).strip()
     number = isinstance(v, (Integral,float)) and not isinstance(v, (bool,np.bool_)) and not is_blank(v)
     return label_text(v) if number else None
 
 class _Finder:
-    "Makes an absolute path of a cell, and finds files whose names are written otherwise"
+    "Turns a cell into an absolute path, and finds files whose names are written in another way"
     def __init__(self, base, ending=None, moved=False): self.base,self.ending,self.moved,self.other,self.listed = str(base),ending,moved,Counter(),{}
     def path(self, name): return os.path.abspath(os.path.join(self.base, os.path.expanduser(name)))
     def __call__(self, v):
@@ -261,12 +261,12 @@ def found(self:_Finder, name):
     "The file of that name, or None"
     path = self.path(name)
     if os.path.exists(path): return path
-    if os.sep=='/' and '\\' in name and (there := self.found(name.replace('\\', '/'))):
+    if os.sep=='/' and '\\' in name and (hit := self.found(name.replace('\\', '/'))):
         self.other['are written with backslashes and were found with slashes'] += 1
-        return there
-    if not path.isascii() and (there := _by_form(path, self.listed)):
+        return hit
+    if not path.isascii() and (hit := _by_form(path, self.listed)):
         self.other['were found under a name in another Unicode form'] += 1
-        return there
+        return hit
     last = re.split(r'[\\/]', name)[-1]
     if self.moved and re.match(r'[\\/]|[A-Za-z]:[\\/]', name) and os.path.exists(self.path(last)):
         self.other['of another machine were found by their last part in folder='] += 1
@@ -280,11 +280,11 @@ def _input(cells, read):
 
 # %% ../../nbs/data/06_rows.ipynb #999c1032
 def _files_at(base, task, folder, ending):
-    "The `_Finder` for a table of `base`; `folder` is that of the working directory, or else beside the table"
+    "The `_Finder` for a table in `base`; `folder` is relative to the working directory, or else to the table"
     for k,v in (('folder',folder), ('ending',ending)):
         if v is not None and not task.file_columns: raise DataError(f"{k}={v!r}: task {task.name!r} reads no files. Leave it out.")
     if ending is not None and (not isinstance(ending, str) or not ending.strip('. ') or '/' in ending):
-        raise DataError(f"ending={ending!r}: expected what the names of the files end in, for instance '.jpg'.")
+        raise DataError(f"ending must be the end of the file names, for instance '.jpg', got {ending!r}.")
     if folder is not None:
         tried = list(dict.fromkeys(os.path.abspath(os.path.join(o, os.path.expanduser(folder))) for o in (os.getcwd(), base)))
         base = next((o for o in tried if os.path.isdir(o)), None)
@@ -299,7 +299,7 @@ def _names_in(folder, listed, most=10_000):
 def _same_stem(name, names): return next((o for o in names if o==name), None) or next((o for o in names if os.path.splitext(o)[0]==name), None)
 
 def _below(folder, name, listed):
-    "Arguments by which a file of that name is found in a folder below, or None"
+    "Arguments that find a file of that name in a folder below, or None"
     for sub in [o for o in _names_in(folder, listed)[:500] if os.path.isdir(os.path.join(folder, o))][:50]:
         try: hit = _same_stem(name, _names_in(os.path.join(folder, sub), listed))
         except OSError: continue
@@ -309,8 +309,8 @@ def _below(folder, name, listed):
 def _missing_file(
     path:str, # Absolute
     listed:dict|None, # Names in folders, kept from call to call; None: no near name is looked for
-)->str: # 'is missing', where it was looked for, and the nearest name there
-    "What is said of a file that is not there"
+)->str: # 'is missing', the path that was looked for, and the nearest name there
+    "The problem of a file that does not exist"
     folder,name = os.path.split(path)
     if not os.path.isdir(folder): return f'is missing: {path} (there is no folder {folder})'
     if listed is None: return f'is missing: {path}'
@@ -324,8 +324,8 @@ def _missing_file(
 def _number(cells):
     "Text as numbers, where every cell of a column is one without leading zeros"
     if is_lazy(cells): return cells
-    told = [c for c in cells if not is_blank(c)]
-    if not told or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in told): return cells.infer_objects()
+    filled = [c for c in cells if not is_blank(c)]
+    if not filled or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in filled): return cells.infer_objects()
     return pd.to_numeric(cells.where([not is_blank(c) for c in cells], None))
 
 def _together(frame, c, empty):
@@ -346,10 +346,10 @@ def _paths(frame, cols, task):
 # %% ../../nbs/data/06_rows.ipynb #b7a29658
 def unique_names(
     names, # One per row; several rows may have the same
-    where, # Where each row stands, for instance 'line 5'
+    where, # Place of each row, for instance 'line 5'
     taken=(), # Names that other rows have
-)->list: # Each once, and none of `taken`
-    "A name for each row: a name that several have is followed by the place, `a.png (line 5)`"
+)->list: # Unique names, none of them in `taken`
+    "A unique name for each row: a name that several rows have is followed by the place, `a.png (line 5)`"
     names = list(names)
     several,used,out = pd.Series(names, dtype=object).duplicated(keep=False),set(taken),[]
     for name,place,d in zip(names, where, several):
@@ -360,7 +360,7 @@ def unique_names(
     return out
 
 def _items(frame, cols, task, what, prefix='', taken=()):
-    "(name of each row, the plain name, which others may have too)"
+    "(unique name of each row, plain name, which several rows may have)"
     where = [o.removeprefix(f'{what} ') for o in frame[Own.PLACE]]
     paths = _paths(frame, cols, task)
     own = [prefix+(p or re.sub(r'^(line|item) (?=\d+$)', 'row ', w)) for p,w in zip(paths, where)]
@@ -369,10 +369,10 @@ def _items(frame, cols, task, what, prefix='', taken=()):
 # %% ../../nbs/data/06_rows.ipynb #5f2f54a4
 def _find_rows(
     rows:pd.DataFrame, # With `item`, and the plain names where they are known
-    names, # Names that are looked for
-    what:str, # Who names them, for the message
+    names, # Names to look for
+    what:str, # The source of the names, for the message
 )->dict: # name -> index of its rows, for each name that is found
-    "The rows of each name: one of its own, or all that have a file"
+    "The rows of each name: the row with this name, or all rows with this file"
     own,plain,out = dict(zip(rows['item'], rows.index)),defaultdict(list),{}
     names = [o for o in dict.fromkeys(names)]
     if Own.PLAIN in rows and not all(o in own for o in names):
@@ -381,17 +381,17 @@ def _find_rows(
         at = [own[o]] if o in own else plain.get(o) or plain.get(_posix(o)) or []
         items = [rows['item'][i] for i in at]
         if len(at)>1 and not all(i.startswith(f'{_posix(o)} (') or i.startswith(f'{o} (') for i in items):
-            raise DataError(f"{what} names {o!r}, which {len(at):,} rows are called by: {', '.join(map(repr, items[:5]))}{', …' if len(at)>5 else ''}. Name one of them.")
+            raise DataError(f"{what} names {o!r}, which is the name of {len(at):,} rows: {', '.join(map(repr, items[:5]))}{', …' if len(at)>5 else ''}. Name one of them.")
         if at: out[o] = at
     return out
 
 # %% ../../nbs/data/06_rows.ipynb #fb99893e
 def _own_names(task):
-    "Names that the table of rows uses itself, with those that the loaders of a task add"
+    "Names that the table of rows itself uses, with those that the loaders of a task add"
     return {'item','row','split','group',*task.columns,*task.adds}
 
 def _normalize(frame, finder, cols, task, what, delim=None, prefix='', taken=(), empty_label='raise'):
-    "(rows, whether there may be several labels): item, inputs, target, split, group, row, what is wrong, then what else the source has"
+    "(rows, whether there may be several labels): item, inputs, target, split, group, row, problem, then the other columns of the source"
     used = {o for c in cols.values() for o in _each(c)}|{'split'}
     empty = pd.Series([None]*len(frame), dtype=object)
     inputs = {k:_input(_together(frame, cols[k], empty), finder if k in task.file_columns else _given) for k in task.input_columns}
@@ -420,11 +420,11 @@ def table_rows(
     folder=None, # As for `read_rows`
     ending:str|None=None, # As for `read_rows`
     sheet=None, # As for `read_rows`
-    prefix:str='', # What stands before each name
+    prefix:str='', # Put before each name
     taken=(), # Names that other rows have
     empty_label:str='raise', # As in `load_data`
-)->tuple: # (rows, with the columns of `Own.PROBLEM` and `Own.PLAIN`; whether there may be several labels; what was read)
-    "Rows of any source, those that cannot be read among them"
+)->tuple: # (rows, with the columns of `Own.PROBLEM` and `Own.PLAIN`; whether there may be several labels; name of the data)
+    "Rows of any source, including those that cannot be read"
     frame,base,what = _read_source(source, task, labelled, lazy, sheet)
     with name_in_errors(what):
         if input is None and target is None: frame = task.reshaped(frame, labelled)
@@ -439,15 +439,15 @@ def read_rows(
     input=None, # Column of the input (several: a list, or a dict from input to column); None: the task's own names
     target:str|None=None, # Column of the target; None: the task's own name
     labelled:bool=True, # False: the target may be missing
-    label_delim:str|None=None, # What stands between several labels in a cell
-    lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` when they are asked for; None: where they take more than 64 MB
+    label_delim:str|None=None, # Separator of several labels in a cell; None: one label per cell
+    lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` on demand; None: where they take more than 64 MB
     empty_label:str='raise', # As in `load_data`
-    folder=None, # Folder in which the files of a table lie; None: that of the table
-    ending:str|None=None, # What the names of the files end in where the table leaves it out, such as '.jpg'; None: nothing
-    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
+    folder=None, # Folder of the files that a table names; None: the folder of the table
+    ending:str|None=None, # Ending of the file names that the table leaves out, such as '.jpg'; None: nothing is added
+    sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
 )->pd.DataFrame: # item, the inputs, the target where there is one, row, and every other column; contents are not checked
-    "Read data into the table of rows that everything else works on"
+    "Read data into the table of rows that all later steps use"
     rows,_,what = table_rows(source, get_task(task), input, target, None, labelled, label_delim, lazy, folder, ending, sheet, empty_label=empty_label)
     bad = rows[rows[Own.PROBLEM]!='']
-    if len(bad): raise BadRows(_table(list(zip(bad['item'], bad['row'], bad[Own.PROBLEM]))), what, 'Mend them.')
+    if len(bad): raise BadRows(_table(list(zip(bad['item'], bad['row'], bad[Own.PROBLEM]))), what, 'Fix them.')
     return rows.drop(columns=[Own.PROBLEM, Own.PLAIN])

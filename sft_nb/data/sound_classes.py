@@ -1,9 +1,9 @@
 """Sounds of any length as windows of features for Whisper, wav2vec2 and its kin, and spectrogram transformers; augmentation of waves and spectrograms
 
 The data side of the task `audio`. An encoder of sounds reads windows of one length. A `SoundCoder` holds the feature extractor of a checkpoint and that
-length: a short sound is one window with silence behind it, a long one is cut into windows that overlap as far as they must, so that every sample is heard.
-How much of each window is sound is handed on, so that a model pools over what was heard and not over padding. The window is the same in training and in
-prediction: what is said of a sound never depends on what it is batched with.
+length: a short sound is one window followed by silence, a long one is cut into windows that overlap as far as necessary, so that every sample is heard.
+The length of sound in each window is passed on, so that a model pools over sound and not over padding. The window is the same in training and in
+prediction: the prediction for a sound never depends on the other sounds of its batch.
 
 Docs: https://sft-nb.github.io/sft_nb/data/sound_classes.html.md"""
 
@@ -35,7 +35,7 @@ def cut_windows(
     samples:np.ndarray, # `(time,)`
     size:int, # Samples of a window
 )->list: # Arrays of at most `size` samples
-    "Every sample of a sound in as few windows as hold it; the last ones overlap, so that none is nearly empty"
+    "A sound in as few windows as possible; they overlap, so that none is nearly empty"
     n = max(1, math.ceil(len(samples)/size))
     starts = np.linspace(0, max(0, len(samples)-size), n).round().astype(int)
     return [samples[a:a+size] for a in starts]
@@ -47,9 +47,9 @@ _KINDS = {'whisper':'whisper', 'audio-spectrogram-transformer':'spectrogram', **
 def sound_kind(
     ckpt, # A `Checkpoint`
 )->str: # 'whisper', 'wave' or 'spectrogram'
-    "What an encoder reads"
+    "The kind of input of an encoder"
     if ckpt.arch in _KINDS: return _KINDS[ckpt.arch]
-    raise CheckpointError(f"{ckpt.ref} is a {ckpt.arch}, which is not read here. Valid for sounds: {', '.join(_KINDS)}.")
+    raise CheckpointError(f"{ckpt.ref} is a {ckpt.arch}, which is not supported. Valid for sounds: {', '.join(_KINDS)}.")
 
 @lru_cache(8)
 def _extractor(folder):
@@ -59,7 +59,7 @@ def _extractor(folder):
 def open_extractor(
     ckpt, # A `Checkpoint` of a sound or speech model
 ):  # A feature extractor of transformers
-    "What makes features of samples"
+    "The feature extractor of a checkpoint"
     try: return _extractor(ckpt.folder)
     except Exception as e:
         why = next(iter(str(e).splitlines()), type(e).__name__)[:200]
@@ -70,8 +70,8 @@ class SoundCoder:
     "Sounds to windows of features"
     def __init__(self,
         extractor, # Feature extractor of transformers
-        config, # Of the network
-        kind:str, # As `sound_kind` says
+        config, # Configuration of the network
+        kind:str, # From `sound_kind`
         window:float, # Seconds
     ):
         self.extractor,self.config,self.kind,self.rate = extractor,config,kind,extractor.sampling_rate
@@ -84,8 +84,8 @@ class SoundCoder:
 @patch
 def features(self:SoundCoder,
     waves:list, # Arrays of at most `size` samples
-)->dict: # `input_features` or `input_values` with one row per wave; `heard`: places of each that are sound
-    "Features of windows, each made alone and padded to the same length"
+)->dict: # `input_features` or `input_values` with one row per wave; `heard`: columns or samples of each that are sound
+    "Features of windows, each computed by itself and padded to the same length"
     if self.kind=='spectrogram': return dict(self.extractor(waves, sampling_rate=self.rate, return_tensors='pt'), heard=self.columns(waves, self.rate//100))
     x = self.extractor(waves, sampling_rate=self.rate, padding='max_length', max_length=self.size, return_attention_mask=self.kind=='wave', return_tensors='pt')
     if self.kind=='whisper': return dict(input_features=x['input_features'], heard=self.columns(waves, self.extractor.hop_length))
@@ -100,7 +100,7 @@ def columns(self:SoundCoder, waves, hop):
 def batch(self:SoundCoder,
     sounds:list, # `Sound`s
 )->dict: # Features `(sound, window, …)`; `heard` and `mask` `(sound, window)`; sounds, for showing
-    "All windows of all sounds; where a sound has fewer than another, `mask` is 0"
+    "All windows of all sounds; `mask` is 0 where a sound has no further window"
     parts = [cut_windows(o.samples, self.size) for o in sounds]
     mask = torch.arange(max(map(len, parts)))<torch.tensor([len(o) for o in parts])[:,None]
     x = self.features([w for o in parts for w in o])
@@ -115,7 +115,7 @@ def longest_window(
     ckpt, # A `Checkpoint`
     config, # Of its network
 )->tuple: # (most seconds that a window can have, whether it always has that length)
-    "What the positions of an encoder allow"
+    "The longest window of an encoder"
     kind = sound_kind(ckpt)
     if kind=='spectrogram': return config.max_length/100,True
     return (config.max_source_positions/50 if kind=='whisper' else 30.),False
@@ -125,20 +125,20 @@ def _window(spec, config, asked, seconds):
     most,fixed = longest_window(spec.checkpoint, config)
     if asked is None: return most if fixed else min(most, next((o for o in _LENGTHS if np.mean(np.asarray(seconds)<=o)>=.9), _LENGTHS[-1]))
     if isinstance(asked, str) and asked=='whole': return most
-    if fixed: raise DataError(f"window={asked!r}: {spec.checkpoint.ref} always hears {most:g} s. Leave it out.")
+    if fixed: raise DataError(f"window={asked!r}: the window of {spec.checkpoint.ref} is always {most:g} s. Leave it out.")
     if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not .1<=asked<=most:
-        raise DataError(f"window={asked!r}: expected seconds from 0.1 to {most:g}, or 'whole'.")
+        raise DataError(f"window must be seconds from 0.1 to {most:g}, or 'whole', got {asked!r}.")
     return math.ceil(asked*50)/50
 
 def sound_coder(
-    spec, # `preprocess` as training left it
-)->SoundCoder: # The one that training used
+    spec, # From `load_data` or a saved folder; `preprocess` is read
+)->SoundCoder: # The coder of training
     "Feature extractor and window of a model"
     return SoundCoder(open_extractor(spec.checkpoint), network_config(spec.checkpoint), sound_kind(spec.checkpoint), spec.preprocess['window'])
 
 # %% ../../nbs/data/24_sound_classes.ipynb #0a2e2d7b
 def _shortest(ckpt):
-    "Seconds that make one frame"
+    "Seconds of one frame"
     if sound_kind(ckpt)!='wave': return .05
     config,rate,n = network_config(ckpt),open_extractor(ckpt).sampling_rate,1
     while convolved_frames(config, n)<1: n += 1+n//50
@@ -148,25 +148,25 @@ def check_sound_rows(
     rows:pd.DataFrame, # With a column `audio`
     spec, # From `load_data` or a saved folder
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each sound as the model hears it"
+    "The problems of sounds, mixed and at the rate of the model"
     most = spec.options.get('max_seconds', 600)
-    if isinstance(most, bool) or not isinstance(most, (int,float)) or not 0<most<math.inf: raise DataError(f"max_seconds={most!r}: expected seconds above 0.")
+    if isinstance(most, bool) or not isinstance(most, (int,float)) or not 0<most<math.inf: raise DataError(f"max_seconds must be above 0, got {most!r}.")
     return check_sounds(rows, most, _shortest(spec.checkpoint), open_extractor(spec.checkpoint).sampling_rate)
 
 # %% ../../nbs/data/24_sound_classes.ipynb #77e0656e
 def loudness(
     samples:np.ndarray, # `(time,)` or `(time, channel)`, -1 to 1
 )->float: # Decibels, 0 for a sine of full scale; at least -120
-    "How loud a sound is as a whole"
+    "The loudness of a whole sound"
     power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.
     return 10*math.log10(max(2*power, 1e-12))
 
 def band_powers(
-    sound, # As `read_sound` takes it
-    bands:int=40, # Of frequency, narrow where it is low
+    sound, # As for `read_sound`
+    bands:int=40, # Frequency bands, narrow at low frequencies
     rate:int=16000, # Hz
 )->np.ndarray: # `(2*bands,)`: mean and spread over time of decibels
-    "How loud each band of frequency is, and how much that varies"
+    "Mean level and variation of each frequency band"
     x = torch.as_tensor(read_sound(sound, rate))
     x = F.pad(x, (0, max(0, 512-len(x))))
     power = torch.stft(x, 512, 160, window=torch.hann_window(512), return_complex=True).abs()**2
@@ -193,7 +193,7 @@ class SoundAugment(RandTransform):
         self.gain,self.shift,self.noise,self.window = gain,shift,noise,size
     def encodes(self, x:dict): return dict(x, sounds=[Sound(self.changed(o.samples), o.rate) for o in x['sounds']])
     def changed(self, samples):
-        "Other samples"
+        "Samples after a random change"
         y = samples*10**(_draw(-self.gain, self.gain)/20)
         if self.noise:
             level = np.sqrt((y**2).mean())*10**(-_draw(*self.noise)/20)
@@ -206,8 +206,8 @@ class SpectrogramMask(RandTransform):
     order,split_idx = 20,0
     def __init__(self,
         share:float=.1, # Most of either axis that is masked
-        key:str='input_features', # Which tensor of a batch
-        axes:tuple=(-2,-1), # Where frequency and time stand in it
+        key:str='input_features', # Tensor of a batch
+        axes:tuple=(-2,-1), # Its axes of frequency and time
     ):
         super().__init__()
         self.share,self.key,self.axes = share,key,axes
@@ -224,7 +224,7 @@ class SpectrogramMask(RandTransform):
 def _augmentation(augment, kind, size):
     "Batch transforms for training"
     if augment is None or augment is False: return []
-    if augment is not True and not isinstance(augment, dict): raise DataError(f"augment={augment!r}. Valid: True, False, or a dict of {', '.join(_MILD)}.")
+    if augment is not True and not isinstance(augment, dict): raise DataError(f"augment={augment!r} is unknown. Valid: True, False, or a dict of {', '.join(_MILD)}.")
     how = dict(_MILD) if augment is True else {**dict.fromkeys(_MILD, 0), **augment}
     for k in how:
         if k not in _MILD: raise DataError(f"augment has no {k!r}.{near(k, _MILD)}")
@@ -237,10 +237,10 @@ def _augmentation(augment, kind, size):
 def _check_strengths(how):
     def share(o): return isinstance(o, (int,float)) and 0<=o<1
     for k in ('shift','mask'):
-        if not share(how[k]): raise DataError(f"augment: {k}={how[k]!r}. Expected a share from 0 to below 1.")
-    if not isinstance(how['gain'], (int,float)) or not 0<=how['gain']<=40: raise DataError(f"augment: gain={how['gain']!r}. Expected decibels from 0 to 40.")
+        if not share(how[k]): raise DataError(f"augment: {k} must be a share from 0 to below 1, got {how[k]!r}.")
+    if not isinstance(how['gain'], (int,float)) or not 0<=how['gain']<=40: raise DataError(f"augment: gain must be decibels from 0 to 40, got {how['gain']!r}.")
     if how['noise'] and not (isinstance(how['noise'], (tuple,list)) and len(how['noise'])==2 and how['noise'][0]<=how['noise'][1]):
-        raise DataError(f"augment: noise={how['noise']!r}. Expected two numbers of decibels, least and most, such as (20, 40).")
+        raise DataError(f"augment: noise must be two numbers of decibels, least and most, such as (20, 40), got {how['noise']!r}.")
 
 # %% ../../nbs/data/24_sound_classes.ipynb #279ab2c9
 class _ReadSound(Transform):
@@ -264,7 +264,7 @@ class SoundDL(TfmdDL):
 # %% ../../nbs/data/24_sound_classes.ipynb #dc25a908
 @patch
 def labels(self:SoundDL,
-    y, # Targets of a batch, or what the loss decodes of outputs
+    y, # Targets of a batch, or decoded outputs
 )->list: # One text per row
     "Targets as texts"
     read = self.dataset.tls[1]
@@ -301,9 +301,9 @@ def _say_windows(seconds, window):
 def sound_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 16; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: sounds are read in this process
+    num_workers:int|None=None, # Not used; sounds are read in this process
     augment=True, # True (mild), False, or a dict of gain, shift, noise and mask
-    window=None, # Seconds of a window; None: what nine of ten training sounds fit into; 'whole': all that the encoder can hear at once
+    window=None, # Seconds of a window; None: fits nine of ten training sounds; 'whole': the longest window of the encoder
     max_seconds:float=600., # Longer sounds are bad rows
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.seconds` are lengths
     "Loaders of sounds with their classes"
@@ -322,8 +322,8 @@ def sound_loaders(
 def sound_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `audio`
-    batch_size:int=64, # Items a step; at most 16 are taken
-)->SoundDL: # Batches of sounds alone, in the order of `rows`
+    batch_size:int=64, # Items per step, at most 16
+)->SoundDL: # Batches of sounds without targets, in the order of `rows`
     "A loader for prediction"
     coder = sound_coder(spec)
     dset = Datasets(list(range(len(rows))), [[_ReadSound(list(rows['audio']), coder)]])

@@ -1,8 +1,8 @@
 """Sound files of any rate become checked mono samples, players and spectrograms
 
-Speech tasks share this. A sound is read by soundfile (wav, flac, ogg, mp3 and what else libsndfile knows), brought to one channel and, by soxr, to the rate of the
-model. What is checked is what is heard: the samples after mixing and resampling, as many as can be read, whatever the head of the file says.
-Sounds that cannot be used are named before anything is trained: unreadable, empty, silent, too long, or with samples that are not numbers.
+All tasks with sounds share this module. A sound is read by soundfile (wav, flac, ogg, mp3 and all other formats of libsndfile), mixed to one channel and resampled by soxr to the rate of the
+model. The check looks at the same samples as the model: after mixing and resampling, as many as can be read, whatever the header of the file says.
+Sounds that cannot be used are reported before anything is trained: unreadable, empty, silent, too long, or with NaN or infinite samples.
 
 Docs: https://sft-nb.github.io/sft_nb/data/sounds.html.md"""
 
@@ -25,7 +25,7 @@ _SOUNDS = ('a WAV sound', 'a FLAC sound', 'an Ogg sound', 'an MP3 sound')
 
 def _unread(sound, e):
     kind,why = file_kind(_start(sound)),str(getattr(e, 'error_string', e)).strip(' .')
-    if kind in _SOUNDS: return DataError(f"{_where(sound)} cannot be read as sound: it is {kind} that is damaged or cut off ({why}). Get the file again.")
+    if kind in _SOUNDS: return DataError(f"{_where(sound)} cannot be read as sound: it is {kind} that is damaged or cut off ({why}). Copy or download the file again.")
     return DataError(f"{_where(sound)} cannot be read as sound: {f'it is {kind}' if kind else why}. Convert it to wav, flac, ogg or mp3.")
 def _where(sound): return str(sound) if isinstance(sound, (str,Path)) else f'{len(sound):,} bytes' if isinstance(sound, bytes) else f'a {type(sound).__name__}'
 
@@ -56,13 +56,13 @@ def _scaled(x, rate):
     "Samples as float32, -1 to 1 where they were whole numbers"
     if x.ndim not in (1,2) or x.dtype.kind not in 'biuf' or not 0<rate<math.inf:
         raise DataError(f"Samples of shape {x.shape} ({x.dtype}) at {rate} Hz are not a sound. Expected numbers, (time,) or (time, channel), and a rate above 0.")
-    if x.ndim==2 and x.shape[1]>64: raise DataError(f"Samples of shape {x.shape} have {x.shape[1]:,} channels. Expected (time, channel): turn them by .T.")
+    if x.ndim==2 and x.shape[1]>64: raise DataError(f"Samples of shape {x.shape} have {x.shape[1]:,} channels. Expected (time, channel): transpose them by .T.")
     if x.dtype.kind not in 'iu': return x.astype(np.float32)
     half = _half(x)
     return ((x-half*(x.dtype.kind=='u' and x.dtype.itemsize<8))/half).astype(np.float32)
 
 def _given(sound):
-    "(samples, rate) where they are given as such, else None"
+    "(samples, rate) where they are given in this form, else None"
     if isinstance(sound, (str,Path,bytes)): return None
     if not isinstance(sound, (tuple,list)) or len(sound)!=2 or isinstance(sound[1], bool) or not isinstance(sound[1], (int,float,np.number)):
         raise DataError(f"{_where(sound)} is not a sound. Valid: a file, its bytes, (samples, rate), or a dict with 'array' and 'sampling_rate'.")
@@ -85,7 +85,7 @@ def _blocks(f, most, size=2**18):
         most -= len(block)
 
 def _file_samples(sound, most):
-    "(samples, rate, how many the head names) of a file"
+    "(samples, rate, number of samples in the header) of a file"
     sf = need('soundfile', 'speech')
     try:
         with _stream()(_source(sound)) as f:
@@ -97,16 +97,16 @@ def _file_samples(sound, most):
 def read_samples(
     sound, # A file, bytes, a cell of `datasets`, or samples with their rate
 )->tuple: # (samples `(time,)` or `(time, channel)`, rate in Hz)
-    "A sound as it is stored, neither mixed nor resampled; all of it that can be read"
+    "A sound as stored, neither mixed nor resampled; all samples that can be read"
     sound = _cell(sound)
     given = _given(sound)
     return _file_samples(sound, math.inf)[:2] if given is None else given
 
 # %% ../../nbs/data/14_sounds.ipynb #c7884b9f
-def _heard(x, was, rate):
-    "Samples mixed to one channel and brought to a rate"
+def _heard(x, stored, rate):
+    "Samples mixed to one channel and resampled to a rate"
     if x.ndim==2: x = x.mean(1)
-    return np.ascontiguousarray(x if was==rate or not len(x) else need('soxr', 'speech').resample(x, was, rate), dtype=np.float32)
+    return np.ascontiguousarray(x if stored==rate or not len(x) else need('soxr', 'speech').resample(x, stored, rate), dtype=np.float32)
 
 def read_sound(
     sound, # File, bytes of one, (samples, rate), or a cell of `datasets`
@@ -119,11 +119,11 @@ def read_sound(
 _LENGTHS = {}
 
 def _key(sound):
-    "What a file is remembered by: its place, size and time; None for bytes"
+    "The key of a file: its path, size and time; None for bytes"
     if isinstance(sound, bytes): return None
-    try: found = os.stat(sound)
+    try: stat = os.stat(sound)
     except (OSError,ValueError): return None
-    return str(sound),found.st_size,found.st_mtime_ns
+    return str(sound),stat.st_size,stat.st_mtime_ns
 
 def _remember(sound, seconds):
     if len(_LENGTHS)>500_000: _LENGTHS.clear()
@@ -133,7 +133,7 @@ def _remember(sound, seconds):
 def sound_seconds(
     sound, # As `read_sound` takes it
 )->float: # Seconds
-    "How long a sound is: the samples that can be read; a file is read once for it"
+    "Length of a sound: the samples that can be read; a file is read once for it"
     sound = _cell(sound)
     given = _given(sound)
     if given is not None: return len(given[0])/given[1]
@@ -146,32 +146,32 @@ _QUIET,_LOUD = 1e-4,16.
 
 def _swing(x): return float(np.ptp(x, axis=0).max())/2 if len(x) else 0.
 
-def _number_problem(x, was):
-    "What is wrong with the samples as they are stored"
+def _number_problem(x, stored):
+    "The problem of the samples as stored"
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
-    if bad.any(): return f'holds {int(bad.sum()):,} samples that are NaN or infinite, the first at {bad.argmax()/was:.2f} s'
-    if (top := float(np.abs(x).max()))>_LOUD: return f'reaches {top:,.0f}: samples that are not whole numbers stand between -1 and 1. Divide them, 16 bits by 32768'
+    if bad.any(): return f'holds {int(bad.sum()):,} samples that are NaN or infinite, the first at {bad.argmax()/stored:.2f} s'
+    if (top := float(np.abs(x).max()))>_LOUD: return f'reaches {top:,.0f}: samples that are not whole numbers must be between -1 and 1. Divide them, 16 bits by 32768'
 
-def _quiet_problem(x, was, rate):
-    "Whether nothing is heard"
-    y,stored = _heard(x, was, rate),_swing(x)
-    if not len(y): return f'is too short: its {len(x):,} samples at {was:,} Hz leave none at {rate:,} Hz'
-    if stored<_QUIET:
+def _quiet_problem(x, stored, rate):
+    "The problem of a sound in which nothing is heard"
+    y,swing = _heard(x, stored, rate),_swing(x)
+    if not len(y): return f'is too short: its {len(x):,} samples at {stored:,} Hz leave none at {rate:,} Hz'
+    if swing<_QUIET:
         steady = float(np.abs(x).max())
-        return f'is silent: its {len(x)/was:.1f} s '+('stay below -80 dB' if steady<_QUIET else f'stand still at {steady:.3g}')
+        return f'is silent: its {len(x)/stored:.1f} s '+('stay below -80 dB' if steady<_QUIET else f'are constant at {steady:.3g}')
     if x.ndim==2 and x.mean(1).std()<.01*x.std(0).max(): return f'is silent once its {x.shape[1]} channels are mixed: they cancel each other. Keep one of them'
-    if _swing(y)<_QUIET or y.std()<.01*(x.mean(1) if x.ndim==2 else x).std(): return f'is silent at {rate:,} Hz: all that it holds lies above {rate//2:,} Hz'
+    if _swing(y)<_QUIET or y.std()<.01*(x.mean(1) if x.ndim==2 else x).std(): return f'is silent at {rate:,} Hz: all of it is above {rate//2:,} Hz'
 
-def _content_problem(x, was, rate=16000):
-    "What is wrong with samples"
+def _content_problem(x, stored, rate=16000):
+    "The problem of samples"
     if not len(x): return 'is empty: it has no samples'
-    return _number_problem(x, was) or _quiet_problem(x, was, rate)
+    return _number_problem(x, stored) or _quiet_problem(x, stored, rate)
 
 # %% ../../nbs/data/14_sounds.ipynb #a3752f5c
 _UNKNOWN = 0x7fff0000
 
 def _wav_data(f):
-    "(place of the samples of a WAV, bytes of them that its head names, bytes of the file); None for another file"
+    "(place of the samples of a WAV, their bytes by its header, bytes of the file); None for another file"
     total,head = f.seek(0, 2),f.seek(0) or f.read(12)
     if head[:4]!=b'RIFF' or head[8:12]!=b'WAVE': return None
     while len(part := f.read(8))==8:
@@ -180,7 +180,7 @@ def _wav_data(f):
         f.seek(size+size%2, 1)
 
 def _left_over(f, at, total):
-    "Bytes behind the samples that are not part of a WAV"
+    "Bytes after the samples that are not part of a WAV"
     while at+8<=total:
         f.seek(at)
         part = f.read(8)
@@ -190,76 +190,76 @@ def _left_over(f, at, total):
     return 0
 
 def _head_of(sound):
-    "(what is wrong with the head of a WAV or None, bytes of sound that it names over those that are there); (None, 1.) for other files"
+    "(problem of the header of a WAV or None, bytes of sound by the header over those in the file); (None, 1.) for other files"
     with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as f:
-        found = _wav_data(f)
-        if found is None: return None,1.
-        at,size,total = found
+        data = _wav_data(f)
+        if data is None: return None,1.
+        at,size,total = data
         if at+size>=total: return None,size/max(1, total-at) if size<_UNKNOWN else 1.
         left = _left_over(f, at+size+size%2, total)
     if not left: return None,1.
-    return (f'says in its head that it holds {size:,} bytes of sound, and {left:,} more stand behind them: it was written without its length, as through a pipe. '
+    return (f'has a header for {size:,} bytes of sound, and {left:,} more follow: it was written without its length, as through a pipe. '
             'Write it again, for instance by: ffmpeg -i IN.wav OUT.wav'),1.
 
 # %% ../../nbs/data/14_sounds.ipynb #423a4d65
 _RATES = (1000, 1_000_000)
 
-def _lengths_problem(x, was, named, longest, shortest):
-    n = len(x)/was
-    if not _RATES[0]<=was<=_RATES[1]: return f'has a rate of {was:,} Hz. Expected {_RATES[0]:,} to {_RATES[1]:,} Hz: its head, or the rate that was given, is wrong'
+def _lengths_problem(x, stored, named, longest, shortest):
+    n = len(x)/stored
+    if not _RATES[0]<=stored<=_RATES[1]: return f'has a rate of {stored:,} Hz. Expected {_RATES[0]:,} to {_RATES[1]:,} Hz: its header, or the rate that was given, is wrong'
     if n>longest:
-        long = f'{n:.1f} s' if n<longest+1 else f'{named/was:.1f} s' if len(x)<=named<2**36-1 else f'more than {longest:g} s'
+        long = f'{n:.1f} s' if n<longest+1 else f'{named/stored:.1f} s' if len(x)<=named<2**36-1 else f'more than {longest:g} s'
         return f'is too long: {long}, at most {longest:g} s are heard. Cut it where nobody speaks'
     if 0<n<shortest: return f'is too short: {n:.3f} s, at least {shortest:g} s are needed'
 
-def _looked_at(sound, longest, shortest, rate):
-    "(what is wrong or None, seconds that are missing of those that its head names)"
+def _checked(sound, longest, shortest, rate):
+    "(problem or None, seconds of its header that are missing)"
     sound = _cell(sound)
     given = _given(sound)
-    x,was,named = (*given, len(given[0])) if given is not None else _file_samples(sound, longest+1)
+    x,stored,named = (*given, len(given[0])) if given is not None else _file_samples(sound, longest+1)
     problem,more = _head_of(sound) if given is None else (None, 1.)
-    problem = problem or _lengths_problem(x, was, named, longest, shortest) or _content_problem(x, was, rate)
-    if given is None and len(x)<=longest*was: _remember(sound, len(x)/was)
-    return problem,(max(named, more*len(x))-len(x))/was if named<2**36-1 else 0.
+    problem = problem or _lengths_problem(x, stored, named, longest, shortest) or _content_problem(x, stored, rate)
+    if given is None and len(x)<=longest*stored: _remember(sound, len(x)/stored)
+    return problem,(max(named, more*len(x))-len(x))/stored if named<2**36-1 else 0.
 
 def sound_problem(
     sound, # As `read_sound` takes it
     longest:float=30., # Seconds that the model can hear
     shortest:float=0., # Seconds
-    rate:int=16000, # Hz at which it is heard
+    rate:int=16000, # Rate of the model, Hz
 )->str|None: # None: it can be used
-    "What is wrong with a sound as it is heard: mixed, and at the rate of the model"
-    try: return _looked_at(sound, longest, shortest, rate)[0]
+    "The problem of a sound, mixed and at the rate of the model"
+    try: return _checked(sound, longest, shortest, rate)[0]
     except DataError as e: return str(e).removeprefix(f'{_where(_cell(sound))} ').rstrip('.')
 
 # %% ../../nbs/data/14_sounds.ipynb #f8c76e5f
 def _say_cut(cut):
-    "Which files are shorter than they say"
+    "Print which files are shorter than their headers"
     if not cut: return
     where,missing = cut[0]
-    say(f"{len(cut):,} sound file{'s end' if len(cut)>1 else ' ends'} before the length that the head names: what is there is heard. The first is {where}, which lacks {missing:.1f} s.")
+    say(f"{len(cut):,} sound file{'s end' if len(cut)>1 else ' ends'} before the length in the header: the part that exists is heard. The first is {where}, which lacks {missing:.1f} s.")
 
 def check_sounds(
     rows:pd.DataFrame, # With a column `audio`
     longest:float=30., # Seconds that the model can hear
     shortest:float=0., # Seconds
-    rate:int=16000, # Hz at which they are heard
+    rate:int=16000, # Rate of the model, Hz
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each sound as it is heard; files that are cut off are said on standard error"
-    found,cut = [],[]
+    "The problems of sounds, mixed and at the rate of the model; cut files are reported on standard error"
+    problems,cut = [],[]
     for i,o in progress(list(rows['audio'].items()), 'Reading sounds', unit='file'):
-        try: problem,missing = _looked_at(o, longest, shortest, rate)
+        try: problem,missing = _checked(o, longest, shortest, rate)
         except DataError as e: problem,missing = str(e).removeprefix(f'{_where(_cell(o))} ').rstrip('.'),0.
-        if problem: found.append((i, problem))
+        if problem: problems.append((i, problem))
         elif missing>.1: cut.append((_where(_cell(o)), missing))
     _say_cut(cut)
-    return found
+    return problems
 
 # %% ../../nbs/data/14_sounds.ipynb #d42d7e89
 def lengths_line(
     seconds, # Length of each sound, seconds
 )->str: # For instance '414 sounds, 12.3 minutes: 0.6 to 9.0 s, half of them below 1.3 s'
-    "How long sounds are, in one line"
+    "The lengths of sounds, in one line"
     s = np.asarray(seconds, dtype=float)
     if not len(s): return 'no sounds'
     return f"{len(s):,} sound{'s'*(len(s)>1)}, {s.sum()/60:.1f} minutes: {s.min():.1f} to {s.max():.1f} s, half of them below {np.median(s):.1f} s"
@@ -284,7 +284,7 @@ def spectrogram_png(
     rate:int=16000, # Hz
     **kw, # `width` and `height`, as `spectrogram` takes them
 )->bytes: # A PNG
-    "A spectrogram from dark to light"
+    "A spectrogram as a picture, from dark to light"
     import matplotlib.image
     out = io.BytesIO()
     matplotlib.image.imsave(out, spectrogram(x, rate, **kw), vmin=-60, vmax=0, cmap='magma', format='png')
@@ -294,7 +294,7 @@ def spectrogram_png(
 _MP3_RATES = (8000,11025,12000,16000,22050,24000,32000,44100,48000)
 
 def _mp3(x, rate):
-    "An mp3, at the nearest rate that there is for one"
+    "An mp3, at the nearest valid rate"
     out,best = io.BytesIO(),min(_MP3_RATES, key=lambda o: abs(o-rate))
     need('soundfile', 'speech').write(out, read_sound((x,rate), best), best, format='MP3')
     return out.getvalue()
@@ -316,7 +316,7 @@ class Sound:
 # %% ../../nbs/data/14_sounds.ipynb #bbda7943
 def show_sounds(
     sounds, # `Sound`s
-    columns:dict, # Name -> one text a sound
+    columns:dict, # Name -> one text per sound
 ):  # In a notebook a table with players, elsewhere the texts
     "Sounds beside their texts"
     if 'ipykernel' not in sys.modules: return print(pd.DataFrame(dict(sound=list(map(repr, sounds)), **columns)).to_string(index=False))

@@ -1,7 +1,7 @@
-"""`Recipe`: what a saved model needs to know of its data; `DataSpec`: a recipe and the rows, as `dls.sft`
+"""`Recipe`: the settings that a saved model keeps of its data; `DataSpec`: a recipe with its rows, as `dls.sft`
 
-What `load_data` found out is kept in one place, as `dls.sft`: the rows with their split, and what a saved model needs of it, which is a `Recipe`: the class names, the checkpoint, the
-preprocessing, the options. Everything later reads it there. Nothing in here imports torch.
+The results of `load_data` are kept in one place, `dls.sft`: the rows with their split, and a `Recipe`, the part that a saved model needs: the class names, the checkpoint, the
+preprocessing, the options. All later steps read it there. Nothing in here imports torch.
 
 Docs: https://sft-nb.github.io/sft_nb/data/spec.html.md"""
 
@@ -22,42 +22,42 @@ from .folders import _SPLITS
 # %% ../../nbs/data/07_spec.ipynb #4ff6fa4e
 @dataclass
 class Recipe:
-    "What a saved model needs to know of the data it was trained on; a `Predictor` keeps it as `.spec`"
-    task:Task # Which task the data are for
+    "The settings of the training data that a saved model keeps; a `Predictor` has it as `.spec`"
+    task:Task # Task of the data
     vocab:list=field(default_factory=list) # Names of the classes, in the order of the model's outputs; empty where the target is not a class
     multi_label:bool=False # Whether an item may have several classes; the target is then a list
     checkpoint:object=None # The `Checkpoint` that the data are prepared for
     pretrained:bool=True # Whether the model starts from the weights of the checkpoint
-    preprocess:dict=field(default_factory=dict) # JSON-able; what the loaders of the task have settled
-    seed:int=42 # Of the split, the subsample and the order of training
+    preprocess:dict=field(default_factory=dict) # JSON-able settings that the loaders of the task have chosen
+    seed:int=42 # Seed of the split, the subsample and the order of training
     options:dict=field(default_factory=dict) # Arguments of `load_data` by name: batch_size, num_workers, augment and those of the task
-    scaling:dict=field(default_factory=dict) # What the target has settled: of numbers mean, scale and the margin of the interval
+    scaling:dict=field(default_factory=dict) # Settings of the target: for numbers the mean, the scale and the margin of the interval
     @property
     def has_rows(self): return False
 
 # %% ../../nbs/data/07_spec.ipynb #e42bfe94
 @dataclass(init=False, repr=False)
 class DataSpec(Recipe):
-    "What `load_data` knows: a `Recipe` and its rows; kept as `dls.sft`"
-    rows:pd.DataFrame=None # One row an item: item, the inputs, the target, split, row, and every other column of the source
-    skipped:pd.DataFrame=None # item, row, problem: what `bad='skip'` left out
-    has_group:bool=False # Whether rows of one group stand on one side of every split
-    seen:dict=field(default_factory=dict) # What the check of the rows has found out for the loaders: the bits of deep pictures
+    "The data that `load_data` has read: a `Recipe` and its rows; kept as `dls.sft`"
+    rows:pd.DataFrame=None # One row per item: item, the inputs, the target, split, row, and every other column of the source
+    skipped:pd.DataFrame=None # item, row, problem of the rows that `bad='skip'` left out
+    has_group:bool=False # Whether rows of one group are on one side of every split
+    seen:dict=field(default_factory=dict) # Facts that the check of the rows found for the loaders: the bits of deep pictures
 
     def __init__(self,
-        task:Task, # As in `Recipe`, and so are those that are not said here
-        rows:pd.DataFrame, # One row an item
+        task:Task, # As in `Recipe`, like all others without a comment of their own
+        rows:pd.DataFrame, # One row per item
         vocab=(), # Names of the classes
-        multi_label=False, # Several classes a row
+        multi_label=False, # Several classes per row
         checkpoint=None, # A `Checkpoint`
         pretrained=True, # Its weights
-        preprocess=None, # What the loaders have settled
-        seed=42, # Of the split
+        preprocess=None, # Settings of the loaders
+        seed=42, # Seed of the split
         skipped=None, # Rows that were left out
         has_group=False, # Groups are kept together
-        options=None, # Of `load_data`
-        seen=None, # Found by the check
-        scaling=None, # Settled by the target
+        options=None, # Arguments of `load_data`
+        seen=None, # Facts from the check of the rows
+        scaling=None, # Settings of the target
     ):
         super().__init__(task, list(vocab), multi_label, checkpoint, pretrained, preprocess or {}, seed, options or {}, scaling or {})
         self.rows,self.skipped,self.has_group,self.seen = rows,skipped,has_group,seen or {}
@@ -79,11 +79,11 @@ class DataSpec(Recipe):
 # %% ../../nbs/data/07_spec.ipynb #4f512480
 def prepared(
     dls, # fastai `DataLoaders` that a task has made
-    spec, # The `DataSpec` that they were made of; it stays as it is
-    preprocess:dict, # What was settled, as JSON has it: all that prediction needs to treat an item in the same way
-    **columns, # Columns that are added to the rows
+    spec, # The `DataSpec` that they were made from; it is not changed
+    preprocess:dict, # The chosen settings, JSON-able: all that prediction needs to prepare an item in the same way
+    **columns, # Columns to add to the rows
 ):  # `dls`, whose `.sft` is a spec with both
-    "Loaders that know how their items were prepared"
+    "Store the settings of the loaders in `dls.sft`"
     dls.sft = copy.copy(spec)
     dls.sft.preprocess = preprocess
     if columns: dls.sft.rows = spec.rows.assign(**columns)
@@ -92,8 +92,8 @@ def prepared(
 # %% ../../nbs/data/07_spec.ipynb #b4ef19d9
 def data_summary(
     dls, # From `load_data`, or its `DataSpec`
-)->pd.DataFrame: # One row a class, one column a split, and their sum
-    "How many items each class has on each side"
+)->pd.DataFrame: # One row per class, one column per split, and their sum
+    "The number of items of each class in each split"
     spec = getattr(dls, 'sft', dls)
     t = spec.task.target
     groups = [t.labels(v, spec.multi_label) if spec.vocab else ['items'] for v in spec.rows[t.column]]
@@ -106,10 +106,10 @@ def _is_whole(o, least): return isinstance(o, Integral) and not isinstance(o, bo
 
 # %% ../../nbs/data/07_spec.ipynb #3719820c
 def _batch_size(batch_size, n, most):
-    "`most`, and at least eight steps an epoch where there are few items"
+    "`most`, or less for at least eight steps per epoch"
     if batch_size is None: return min(most, n, max(4, 2**int(math.log2(max(1, n/8)))))
     if not _is_whole(batch_size, 1):
-        raise DataError(f"batch_size={batch_size!r}: expected a whole number from 1 up.")
+        raise DataError(f"batch_size must be a whole number from 1 up, got {batch_size!r}.")
     return int(min(batch_size, n))
 
 # %% ../../nbs/data/07_spec.ipynb #35f686f5
@@ -123,6 +123,6 @@ def longest_first(
     spec:DataSpec, # Its task knows the length of a row
     rows:pd.DataFrame, # Rows to be batched
 )->np.ndarray|None: # Places of the rows; None: all have one size
-    "Longest rows first, so that little is padded"
+    "Longest rows first, so that batches need little padding"
     lengths = spec.task.lengths(spec, rows)
     return None if lengths is None else np.argsort(-np.asarray(lengths), kind='stable')

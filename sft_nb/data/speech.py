@@ -1,7 +1,7 @@
-"""Sounds and what is said in them, as a Whisper and as a CTC model want them: checked rows, tokens, batches
+"""Checked rows, tokens and batches, for Whisper and for CTC models
 
 The data side of the task `'speech'`. A `SpeechCoder` holds the feature extractor and the tokenizer of a checkpoint; with it rows are checked, texts become tokens and back,
-and clips become batches. Training hears a window cut to the longest clip, what is evaluated and predicted is heard whole. `sounds` reads the files, `token_targets` has what speech
+and clips become batches. Training uses a window cut to the longest clip, evaluation and prediction hear whole clips. `sounds` reads the files, `token_targets` has the parts that speech
 shares with translation.
 
 Docs: https://sft-nb.github.io/sft_nb/data/speech.html.md"""
@@ -31,18 +31,18 @@ from .token_targets import _language
 
 # %% ../../nbs/data/18_speech.ipynb #f926b2fd
 def convolved_frames(
-    config, # Of a `…ForCTC` of transformers
+    config, # Configuration of a `…ForCTC` of transformers
     n, # Samples, a number or a tensor
-):  # Frames behind the convolutions, of the same kind
-    "How many frames the convolutions make of a clip"
+):  # Frames after the convolutions, a number or a tensor
+    "The number of frames of a clip after the convolutions"
     for k,s in zip(config.conv_kernel, config.conv_stride): n = (n-k)//s+1
     return n
 
 def frame_count(
-    config, # Of a `…ForCTC` of transformers
-    samples, # Samples of a clip, a number or a tensor of them
-):  # Frames, of the same kind
-    "How many frames a clip has, behind the convolutions and the adapter"
+    config, # Configuration of a `…ForCTC` of transformers
+    samples, # Samples of a clip, a number or a tensor
+):  # Frames, a number or a tensor
+    "The number of frames of a clip after the convolutions and the adapter"
     n = convolved_frames(config, samples)
     for _ in range(config.num_adapter_layers if getattr(config, 'add_adapter', False) else 0): n = (n-1)//config.adapter_stride+1
     return n
@@ -54,28 +54,28 @@ OFF_SCORE = -1e4
 def frames_needed(
     labels, # Numbers of the letters of one text
 )->int: # Frames
-    "How many frames a text takes at least"
+    "The least number of frames for a text"
     return len(labels)+sum(a==b for a,b in zip(labels, labels[1:]))
 
 # %% ../../nbs/data/18_speech.ipynb #9e811d3e
 def best_tokens(
     scores:torch.Tensor, # `(batch, frame, token)`
     blank:int=0, # Number of the blank
-)->tuple: # (list of token numbers, probability) a row
+)->tuple: # (lists of token numbers, probabilities), one per row
     "Read the best token of each frame"
     top,at = scores.float().log_softmax(-1).max(-1)
     real = ~((scores<=OFF_SCORE).sum(-1)==scores.shape[-1]-1)
-    said = [[t for t,before in zip(o, [None,*o]) if t!=before and t!=blank] for o in at.tolist()]
-    return said,((top*real).sum(1)/real.sum(1).clamp(min=1)).exp().cpu().numpy()
+    tokens = [[t for t,before in zip(o, [None,*o]) if t!=before and t!=blank] for o in at.tolist()]
+    return tokens,((top*real).sum(1)/real.sum(1).clamp(min=1)).exp().cpu().numpy()
 
 # %% ../../nbs/data/18_speech.ipynb #d16e58a1
 class SpeechCoder:
     "Sounds to features, texts to tokens, and back"
     columns = ('sound','text')
     def __init__(self,
-        processor, # Of transformers: feature extractor and tokenizer
+        processor, # Processor of transformers: feature extractor and tokenizer
         kind:str, # 'whisper' or 'ctc'
-        config, # Of the network
+        config, # Configuration of the network
         language:str|None=None, # Code of the language, where the checkpoint is for several
     ):
         self.extractor,self.tokenizer,self.kind,self.config,self.language = processor.feature_extractor,processor.tokenizer,kind,config,language
@@ -95,7 +95,7 @@ class SpeechCoder:
 @patch
 def batch(self:SpeechCoder,
     sounds, # `Sound`s
-    positions:int|None=None, # Window of a Whisper; None: all that it hears
+    positions:int|None=None, # Window of a Whisper, in positions of its encoder; None: the longest
 )->dict: # input_features `(batch, mel, column)`, or input_values and attention_mask `(batch, sample)`; sounds, for showing
     "Features of a batch"
     waves = [o.samples for o in sounds]
@@ -108,7 +108,7 @@ def batch(self:SpeechCoder,
 # %% ../../nbs/data/18_speech.ipynb #f5613325
 @patch
 def spelled(self:SpeechCoder,
-    text:str, # What is said
+    text:str, # A transcript
 )->str: # Words with one space between them
     "A text in the letters that a CTC model knows"
     text,(upper,lower) = unicodedata.normalize('NFC', text),self.cases
@@ -117,12 +117,12 @@ def spelled(self:SpeechCoder,
 
 @patch
 def labels(self:SpeechCoder,
-    texts, # What is said
-)->list: # One list of tokens a text
-    "Targets, with the prompt behind the start token and the end token for a Whisper"
+    texts, # Transcripts
+)->list: # One list of tokens per text
+    "Targets as tokens; for a Whisper with the prompt after the start token, and the end token"
     if self.kind=='whisper':
-        said = [self.tokenizer(' '+str(o).strip(), add_special_tokens=False, split_special_tokens=True)['input_ids'] for o in texts]
-        return [[*self.prompt[1:], *o, self.tokenizer.eos_token_id] for o in said]
+        ids = [self.tokenizer(' '+str(o).strip(), add_special_tokens=False, split_special_tokens=True)['input_ids'] for o in texts]
+        return [[*self.prompt[1:], *o, self.tokenizer.eos_token_id] for o in ids]
     return [[t for t in self.tokenizer(self.spelled(o))['input_ids'] if t!=self.tokenizer.unk_token_id] for o in map(str, texts)]
 
 # %% ../../nbs/data/18_speech.ipynb #75e24cbe
@@ -138,10 +138,10 @@ def say(self:SpeechCoder, # noqa: F811
 # %% ../../nbs/data/18_speech.ipynb #fee548da
 @patch
 def too_few(self:SpeechCoder,
-    seconds:float, # Of the clip
-    text:str, # What is said in it
+    seconds:float, # Length of the clip
+    text:str, # Its transcript
 )->str|None: # None: there are enough frames
-    "What is wrong where a clip is shorter than its text"
+    "The problem of a clip with too few frames for its text"
     n,most = frame_count(self.config, round(seconds*self.rate)),frames_needed(self.labels([text])[0])
     if most>n: return f'text: {most} frames are needed for {text[:40]!r}, the clip of {seconds:.2f} s has {max(0, n)}'
 
@@ -164,9 +164,9 @@ def _sound_alone(folder):
 
 def open_processor(
     ckpt, # A `Checkpoint` of a speech model
-    language:str|None=None, # What a Whisper for many languages is told; None: nothing
+    language:str|None=None, # Language of a Whisper for many languages; None: not set
 ):  # A processor of transformers
-    "Feature extractor and tokenizer of a checkpoint; each language has its own, as a tokenizer keeps the one that it was told"
+    "Feature extractor and tokenizer of a checkpoint, a separate one per language, since a tokenizer stores its language"
     if _sound_alone(ckpt.folder):
         raise CheckpointError(f"{ckpt.ref} has no tokenizer: it was pretrained on sound alone. Put a vocab.json of letters and a tokenizer_config.json beside it.")
     try: return _processor(ckpt.folder, language)
@@ -176,14 +176,14 @@ def open_processor(
 
 # %% ../../nbs/data/18_speech.ipynb #d16b163f
 def _known_languages(ckpt):
-    "Codes of the languages that a Whisper tells apart; empty where it knows one"
+    "Codes of the languages of a Whisper; empty where it knows one"
     import json
     path = Path(ckpt.folder)/'generation_config.json'
     known = json.loads(path.read_text(encoding='utf-8')).get('lang_to_id') if path.is_file() else None
     return [o[2:-2] for o in known or {}]
 
 def _heard_language(ckpt, code):
-    "The language that a Whisper is told; None where the checkpoint knows one alone, or is told none"
+    "The language to set for a Whisper; None where the checkpoint knows only one, or needs none"
     if (codes := _known_languages(ckpt)): return _language(code, codes, 'language', ckpt.ref)
     if _kind(ckpt)=='whisper' and code not in (None,'en'): raise DataError(f"language={code!r}: {ckpt.ref} knows one language. Leave it out.")
     language_code(code)
@@ -191,7 +191,7 @@ def _heard_language(ckpt, code):
 # %% ../../nbs/data/18_speech.ipynb #0cdc8834
 def speech_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
-)->SpeechCoder: # The one that training used
+)->SpeechCoder: # The coder of training
     "Feature extractor and tokenizer of a checkpoint"
     ckpt,p = spec.checkpoint,spec.preprocess
     kind = _kind(ckpt)
@@ -207,16 +207,16 @@ def _longest(spec):
     most = config.max_source_positions/50 if _kind(spec.checkpoint)=='whisper' else None
     if asked is None: return most or 30.
     if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not 0<asked<=(most or sys.float_info.max):
-        raise DataError(f"max_seconds={asked!r}: expected seconds above 0{f', at most {most:g}, which is what {spec.checkpoint.ref} hears' if most else ''}.")
+        raise DataError(f"max_seconds must be above 0{f' and at most {most:g}, the limit of {spec.checkpoint.ref}' if most else ''}, got {asked!r}.")
     return float(asked)
 
-def _said_problem(text, coder):
-    "What is wrong with a text"
+def _transcript_problem(text, coder):
+    "The problem of a transcript"
     problem = _text_problem(text)
     if problem: return problem
     if not normalized(text): return f'no words in {text[:60]!r}'
     n,most = len(coder.labels([text])[0]),coder.most
-    if not n: return f'no letter of {text[:60]!r} is one that the model can write'
+    if not n: return f'the model can write no letter of {text[:60]!r}'
     if most and n>most: return f'{n:,} tokens, at most {most:,} can be written'
 
 # %% ../../nbs/data/18_speech.ipynb #383d1eab
@@ -224,15 +224,15 @@ def check_speech(
     rows:pd.DataFrame, # With `audio`, and `text` where it is known
     spec, # From `load_data` or a saved folder
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each row"
+    "The problems of each row"
     coder = speech_coder(spec)
-    found = check_sounds(rows, _longest(spec), coder.shortest, coder.rate)
+    problems = check_sounds(rows, _longest(spec), coder.shortest, coder.rate)
     texts = rows['text'].items() if 'text' in rows else ()
-    found += [(i,f'text: {p}') for i,o in texts if o is not None and (p := _said_problem(o, coder))]
+    problems += [(i,f'text: {p}') for i,o in texts if o is not None and (p := _transcript_problem(o, coder))]
     if coder.kind=='ctc' and 'text' in rows:
-        fine = rows.drop(index=[i for i,_ in found])
-        found += [(i,p) for i,a,t in zip(fine.index, fine['audio'], fine['text']) if t is not None and (p := coder.too_few(sound_seconds(a), t))]
-    return found
+        fine = rows.drop(index=[i for i,_ in problems])
+        problems += [(i,p) for i,a,t in zip(fine.index, fine['audio'], fine['text']) if t is not None and (p := coder.too_few(sound_seconds(a), t))]
+    return problems
 
 # %% ../../nbs/data/18_speech.ipynb #3e7932a4
 class _ReadSound(Transform):
@@ -258,26 +258,26 @@ class SpeechDL(SequenceDL):
         columns = dict(zip(('text',), texts))
         return show_sounds(sounds, columns) if show else pd.DataFrame(dict(sound=sounds, **columns))
     def show_results(self, b, out, max_n=5, **kwargs):
-        "Players, spectrograms, texts, and what the model says of each; a Whisper reads the text before each token (`evaluate` lets it write by itself)"
+        "Players, spectrograms, texts and predictions; a Whisper reads the text before each token (`evaluate` lets it write by itself)"
         shown,coder,out = self.decode_batch(b, max_n),self.coder,out[:max_n]
-        said = _best(out).masked_fill(b[1][:max_n]==-100, -100) if coder.kind=='whisper' else best_tokens(out, coder.tokenizer.pad_token_id)[0]
-        return show_sounds([o[0] for o in shown], dict(text=[o[1] for o in shown], prediction=coder.say(said)))
+        tokens = _best(out).masked_fill(b[1][:max_n]==-100, -100) if coder.kind=='whisper' else best_tokens(out, coder.tokenizer.pad_token_id)[0]
+        return show_sounds([o[0] for o in shown], dict(text=[o[1] for o in shown], prediction=coder.say(tokens)))
 
 # %% ../../nbs/data/18_speech.ipynb #691b6a5d
 def _positions(spec, coder, asked, seconds):
-    "How many positions of a Whisper are heard in training"
+    "Positions of a Whisper that are used in training"
     if coder.kind=='ctc':
         if asked is None: return None
-        raise DataError(f"window={asked!r}: {spec.checkpoint.ref} hears each clip as long as it is. A window is for a Whisper; leave it out.")
+        raise DataError(f"window={asked!r}: {spec.checkpoint.ref} hears each clip in its own length. A window is for a Whisper; leave it out.")
     most = coder.config.max_source_positions
     if asked is None: return min(most, 25*int(np.ceil(max(seconds)*2)))
     if isinstance(asked, str) and asked=='whole': return most
     if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not max(seconds)<=asked<=most/50:
-        raise DataError(f"window={asked!r}: expected seconds from {max(seconds):.2f} (the longest clip) to {most/50:g}, or 'whole'.")
+        raise DataError(f"window must be seconds from {max(seconds):.2f} (the longest clip) to {most/50:g}, or 'whole', got {asked!r}.")
     return int(np.ceil(asked*50))
 
 def _search_beams(spec, coder, n):
-    if _beams(n)>1 and coder.kind=='ctc': raise DataError(f"num_beams={n}: {spec.checkpoint.ref} names a letter a frame, there is nothing to search. Leave it out.")
+    if _beams(n)>1 and coder.kind=='ctc': raise DataError(f"num_beams={n}: {spec.checkpoint.ref} reads one letter per frame, there is nothing to search. Leave it out.")
     return n
 
 # %% ../../nbs/data/18_speech.ipynb #d40df43d
@@ -289,12 +289,12 @@ def _say_lengths(seconds, positions, coder):
 def speech_loaders(
     spec, # Rows (with `split`) and checkpoint
     batch_size:int|None=None, # None: 16; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: sounds are read in this process
-    augment=True, # Taken for the sake of other tasks: sounds are not augmented
-    window=None, # Seconds that a Whisper hears in training; None: the longest clip; 'whole': all it can
-    language:str|None=None, # Code of the language: what a Whisper for several is told, and whose rules the scores follow; None: by the checkpoint
-    num_beams:int=1, # Beams of the search in which a Whisper writes; 1: greedy
-    max_seconds:float|None=None, # Longer clips are bad rows; None: what a Whisper hears, 30 for others
+    num_workers:int|None=None, # Not used; sounds are read in this process
+    augment=True, # Not used; sounds are not augmented
+    window=None, # Seconds that a Whisper hears in training; None: the longest clip; 'whole': its full window
+    language:str|None=None, # Code of the language, for a Whisper for several and for the rules of the scores; None: by the checkpoint
+    num_beams:int=1, # Beams of a Whisper in generation; 1: greedy
+    max_seconds:float|None=None, # Longer clips are bad rows; None: the window of a Whisper, 30 for others
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.seconds` are lengths
     "Loaders of sounds with their texts"
     bare = copy.copy(spec)
@@ -312,11 +312,11 @@ def speech_loaders(
 def speech_rows_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With `audio`, and `text` where `labelled`
-    batch_size:int, # Items a step; at most 16 are taken
-    positions:int|None=None, # Positions of the encoder that are filled, 50 a second; None: all
-    labelled:bool=False, # Whether the targets come with the inputs
+    batch_size:int, # Items per step, at most 16
+    positions:int|None=None, # Positions of the encoder that are filled, 50 per second; None: all
+    labelled:bool=False, # Whether batches have targets
 )->SpeechDL: # Batches in the order of `rows`
-    "A loader of sounds, alone or with the tokens of their texts"
+    "A loader of sounds, with or without the tokens of their texts"
     coder = speech_coder(spec)
     labels = coder.labels(list(rows['text'])) if labelled else None
     return sequence_item_loader(SpeechDL, _Window(coder, positions), _ReadSound(list(rows['audio']), coder), len(rows), min(batch_size, 16), labels)
@@ -324,25 +324,25 @@ def speech_rows_loader(
 def speech_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `audio`
-    batch_size:int=64, # Items a step; at most 16 are taken
-)->SpeechDL: # Batches of sounds alone, in the order of `rows`, heard whole
+    batch_size:int=64, # Items per step, at most 16
+)->SpeechDL: # Batches of whole sounds without targets, in the order of `rows`
     "A loader for prediction"
     return speech_rows_loader(spec, rows, batch_size)
 
 def speech_train_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `audio`
-    batch_size:int=64, # Items a step; at most 16 are taken
-)->SpeechDL: # Batches of sounds alone, in the order of `rows`, under the window of training
+    batch_size:int=64, # Items per step, at most 16
+)->SpeechDL: # Batches of sounds without targets, in the order of `rows`, in the window of training
     "A loader for the cache"
     return speech_rows_loader(spec, rows, batch_size, spec.preprocess['positions'])
 
 # %% ../../nbs/data/18_speech.ipynb #34a3c909
 def speech_lengths(
-    spec, # Taken for the sake of `Task.lengths`
+    spec, # Not used; `Task.lengths` passes it
     rows:pd.DataFrame, # With a column `audio`
 )->list: # Seconds of each sound
-    "What to sort rows by, so that batches need little padding"
+    "Lengths by which to sort rows, so that batches need little padding"
     return list(rows['seconds']) if 'seconds' in rows else [sound_seconds(o) for o in rows['audio']]
 
 def speech_targets(

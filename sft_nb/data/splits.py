@@ -1,7 +1,7 @@
-"""Which rows train, validate and test: every class in its share, groups together, the same seed the same split
+"""Every class in proportion, groups together, the same split for the same seed
 
-A model is judged by rows that it has not learnt from. Here the rows of a table are dealt to the sides: every class gives its share, rows of one group stay together, no class is taken from
-training, and the same seed gives the same split in any process. `load_data` does it once, `fold_specs` once a fold.
+A model is judged by rows that it was not trained on. This module assigns the rows of a table to the splits: every class in proportion, rows of one group together, no class missing from
+training, and the same split for the same seed in any process. `load_data` does it once, `fold_specs` once per fold.
 
 Docs: https://sft-nb.github.io/sft_nb/data/splits.html.md"""
 
@@ -48,7 +48,7 @@ def _group_folds(rows, spec, k):
     n = len(set(groups))
     if n<2:
         raise DataError(f"All {len(rows):,} rows are of one group ({groups[0]!r}): they cannot be split. "
-                        "Take another column, or give validation data by valid=PATH.")
+                        "Choose another column, or pass validation data by valid=PATH.")
     k,codes,fold = min(k, n),pd.factorize(_strata(rows, spec).astype(str))[0],np.zeros(len(rows), int)
     if k>np.bincount(codes).max(): codes,groups = _padded(codes, groups, k)
     folds = StratifiedGroupKFold(k, shuffle=True, random_state=spec.seed).split(codes, codes, groups)
@@ -72,7 +72,7 @@ def _folds(rows, spec, k):
 
 # %% ../../nbs/data/08_splits.ipynb #cf2e9db7
 def _some_groups(rows, spec, fraction):
-    "Index of the rows whose groups are held out: as many of up to ten folds as come near to the fraction, never all"
+    "Index of the rows whose groups are held out: the number of up to ten folds that is closest to the fraction, never all"
     k = max(2, Fraction(float(fraction)).limit_denominator(10).denominator) if .05<fraction<.95 else 10
     fold = _group_folds(rows, spec, k)
     k = fold.max()+1
@@ -87,7 +87,7 @@ def _hold_out(rows, spec, fraction):
     return _give_back(rows, spec, set(_pick(strata, {s:min(n, counts[s]-1) for s,n in share.items()}, spec.seed)))
 
 def _give_back(rows, spec, held):
-    "Move to training what it would otherwise never see"
+    "Move to training the rows of classes that it would otherwise lack"
     labels = rows[spec.task.target.column].map(lambda v: spec.task.target.labels(v, spec.multi_label))
     while lost := set(_flat(labels))-set(_flat(labels[~labels.index.isin(held)])):
         i = min(i for i in held if lost & set(labels[i]))
@@ -102,7 +102,7 @@ def _split(rows, spec, valid):
     train = rows[rows.split=='train']
     if len(train)<2: raise DataError(f"{len(train)} row to train on cannot be split. Add data.")
     held = _hold_out(train, spec, valid)
-    if not held: raise DataError(f"valid={valid}: no {'group' if spec.has_group else 'row'} can be held out without taking a whole class from training. Give validation data by valid=PATH.")
+    if not held: raise DataError(f"valid={valid}: no {'group' if spec.has_group else 'row'} can be held out without removing a class from training. Pass validation data by valid=PATH.")
     rows.loc[held, 'split'] = 'valid'
     return rows
 
@@ -116,14 +116,14 @@ def _subsample(rows, spec, n):
     if with_split: strata = strata.astype(str)+'\0'+rows.split.astype(str)
     counts,least = Counter(strata),1 if with_split else 1+spec.task.target.least
     need_n = sum(min(least, c) for c in counts.values())
-    if n<max(2, need_n): raise DataError(f"max_items={n}: {max(2, need_n)} are needed for {len(spec.vocab) or len(counts)} classes.")
+    if n<max(2, need_n): raise DataError(f"max_items must be at least {max(2, need_n)} for {len(spec.vocab) or len(counts)} classes, got {n}.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
     if spec.multi_label: keep = _paired(rows[spec.task.target.column], keep, n, spec.seed)
     say(f"Took {len(keep):,} of {len(rows):,} rows (max_items={n}){how}")
     return rows.loc[sorted(keep)]
 
 def _trim(share, counts, total, least):
-    "Take from the classes that give most until `total` is not passed; `least` of each stay"
+    "Remove rows from the classes that give most until `total` is met; `least` of each stay"
     while sum(share.values())>total: share[max(share, key=lambda k: (share[k]>least, share[k]/counts[k]))] -= 1
     return share
 
@@ -141,7 +141,7 @@ def _paired(targets, keep, most, seed):
         if i in keep and all(n[l]>2 for l in targets[i]):
             keep.remove(i)
             n.subtract(targets[i])
-    if len(keep)>most: raise DataError(f"max_items={most}: {len(keep)} are needed for {len(n)} classes.")
+    if len(keep)>most: raise DataError(f"max_items must be at least {len(keep)} for {len(n)} classes, got {most}.")
     return list(keep)
 
 # %% ../../nbs/data/08_splits.ipynb #47b8609d
@@ -151,7 +151,7 @@ def fold_specs(
 ):  # Yields `k` specs; give each to `make_loaders`
     "The same data split `k` ways: every row that is not of the test set is in validation once"
     rows = spec.rows[spec.rows.split!='test']
-    if not isinstance(k, Integral) or not 2<=k<=len(rows): raise DataError(f"k={k!r}: expected 2 to {len(rows):,} folds.")
+    if not isinstance(k, Integral) or not 2<=k<=len(rows): raise DataError(f"k must be a number of folds from 2 to {len(rows):,}, got {k!r}.")
     fold = _folds(rows, spec, k)
     for j in range(fold.max()+1):
         side = spec.rows.split.where(spec.rows.split=='test', 'train')

@@ -1,7 +1,7 @@
-"""CSV, TSV, Excel, JSON and Parquet files become a frame of cells that know where they stand
+"""CSV, TSV, Excel, JSON and Parquet files become one frame, with the file and line of each row
 
-Each reader gives a frame of cells as they are in the file, and beside them where each row stands and what is wrong with it. These columns of ours have keys that are no
-texts, so that a file may call its columns whatever it likes.
+Each reader returns a frame of the cells as they are in the file, with two more columns: the place of each row and its problem. The keys of these columns are not
+texts, so that a file may use any names for its own columns.
 
 Docs: https://sft-nb.github.io/sft_nb/data/table_files.html.md"""
 
@@ -32,10 +32,10 @@ class Own(Enum):
 
 def free_names(
     names, # Names of columns of the source
-    taken, # Names that we use ourselves
-    prefix:str='source_', # What stands before a name that is taken
-)->dict: # name -> the name it gets here
-    "Names of the columns of a source beside ours: one that is taken gets a prefix, as often as it takes"
+    taken, # Names that this package uses
+    prefix:str='source_', # Put before a name that is taken
+)->dict: # name -> new name
+    "Names for the columns of a source: a name that is taken gets the prefix, repeated until it is free"
     out,used = {},{*taken, *(o for o in names if o not in taken)}
     for o in names:
         new = o
@@ -63,7 +63,7 @@ def _wide_encoding(data):
 def decoded_text(
     path, # A text file in UTF-8, with or without byte order mark, in UTF-16 or in UTF-32
 )->str: # Its text
-    "Read a text file; another encoding is refused with a guess which one it is"
+    "Read a text file; another encoding is an error that names the likely one"
     return _text_and_encoding(path)[0]
 
 def _text_and_encoding(path):
@@ -79,7 +79,7 @@ def _text_and_encoding(path):
 # %% ../../nbs/data/04_table_files.ipynb #72a9b27d
 def _encoding_hint(path, data, at):
     line,name = data[:at].count(b'\n')+1,_wide_encoding(data)
-    if name: return f"{path} begins as {name.upper()} and is not: offset {at:,} cannot be read. It was cut short, or has two encodings. Write it again."
+    if name: return f"{path} begins as {name.upper()} but is not: offset {at:,} cannot be read. It was cut short, or has two encodings. Write it again."
     name = 'cp1252'
     try: data.decode(name)
     except UnicodeDecodeError: name = 'latin-1'
@@ -123,14 +123,14 @@ class _Text:
 
 # %% ../../nbs/data/04_table_files.ipynb #b3b3650f
 def _repeated(t, most=20_000):
-    "Of each column the values of lines without a quote, where they come again and again; None for others"
+    "For each column the values of lines without a quote, where they repeat; None for other columns"
     rows = [o.rstrip('\r\n').split(t.sep) for o in t.lines[1:most] if '"' not in o]
     rows = [o for o in rows if len(o)==len(t.names)]
     columns = [Counter(o) for o in zip(*rows)]
     return [set(c) if len(rows)>=4 and len(c)<=len(rows)/2 else None for c in columns]
 
 def _repeats(t, rows):
-    "Of lines that quotes hold together: whether what lies within the quotes has the values that columns repeat; None where no such column lies there"
+    "For lines that quotes join: whether the cells within the quotes have the values that columns repeat; None where no such column is there"
     if t.repeated is None: t.repeated = _repeated(t)
     for i,(cells,_,_,stray) in enumerate(rows):
         opened,closed = (stray or [len(cells)])[-1] if i==0 else -1,(stray or [0])[0] if i==len(rows)-1 else len(cells)
@@ -146,7 +146,7 @@ def _is_quoting(t):
 
 # %% ../../nbs/data/04_table_files.ipynb #3150a604
 def _are_rows(t, i, n, cells, name):
-    "Whether `n` lines that quotes hold together are rows by themselves"
+    "Whether `n` lines that quotes join are rows by themselves"
     width = len(t.names)
     if width<2: return False
     rows = [t.read(j, over=False) for j in range(i, i+n)]
@@ -216,18 +216,18 @@ def _dialect(text, path):
     if _is_unquoted(t, records):
         line = next(o[0] for o in records if o[4])
         records = list(_records(_Text(text, t.sep, literal=True), name))
-        remarks.append(f'quotes are read as characters of the text, since that of line {line} is none around a cell')
+        remarks.append(f'quotes are read as characters of the text, since the one in line {line} is not around a cell')
     return records,remarks+_remarks(records)
 
 # %% ../../nbs/data/04_table_files.ipynb #82662baa
 def _numbers(lines): return ', '.join(map(str, lines[:3]))+(', …' if len(lines)>3 else '')
 
 def _remarks(records):
-    "What is said of quotes and lines"
-    stray,long,said = [o[0] for o in records if o[4]],[o[0] for o in records if o[2]>1],[]
-    if stray: said.append(f"stray quotes are read as characters (line {_numbers(stray)})")
-    if long: said.append(f"{len(long):,} of {len(records)-1:,} rows run over several lines, by their quotes (from line {_numbers(long)})")
-    return said
+    "Remarks on quotes and lines"
+    stray,long,remarks = [o[0] for o in records if o[4]],[o[0] for o in records if o[2]>1],[]
+    if stray: remarks.append(f"stray quotes are read as characters (line {_numbers(stray)})")
+    if long: remarks.append(f"{len(long):,} of {len(records)-1:,} rows span several lines, by their quotes (from line {_numbers(long)})")
+    return remarks
 
 def _as_given(records, names_quoted):
     "(line, cells, problem) of each record; where every name is in quotes, those around a cell are taken off, whatever is between them"
@@ -238,10 +238,10 @@ def _as_given(records, names_quoted):
 
 # %% ../../nbs/data/04_table_files.ipynb #036138dd
 def _named(head, rows, name, word):
-    "Place and name of each column; those without a name that hold nothing are left out"
+    "Place and name of each column; empty columns without a name are left out"
     head = ['' if is_blank(o) else str(o).strip() for o in head]
     twice = [k for k,n in Counter(o for o in head if o).items() if n>1]
-    if twice: raise DataError(f"{name}: column {twice[0]!r} is there twice. Rename one.")
+    if twice: raise DataError(f"{name}: column {twice[0]!r} occurs twice. Rename one.")
     names = {j:o for j,o in enumerate(head) if o}
     if not names: raise DataError(f"{name} {word} 1 names no column: all its cells are empty. Write the names of the columns there, such as text,label.")
     for j in (j for j,o in enumerate(head) if not o):
@@ -252,7 +252,7 @@ def _named(head, rows, name, word):
 
 # %% ../../nbs/data/04_table_files.ipynb #572f9c04
 def _fit(cells, names, width):
-    "Cells by column, and what is wrong with their number"
+    "Cells by column, and the problem with their number"
     least = max(names)+1
     wrong = len(cells)<least or any(not is_blank(o) for o in cells[width:])
     return {c:cells[j] for j,c in names.items() if j<len(cells)},f'has {len(cells)} cells where the header has {least}' if wrong else ''
@@ -265,8 +265,8 @@ def _grid(records, path, word, remarks=()):
     empty = 0
     while rows and len(head)>1 and all(map(is_blank, rows[-1][1])): empty += bool(rows.pop())
     names = _named(head, rows, name, word)
-    if len(head)>len(names): remarks.append(f"{len(head)-len(names)} empty columns without a name are passed over")
-    if empty: remarks.append(f"{empty:,} empty {word}s at the end are passed over")
+    if len(head)>len(names): remarks.append(f"{len(head)-len(names)} empty columns without a name are skipped")
+    if empty: remarks.append(f"{empty:,} empty {word}s at the end are skipped")
     if remarks: say(f"{name}: {'; '.join(remarks)}")
     fitted = [_fit(c, names, len(head)) for _,c,_ in rows]
     return _to_frame([(c,'; '.join(filter(None, (p,q)))) for (c,p),(*_,q) in zip(fitted, rows)], list(names.values()), [f'{name} {word} {n}' for n,*_ in rows])
@@ -293,7 +293,7 @@ def _read_json(path, sheet=None):
     return _to_frame([(r,p) for r,p,_ in parsed], columns, [w for *_,w in parsed])
 
 def _json_value(text):
-    "(value, what is wrong with the text): one of them is None"
+    "(value, problem of the text): one of them is None"
     try: return json.loads(text),None
     except json.JSONDecodeError as e: return None,f"is not JSON: {e.msg} at {f'line {e.lineno}, ' if e.lineno>1 else ''}column {e.colno}"
     except RecursionError: return None,'is not JSON that can be read: it is nested too deeply'
@@ -301,7 +301,7 @@ def _json_value(text):
 def _json_line(text, where):
     value,problem = _json_value(text)
     if problem: return {},problem,where
-    return (value,'',where) if isinstance(value, dict) else ({},f'is a {type(value).__name__}, not an object with a key a column',where)
+    return (value,'',where) if isinstance(value, dict) else ({},f'is a {type(value).__name__}, not an object with one key per column',where)
 
 def _json_array(text, name):
     values,problem = _json_value(text)
@@ -313,7 +313,7 @@ def _frame_cells(frame, column, what):
     with explain_unreadable(f'{what}: a cell of column {str(column)!r}'): return list(frame[column])
 
 def _index_names(index):
-    "Names of rows by an index; where they do not tell the rows apart, by place"
+    "Names of rows by an index; where it is not unique, by place"
     names = [', '.join(map(str, o)) if isinstance(o, tuple) else str(o) for o in index]
     return names if len(set(names))==len(names) else range(len(names))
 
@@ -332,7 +332,7 @@ def _read_parquet(path, sheet=None):
     return _read_frame(frame, f'{Path(path).name} row ', 1, path)
 
 def _bad_column(path):
-    "Which column of a Parquet file cannot be read, in words; empty where it is not one of them. pyarrow 17 finds bytes that are not UTF-8 while it reads"
+    "The column of a Parquet file that cannot be read, in words; empty where none is found. pyarrow 17 finds bytes that are not UTF-8 while it reads"
     import pyarrow.parquet as pq
     try: names = pq.read_schema(path).names
     except Exception: return ''
@@ -344,7 +344,7 @@ def _bad_column(path):
 
 # %% ../../nbs/data/04_table_files.ipynb #8b0ffdfc
 def _sheet(book, sheet, path):
-    "The sheet that was asked for: by name, or by its number from 1; else the first that is shown"
+    "The sheet by its name, or by its number from 1; else the first visible one"
     names = [o.title for o in book.worksheets]
     if isinstance(sheet, str) and sheet in names: return book[sheet]
     if isinstance(sheet, (int,str)) and str(sheet).isdecimal() and 0<int(sheet)<=len(names): return book.worksheets[int(sheet)-1]
@@ -370,7 +370,7 @@ def _cell_problem(cell):
 
 # %% ../../nbs/data/04_table_files.ipynb #a24c43d1
 def _unstored(path, sheet, rows):
-    "Row -> what is said of a formula without a stored value, which no program has computed"
+    "Row -> message about a formula without a stored value, which no program has computed"
     seen = {(o.row,o.column) for _,cells in rows for o in cells if o.value is not None}
     lost = {}
     for i,cells in _sheet_rows(_opened_book(path, False), sheet, path):
@@ -387,7 +387,7 @@ def _read_excel(path, sheet=None):
     book = _opened_book(path, True)
     rows,title = _sheet_rows(book, sheet, path),_sheet(book, sheet, path).title
     lost = _unstored(path, sheet, rows) if _has_formulas(path) else {}
-    remarks = [f"sheet {title!r} of {len(book.worksheets)}; sheet= takes another"] if sheet is None and len(book.worksheets)>1 else []
+    remarks = [f"sheet {title!r} of {len(book.worksheets)}; sheet= selects another"] if sheet is None and len(book.worksheets)>1 else []
     def problem(i, cells): return '; '.join(filter(None, [*map(_cell_problem, cells), lost.get(i)]))
     width = len(rows[0][1]) if rows else 0
     return _grid([(i, [o.value for o in cells]+[None]*(width-len(cells)), problem(i, cells)) for i,cells in rows], path, 'row', remarks)
@@ -398,9 +398,9 @@ TABLE_READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjs
 
 def _read_table(
     path, # A file with an ending of `TABLE_READERS`
-    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
+    sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
 )->pd.DataFrame: # Its cells, and those of `Own`
-    "Read a table file; rows that cannot be read are kept, with what is wrong with them"
+    "Read a table file; rows that cannot be read are kept, with their problems"
     ending = Path(path).suffix.lower()
     if sheet is not None and TABLE_READERS.get(ending) is not _read_excel: raise DataError(f"sheet={sheet!r}: {path} is not an Excel file and has no sheets. Leave it out.")
     return TABLE_READERS[ending](path, sheet)
@@ -408,10 +408,10 @@ def _read_table(
 # %% ../../nbs/data/04_table_files.ipynb #f3b1c71c
 def whole_table(
     path, # A file that ends in one of `TABLE_READERS`
-    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
+    sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
 )->pd.DataFrame: # The cells alone
     "Read a table file; rows that cannot be read are an error"
     frame,name = _read_table(path, sheet),Path(path).name
     bad = frame[frame[Own.PROBLEM]!='']
-    if len(bad): raise BadRows(_table([(None, p, o) for p,o in zip(bad[Own.PLACE], bad[Own.PROBLEM])]), name, 'Mend them.')
+    if len(bad): raise BadRows(_table([(None, p, o) for p,o in zip(bad[Own.PLACE], bad[Own.PROBLEM])]), name, 'Fix them.')
     return frame.drop(columns=[Own.PLACE, Own.PROBLEM])

@@ -1,7 +1,7 @@
-"""`TagTarget`: one tag per word, such as names, places and parts of speech; out of CoNLL files, lists or spans, and checked
+"""`TagTarget`: names, places or parts of speech, from CoNLL files, lists or spans, and checked
 
-A row is a text or a list of words, and its target one tag for each. Here CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become that one form, in IOB2; tags
-that do not fit their words or each other are named with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here
+A row is a text or a list of words, and its target is one tag per word. CoNLL files, JSON lines with `tokens` and `tags`, and texts with spans become this one form, in IOB2; tags
+that do not fit their words or each other are reported with row and word. Predictions become spans of the text again, and are scored by entities (`core.tag_metrics`). Nothing in here
 imports torch before it is used.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_target.html.md"""
@@ -39,7 +39,7 @@ def _places(text):
 def words_of(
     cell, # A text, or a list of words
 )->tuple: # (text, (start, end) of each word in it); words of a list are joined by spaces
-    "Words and where they stand"
+    "A text with the places of its words"
     if isinstance(cell, str): return cell,_places(cell)
     words = list(map(str, cell))
     ends = list(accumulate((len(w)+1 for w in words), initial=0))
@@ -73,7 +73,7 @@ def _words_problem(cell):
 
 # %% ../../nbs/data/23_tag_target.ipynb #7ae0750d
 def _conll_row(lines, name):
-    "(cells, what is wrong) of one sentence: (number, columns) of each line"
+    "(cells, problem) of one sentence, from (number, columns) of each line"
     width = len(lines[0][1])
     odd = next(((i,len(o)) for i,o in lines if len(o)!=width), None)
     problem = f'line {odd[0]} has {odd[1]} columns, line {lines[0][0]} has {width}' if odd else ''
@@ -81,21 +81,21 @@ def _conll_row(lines, name):
 
 def read_conll(
     path, # A text file in the format of the CoNLL tasks
-    sheet=None, # Taken for the sake of other readers
-):  # DataFrame of tokens and tags, a row per sentence, with the columns of `Own`
+    sheet=None, # Not used; other readers take it
+):  # DataFrame of tokens and tags, one row per sentence, with the columns of `Own`
     "Read a CoNLL file"
     from sft_nb.data.table_files import decoded_text, _to_frame
     name,text = Path(path).name,decoded_text(path)
-    sep,found,part = '\t' if '\t' in text else None,[],[]
+    sep,sentences,part = '\t' if '\t' in text else None,[],[]
     for i,line in enumerate([*text.splitlines(), ''], 1):
         end = not line.strip() or line.startswith('-DOCSTART-')
-        if end and part: found.append(part)
+        if end and part: sentences.append(part)
         if end: part = []
         elif sep is None or sep in line or not line.startswith('#'): part.append((i, line.split(sep)))
-    rows,most = [_conll_row(o, name) for o in found],max((len(c) for o in found for _,c in o), default=0)
+    rows,most = [_conll_row(o, name) for o in sentences],max((len(c) for o in sentences for _,c in o), default=0)
     if not rows: raise DataError(f"{name} has no sentences. Expected a word and its tag in each line, and a blank line between sentences.")
-    if most>2: say(f'{name}: of {most} columns the first is the word and the last its tag')
-    return _to_frame(rows, list(dict.fromkeys(k for r,_ in rows for k in r)), [f'{name} line {o[0][0]}' for o in found])
+    if most>2: say(f'{name}: of {most} columns the first is read as the word and the last as its tag')
+    return _to_frame(rows, list(dict.fromkeys(k for r,_ in rows for k in r)), [f'{name} line {o[0][0]}' for o in sentences])
 
 # %% ../../nbs/data/23_tag_target.ipynb #928c7f5d
 def _span(o):
@@ -117,13 +117,13 @@ def _named_span(text, o): return f'{text[o[0]:o[1]][:40]!r} ({o[0]} to {o[1]})'
 def span_tags(
     text:str, # A text
     spans, # Its entities: dicts of start, end and label, or lists of the three; characters count from 0
-)->tuple: # (tags of the words of the text, in IOB2; what is wrong): one of them is None
+)->tuple: # (tags of the words of the text, in IOB2; problem): one of them is None
     "Spans as one tag per word"
-    found = [(o,_span(o)) for o in spans]
-    for o,s in found:
-        if s is None: return None,f'entity {str(o)[:60]} has no whole numbers start and end, and a label'
-        if not 0<=s[0]<s[1]<=len(text): return None,f'entity {s[2]!r} stands at {s[0]} to {s[1]}, and the text has {len(text)} characters'
-    known = sorted((*_trimmed(text, a, b), label) for _,(a,b,label) in found)
+    pairs = [(o,_span(o)) for o in spans]
+    for o,s in pairs:
+        if s is None: return None,f'entity {str(o)[:60]} needs whole numbers start and end, and a label'
+        if not 0<=s[0]<s[1]<=len(text): return None,f'entity {s[2]!r} is at {s[0]} to {s[1]}, and the text has {len(text)} characters'
+    known = sorted((*_trimmed(text, a, b), label) for _,(a,b,label) in pairs)
     two = next(((p,q) for p,q in zip(known, known[1:]) if q[0]<p[1]), None)
     if two: return None,f'entities {_named_span(text, two[0])} and {_named_span(text, two[1])} overlap, and a word has one tag'
     places,tags = _places(text),[]
@@ -136,7 +136,7 @@ def span_tags(
 
 # %% ../../nbs/data/23_tag_target.ipynb #17a9a6ca
 def _list_in(cell):
-    "The list that a text is, as JSON or as Python prints it; any other cell as it is"
+    "The list in a text, as JSON or in the notation of Python; any other cell as it is"
     if isinstance(cell, np.ndarray): return cell.tolist()
     if not isinstance(cell, str) or not (cell.strip().startswith('[') and cell.strip().endswith(']')): return cell
     for read in (json.loads, ast.literal_eval):
@@ -155,17 +155,17 @@ def _spans_to_tags(frame, texts, spans):
     for text,cell,problem in zip(frame[texts], frame[spans], frame[Own.PROBLEM]):
         cell = _list_in(cell)
         listed = isinstance(cell, (list,tuple))
-        found = span_tags(text, cell) if isinstance(text, str) and listed else (None, None if listed or is_blank(cell) else f'{spans} is a {type(cell).__name__}, not a list')
-        tags.append(found[0])
-        problems.append('; '.join(filter(None, (problem, found[1]))))
+        row_tags,more = span_tags(text, cell) if isinstance(text, str) and listed else (None, None if listed or is_blank(cell) else f'{spans} is a {type(cell).__name__}, not a list')
+        tags.append(row_tags)
+        problems.append('; '.join(filter(None, (problem, more))))
     return dict(tags=tags, problem=problems)
 
 # %% ../../nbs/data/23_tag_target.ipynb #438007db
 def tag_frame(
-    frame, # DataFrame as it was read
+    frame, # DataFrame as read
     labelled:bool=True, # False: there may be no tags
 ):  # DataFrame with the columns tokens and tags
-    "Other usual names and forms as tokens and tags"
+    "Convert other common names and forms to tokens and tags"
     import pandas as pd
     from sft_nb.data.table_files import Own
     def series(o): return pd.Series(o, index=frame.index, dtype=object)
@@ -175,7 +175,7 @@ def tag_frame(
         more = {'tags':series(made['tags']), Own.PROBLEM:series(made['problem'])} if labelled else {}
         return frame.drop(columns=[spans, 'tokens'], errors='ignore').rename(columns={'text':'tokens'}).assign(**{k:v for k,v in more.items() if isinstance(k, str)}).pipe(_with, more)
     names = {old:new for new,olds in (('tokens',_WORD_COLUMNS), ('tags',_TAG_COLUMNS)) if new not in frame for old in [next((o for o in olds if o in frame), None)] if old}
-    if 'tags' in names.values() and labelled: say(f"Reading the tags from column {next(k for k,v in names.items() if v=='tags')!r}; target= takes another")
+    if 'tags' in names.values() and labelled: say(f"Reading the tags from column {next(k for k,v in names.items() if v=='tags')!r}; target= selects another")
     frame = frame.rename(columns=names)
     return frame.assign(tokens=series([_list_in(o) for o in frame['tokens']])) if 'tokens' in frame else frame
 
@@ -186,7 +186,7 @@ def _with(frame, columns):
 
 # %% ../../nbs/data/23_tag_target.ipynb #1c1b167e
 def _tags_of(cell, names=None):
-    "A cell as a list of tags; None: empty; the cell itself: it is none"
+    "A cell as a list of tags; None: empty; the cell itself: it is not a list of tags"
     from sft_nb.data.labels import is_blank
     cell = _list_in(cell)
     if is_blank(cell): return None
@@ -219,8 +219,8 @@ class TagTarget(TargetKind):
     def problems(self, cells, spec): return [None if o is None else _tags_problem(o, self.names) for o in cells]
     def labels(self, cell, several): return sorted(set(cell))
     def fatal(self, cells, spec):
-        found = {t for o in cells for t in o}
-        if len(found)<2: return f"one tag only ({next(iter(found), None)!r}): two are needed"
+        known = {t for o in cells for t in o}
+        if len(known)<2: return f"one tag only ({next(iter(known), None)!r}): two are needed"
     def vocab(self, cells, several): return sorted({t for o in cells for t in o}, key=_place_of)
     def unknown(self, cells, spec):
         for i,o in cells.items():
@@ -240,13 +240,13 @@ def _tags_problem(o, names):
 
 @patch
 def read(self:TagTarget, cells, delim=None, where=None, empty='raise'):
-    found = [_tags_of(o, self.names) for o in cells]
-    good = [o for o in found if isinstance(o, list) and all(isinstance(t, str) for t in o)]
+    rows = [_tags_of(o, self.names) for o in cells]
+    good = [o for o in rows if isinstance(o, list) and all(isinstance(t, str) for t in o)]
     scheme = tag_scheme(good)
     if where is not None and scheme in ('IOB1','IOBES'): say(f'Tags are written in {scheme}; they are kept in IOB2')
     if where is not None and good and all(t.isdecimal() for o in good for t in o):
-        say('Tags are numbers without names: each word is judged by itself. Names make entities of them: TagTarget(names=[…]), or a Dataset with ClassLabel')
-    return [iob2(o, scheme) if isinstance(o, list) and all(isinstance(t, str) for t in o) else o for o in found],False
+        say('Tags are numbers without names: each word is scored by itself. Pass their names to score entities: TagTarget(names=[…]), or a Dataset with ClassLabel')
+    return [iob2(o, scheme) if isinstance(o, list) and all(isinstance(t, str) for t in o) else o for o in rows],False
 
 @patch
 def empty(self:TagTarget, cell):
@@ -255,14 +255,14 @@ def empty(self:TagTarget, cell):
 
 # %% ../../nbs/data/23_tag_target.ipynb #7125bfa8
 def _row_problem(cell, tags, scheme):
-    "What is wrong with the tags of a row, or None"
+    "The problem of the tags of a row, or None"
     text,places = words_of(cell)
     if len(tags)!=len(places):
-        how = '; words of a text are runs of letters and single signs, a list of words says what they are' if isinstance(cell, str) else ''
+        how = '; the words of a text are runs of letters and single signs; pass a list to choose other words' if isinstance(cell, str) else ''
         return f'has {len(places):,} words and {len(tags):,} tags{how}'
     letters = {split_tag(o)[0] for o in tags}
-    found = tag_problem(tags, 'IOBES' if letters & set('ESLUM') else scheme)
-    return f'word {found[0]+1} {text[slice(*places[found[0]])][:40]!r}: {found[1]}' if found else None
+    odd = tag_problem(tags, 'IOBES' if letters & set('ESLUM') else scheme)
+    return f'word {odd[0]+1} {text[slice(*places[odd[0]])][:40]!r}: {odd[1]}' if odd else None
 
 def check_tags(
     rows, # DataFrame with words, and the tags where they are known
@@ -298,7 +298,7 @@ def metrics(self:TagTarget, spec):
 
 # %% ../../nbs/data/23_tag_target.ipynb #f59b4e88
 def _word_scores(z):
-    "Log probabilities `(words, tags)` of each row of a batch; a word that is not there has no finite score"
+    "Log probabilities `(words, tags)` of each row of a batch; padding has no finite score"
     z = z.detach().double().cpu()
     return [o[o.isfinite().any(-1)].log_softmax(-1) for o in z]
 
@@ -306,9 +306,9 @@ def _word_scores(z):
 def decode(self:TagTarget, outputs, spec):
     import pandas as pd
     best = [o.exp().max(-1) for o in _word_scores(outputs)]
-    said = [[spec.vocab[i] for i in ids.tolist()] for _,ids in best]
+    tags = [[spec.vocab[i] for i in ids.tolist()] for _,ids in best]
     sure = [p.tolist() for p,_ in best]
-    return pd.DataFrame(dict(prediction=pd.Series(said, dtype=object), probability=[min(p, default=1.) for p in sure], word_probabilities=pd.Series(sure, dtype=object)))
+    return pd.DataFrame(dict(prediction=pd.Series(tags, dtype=object), probability=[min(p, default=1.) for p in sure], word_probabilities=pd.Series(sure, dtype=object)))
 
 # %% ../../nbs/data/23_tag_target.ipynb #348e2feb
 def tag_spans(
@@ -316,11 +316,11 @@ def tag_spans(
     tags, # One per word
     probabilities=None, # One per word; None: not known
 )->list: # text, start, end, label and probability (the mean over its words) of each
-    "What was found, and where in the text it stands"
+    "Entities with their places in the text"
     text,places = words_of(cell)
     sure = [np.nan]*len(places) if probabilities is None else probabilities
-    found = [(label, a, b, places[a][0], places[b-1][1]) for label,a,b in entities(tags)]
-    return [dict(text=text[s:e], start=s, end=e, label=label, probability=float(np.mean(sure[a:b]))) for label,a,b,s,e in found]
+    spans = [(label, a, b, places[a][0], places[b-1][1]) for label,a,b in entities(tags)]
+    return [dict(text=text[s:e], start=s, end=e, label=label, probability=float(np.mean(sure[a:b]))) for label,a,b,s,e in spans]
 
 @patch
 def with_inputs(self:TagTarget, table, rows):
@@ -331,13 +331,13 @@ def with_inputs(self:TagTarget, table, rows):
 # %% ../../nbs/data/23_tag_target.ipynb #e0ac951b
 @patch
 def _columns(self:TagTarget, table, rows, target):
-    "What an evaluation holds of predictions; `table`: prediction, and what else is known"
+    "The columns of an evaluation; `table`: prediction, and further columns"
     target = list(map(list, target))
     table = self.with_inputs(table, rows) if self.words in rows else table.assign(spans=None)
-    said = list(table.prediction)
-    errors = [sorted({k for kinds,*_ in (tag_errors(t, p) if has_entities([*t,*p]) else [(('label',),)]*(t!=p)) for k in kinds}) for t,p in zip(target, said)]
-    same = dict(target=target, prediction=said, correct=[t==p for t,p in zip(target, said)], spans=list(table.spans), errors=errors)
-    return {**same, **{k:list(table[k]) if k in table else [np.nan]*len(said) for k in ('probability','loss')}}
+    predicted = list(table.prediction)
+    errors = [sorted({k for kinds,*_ in (tag_errors(t, p) if has_entities([*t,*p]) else [(('label',),)]*(t!=p)) for k in kinds}) for t,p in zip(target, predicted)]
+    same = dict(target=target, prediction=predicted, correct=[t==p for t,p in zip(target, predicted)], spans=list(table.spans), errors=errors)
+    return {**same, **{k:list(table[k]) if k in table else [np.nan]*len(predicted) for k in ('probability','loss')}}
 
 @patch
 def judged(self:TagTarget, outputs, rows, task, model, spec, batch_size=64, keep=False):
@@ -354,11 +354,11 @@ def judged(self:TagTarget, outputs, rows, task, model, spec, batch_size=64, keep
 def marked(self:TagTarget, row):
     if row.get(self.words) is None or row.get('prediction') is None: return None
     text,places = words_of(row[self.words])
-    said,true = (list(row[k]) if row.get(k) is not None else [] for k in ('prediction','target'))
+    predicted,true = (list(row[k]) if row.get(k) is not None else [] for k in ('prediction','target'))
     wrong = {}
-    for kinds,*both in (tag_errors(true, said) if true else []): wrong.update({(i,o):' and '.join(kinds) for i,o in enumerate(both) if o})
+    for kinds,*both in (tag_errors(true, predicted) if true else []): wrong.update({(i,o):' and '.join(kinds) for i,o in enumerate(both) if o})
     def shown(i, tags): return [(places[o[1]][0], places[o[2]-1][1], o[0], wrong.get((i,o), '')) for o in entities(tags)]
-    return dict(text=text, target=shown(0, true), prediction=shown(1, said))
+    return dict(text=text, target=shown(0, true), prediction=shown(1, predicted))
 
 # %% ../../nbs/data/23_tag_target.ipynb #fd38efe3
 @patch
@@ -369,9 +369,9 @@ def class_table(self:TagTarget, ev, draws=1000, seed=0):
     import pandas as pd
     from sft_nb.core.metrics import draw_weights, group_codes, interval
     scores,n = self.scores(ev),len(ev.rows)
-    now = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
+    values = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
     low,high = interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(ev.rows), draws, seed)]))
-    return pd.DataFrame({'class':scores.names, 'support':now['support'].astype(int), **{k:now[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
+    return pd.DataFrame({'class':scores.names, 'support':values['support'].astype(int), **{k:values[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
 @patch
 def tables(self:TagTarget, ev): return {'Entities' if has_entities(t for o in ev.rows.target for t in o) else 'Tags':self.class_table(ev)}
@@ -380,7 +380,7 @@ def tables(self:TagTarget, ev): return {'Entities' if has_entities(t for o in ev
 def from_table(self:TagTarget, frame, target, prediction, vocab=None, probabilities=None):
     known = {c:[_tags_of(o, self.names) for o in frame[c]] for c in (target,prediction) if c in frame}
     odd = next((p for os in known.values() for o in os if (p := _tags_problem(o, None))), None)
-    if odd: raise DataError(f"The table holds tags, and {odd}. Write a list of tags for each row.")
+    if odd: raise DataError(f"The table holds tags, but {odd}. Write a list of tags for each row.")
     scheme = tag_scheme(known[target])
     known = {c:[iob2(o, scheme) for o in os] for c,os in known.items()}
     return frame.assign(**{**known, 'target':known[target]}),self.vocab([o for os in known.values() for o in os], False),False,None
@@ -412,5 +412,5 @@ def baseline(self:TagTarget, kind, name, train, rows, spec):
     seen = Counter((w,t) for cell,tags in zip(train[self.words], train[self.column]) for w,t in zip(_bare(cell), tags))
     known = {w:t for (w,t),_ in reversed(seen.most_common())}
     most = Counter(t for o in train[self.column] for t in o).most_common(1)[0][0]
-    said = [[known.get(w, most) for w in _bare(o)] for o in rows[self.words]]
-    return self._columns(pd.DataFrame(dict(prediction=pd.Series(said, dtype=object, index=rows.index))), rows, rows.target),None
+    predicted = [[known.get(w, most) for w in _bare(o)] for o in rows[self.words]]
+    return self._columns(pd.DataFrame(dict(prediction=pd.Series(predicted, dtype=object, index=rows.index))), rows, rows.target),None

@@ -1,7 +1,7 @@
-"""Words → tokens in overlapping windows → padded batches, and which token a word is told by
+"""Words → tokens in overlapping windows → padded batches, with one token for each word
 
-What the network reads of a row with one tag per word. The first token of each word stands for it; a text that is too long is read in windows that overlap, and no word is lost.
-What the tokenizer cannot see is named.
+Rows with one tag per word as input of a network. The first token of each word stands for the word; a text that is too long is read in overlapping windows, and no word is lost.
+Words that the tokenizer cannot see are reported.
 
 Docs: https://sft-nb.github.io/sft_nb/data/tag_tokens.html.md"""
 
@@ -25,7 +25,7 @@ from .token_targets import SequenceDL, sequence_item_loader, sequence_loaders, _
 
 # %% ../../nbs/data/25_tag_tokens.ipynb #13174ef8
 def _firsts(text, places, offsets):
-    "Number of the first token of each word, -1: it has none"
+    "Number of the first token of each word; -1: no token"
     starts,out = [a for a,_ in places],[-1]*len(places)
     for i,(a,b) in enumerate(offsets):
         while a<b and text[a].isspace(): a += 1
@@ -37,7 +37,7 @@ def _firsts(text, places, offsets):
     return out
 
 def _filled(ids, firsts, unknown):
-    "(numbers of tokens with one for each word that has none, number of the token of each word)"
+    "(tokens with an unknown one for each word without a token, number of the token of each word)"
     ids,added,out,last = list(ids),0,[],0
     for o in firsts:
         if o<0: ids.insert(last, unknown)
@@ -49,7 +49,7 @@ def _filled(ids, firsts, unknown):
 
 # %% ../../nbs/data/25_tag_tokens.ipynb #402d482f
 def _window_of(i, size, overlap, last):
-    "The window in which token `i` stands furthest from a cut"
+    "The window in which token `i` is furthest from a cut"
     return min(max(0, (i-overlap//2)//(size-overlap)), last)
 
 def _last_window(n, size, overlap): return 0 if n<=size else -(-(n-size)//(size-overlap))
@@ -59,9 +59,9 @@ def windowed(
     words, # Number of the token of each word
     before:list, # Special tokens at the beginning of each window
     after:list, # Special tokens at its end
-    length:int, # Tokens of a window, the special ones included
+    length:int, # Tokens of a window, including special ones
     overlap:int, # Tokens that two windows share
-)->tuple: # (numbers of all windows, one behind the other; for each of them how many words have their vector there)
+)->tuple: # (tokens of all windows, one after the other; number of words that use the vector of each)
     "A text as windows"
     size = length-len(before)-len(after)
     last,out = _last_window(len(ids), size, overlap),[]
@@ -77,14 +77,14 @@ class TagCoder(TextCoder):
     "Words to tokens in windows, tokens to batches, and back"
     columns = ('tokens','tags')
     def __init__(self,
-        tokenizer, # Of transformers, of the `tokenizers` library
-        max_length:int, # Tokens of a window, the special ones included
+        tokenizer, # Fast tokenizer of transformers
+        max_length:int, # Tokens of a window, including special ones
         overlap:int, # Tokens that two windows of a text share
         vocab, # Names of the tags
     ):
         super().__init__(tokenizer, max_length)
         if not getattr(tokenizer, 'is_fast', False):
-            raise CheckpointError(f"{type(tokenizer).__name__} does not say which characters a token covers. Take a checkpoint with a tokenizer.json.")
+            raise CheckpointError(f"{type(tokenizer).__name__} does not give the characters that a token covers. Use a checkpoint with a tokenizer.json.")
         self.overlap,self.vocab,self.long,self.lost = overlap,list(vocab),0,[]
         bare,whole = (tokenizer('a', add_special_tokens=o)['input_ids'] for o in (False,True))
         at = next(i for i in range(len(whole)) if whole[i:i+len(bare)]==bare)
@@ -96,17 +96,17 @@ class TagCoder(TextCoder):
 def encode(
     self:TagCoder,
     cells, # Texts, or lists of words
-)->list: # `Tokens`, whose `taken` says how many words have their vector at each
-    "Tokenize, find the first token of each word, and cut what is long into windows"
-    found = [words_of(o) for o in cells]
-    if not found: return []
-    enc = self.tokenizer([t for t,_ in found], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-    self.tally.add([t for t,_ in found], enc['input_ids'], float('inf'))
-    return [self._row(*o) for o in zip(found, enc['input_ids'], enc['offset_mapping'])]
+)->list: # `Tokens`, with `taken`: number of words that use the vector of each
+    "Tokenize texts, find the first token of each word, and cut long texts into windows"
+    texts = [words_of(o) for o in cells]
+    if not texts: return []
+    enc = self.tokenizer([t for t,_ in texts], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    self.tally.add([t for t,_ in texts], enc['input_ids'], float('inf'))
+    return [self._row(*o) for o in zip(texts, enc['input_ids'], enc['offset_mapping'])]
 
 @patch
-def _row(self:TagCoder, found, ids, offsets):
-    text,places = found
+def _row(self:TagCoder, text_places, ids, offsets):
+    text,places = text_places
     firsts = _firsts(text, places, offsets)
     self.lost += [(text[slice(*places[i])], i+1, text) for i,o in enumerate(firsts) if o<0]
     ids,words = _filled(ids, firsts, self.unknown)
@@ -122,7 +122,7 @@ def batch(
     self:TagCoder,
     items, # `Tokens`
 )->dict: # input_ids, attention_mask and taken `(batch, longest)`
-    "Pad to the longest"
+    "A batch, padded to its longest row"
     size = max(map(len, items))
     def padded(rows, fill=0): return torch.tensor([list(o)+[fill]*(size-len(o)) for o in rows], dtype=torch.long)
     return dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(o) for o in items]), taken=padded([o.taken for o in items]))
@@ -130,17 +130,17 @@ def batch(
 @patch
 def shown(
     self:TagCoder,
-    x:dict, # Of a batch
-    max_n:int, # Rows
-)->list: # The texts, as far as the first window has them
+    x:dict, # A batch
+    max_n:int, # Number of rows to show
+)->list: # Texts, up to the end of the first window
     "Texts of a batch"
     return [self.decode(ids[:n].tolist()) for ids,n in zip(x['input_ids'][:max_n,:self.max_length], x['attention_mask'].sum(1))]
 
 @patch
 def say(
     self:TagCoder,
-    labels, # `(rows, words)` numbers of tags, -100 where there is none
-)->list: # A text a row
+    labels, # `(rows, words)` numbers of tags, -100 for padding
+)->list: # One text per row
     "Tags of rows as text"
     return [' '.join(self.vocab[i] for i in o if i>=0) for o in labels.tolist()]
 
@@ -151,9 +151,9 @@ def _lost_words(lost):
 @patch
 def remarks(
     self:TagCoder,
-    ref:str='the model', # What the tokenizer is of
-)->list: # Sentences; none where there is nothing to say
-    "What was read in windows, and words that the tokenizer does not see"
+    ref:str='the model', # Name of the checkpoint
+)->list: # Sentences, possibly none
+    "Remarks on texts that were read in windows, and on words without tokens"
     n = self.long
     windows = f"{n:,} of {self.tally.texts:,} texts have more than {self.max_length:,} tokens and are read in windows that share {self.overlap:,}"
     return [windows]*(n>0)+([_lost_words(self.lost)] if self.lost else [])
@@ -164,12 +164,12 @@ def _overlap(asked, length, specials):
     most = length-specials-1
     if asked is None: return min(64, length//4)
     if isinstance(asked, bool) or not isinstance(asked, int) or not 0<=asked<most:
-        raise DataError(f"overlap={asked!r}: expected a whole number of tokens from 0 to {most-1}, for windows of {length}.")
+        raise DataError(f"overlap must be a whole number of tokens from 0 to {most-1} for windows of {length}, got {asked!r}.")
     return asked
 
 def tag_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
-)->TagCoder: # The one that training used
+)->TagCoder: # The coder of training
     "The tokenizer of a checkpoint, with the windows of `spec.preprocess`"
     tokenizer = spec.checkpoint.tokenizer()
     _check_tokenizer(spec, tokenizer)
@@ -179,15 +179,15 @@ _CASED = 'hf:google-bert/bert-base-cased or hf:FacebookAI/roberta-base'
 
 def _say_uncased(tokenizer, ref):
     if tokenizer('Rome')['input_ids']!=tokenizer('rome')['input_ids']: return
-    tell(f"The tokenizer of {ref} does not tell capitals from small letters, which names are known by; a checkpoint that does, such as {_CASED}, finds more of them")
+    tell(f"The tokenizer of {ref} ignores upper and lower case, which marks names; a checkpoint that keeps case, such as {_CASED}, finds more of them")
 
 # %% ../../nbs/data/25_tag_tokens.ipynb #0ff212ec
 def tag_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or 16 where a window has more than 256 tokens; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
-    augment=True, # Taken for the sake of other tasks: texts are not augmented
-    max_length:int|None=None, # Tokens of a window; None: as the checkpoint was trained
+    num_workers:int|None=None, # Not used; other tasks take it
+    augment=True, # Not used; texts are not augmented
+    max_length:int|None=None, # Tokens of a window; None: the length of the checkpoint
     overlap:int|None=None, # Tokens that two windows of a long text share; None: a quarter of a window, 64 at most
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of words with their tags"
@@ -208,8 +208,8 @@ def tag_loaders(
 def tag_item_loader(
     spec, # `preprocess` as training left it
     rows, # DataFrame with the words
-    batch_size:int=64, # Items a step
-)->SequenceDL: # Batches of tokens alone, in the order of `rows`
+    batch_size:int=64, # Items per step
+)->SequenceDL: # Batches of tokens without targets, in the order of `rows`
     "A loader for prediction"
     coder = tag_coder(spec)
     tokens = coder.encode(list(rows[spec.task.input_columns[0]]))

@@ -1,7 +1,7 @@
-"""One class for each kind of data: `Task`, its registry, and how one of your own is found
+"""`Task` holds everything that differs between kinds of data; `register` adds one, and `SFT_NB_TASKS` finds one of your own
 
-Everything above this module is told which *task* it works on: images, text, sentence pairs, speech. A `Task` is inputs × target (`data.kinds`) with what belongs to a network: how
-batches are made, which model, how it is saved. A new task is one new notebook with a class that ends in `register(MyTask())`. Nothing in here imports torch.
+Every later module works on a *task*: images, text, sentence pairs, speech. A `Task` is inputs × target (`data.kinds`) with the network for them: how
+batches are made, which model is built, how it is saved. A new task is one new notebook with a class that ends in `register(MyTask())`. Nothing in here imports torch.
 
 Docs: https://sft-nb.github.io/sft_nb/data/task.html.md"""
 
@@ -23,28 +23,28 @@ class Task:
     inputs = () # An `InputKind` per input column
     needs = 'all' # 'all': every row has each input; 'any': one of them is enough
     target = None # A `TargetKind`
-    other_targets = () # Kinds that it may have in the place of `target`
+    other_targets = () # Target kinds that may replace `target`
     checkpoint = '' # Reference of the default checkpoint
     metric = 'accuracy' # Key of the metric that models are selected on
     maximize = True # Whether more of `metric` is better
-    recipe = {} # Arguments of `fine_tune` that suit this task, where the command line names none
-    options = {} # Options of `load_data` that this task takes, name -> what it means
+    recipe = {} # Arguments of `fine_tune` that the command line uses for this task by default
+    options = {} # Options of `load_data` that this task takes, name -> description
     adds = () # Columns that `loaders` adds to the rows; a column of the data with such a name is kept as `source_NAME`
     equal_together = False # Whether rows with equal inputs stay on one side of a split that is made
-    forms = () # Columns of other usual forms of its data, which `reshaped` reads
-    readers = {} # Ending -> function of a path and a sheet that reads a further kind of table file, as those of `TABLE_READERS` do
-    converses = False # Whether its models answer conversations, as `Conversation` leads them
+    forms = () # Columns of other common layouts of its data, which `reshaped` reads
+    readers = {} # File ending -> function of a path and a sheet that reads one more kind of table file, like those of `TABLE_READERS`
+    converses = False # Whether its models answer conversations, for `Conversation`
     both_in_one = False # Whether input and target may be the two fields of one column of objects, as `translation` of `datasets` is
     modules = () # Modules that must be importable
     extra = None # The extra that brings them; None: nothing beyond the base
     def __init__(self,
-        **changes, # Attributes that are other than those of the class
+        **changes, # Attributes that differ from those of the class
     ): vars(self).update(changes)
     def __repr__(self): return f"{type(self).__name__}({self.name}: {' + '.join(self.input_columns)} → {self.target and self.target.column}, {self.checkpoint})"
     def copy(self,
-        **changes, # Attributes that are other, for instance `target`
-    )->'Task': # A new one
-        "The same task with something else about it"
+        **changes, # Attributes that differ, for instance `target`
+    )->'Task': # A new task
+        "A copy of the task with some attributes changed"
         new = copy.copy(self)
         vars(new).update(changes)
         return new
@@ -54,7 +54,7 @@ class Task:
 def with_target(
     self:Task,
     kind:str, # As `target_kind` of `load_data`: 'class', 'number'
-)->'Task': # A copy with that target; itself, where it has it already
+)->'Task': # A copy with that target; the task itself, where it has that target already
     "The same inputs with another kind of target"
     if kind==self.target.kind: return self
     for t in self.other_targets:
@@ -96,7 +96,7 @@ def classes(self:Task)->bool:
 def missing(
     self:Task,
 )->list: # Names of the modules that are not installed
-    "The optional libraries of this task that are not here"
+    "The optional libraries of this task that are not installed"
     return [m for m in self.modules if importlib.util.find_spec(m) is None]
 
 # %% ../../nbs/data/00_task.ipynb #072c1bff
@@ -106,28 +106,28 @@ def reshaped(
     frame, # DataFrame as it was read
     labelled=True, # False: there may be no target
 ):  # DataFrame
-    "A table that has another usual form, with the columns of the task"
+    "A table in another common layout, with the columns of the task"
     return frame
 
 @patch
 def check_rows(
     self:Task,
     rows, # DataFrame with the inputs, and the target where it is known
-    spec, # What `load_data` or a saved folder knows
+    spec, # A `DataSpec` or `Recipe`, from `load_data` or a saved folder
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with the content of rows"
-    found = []
+    "The problems in the content of rows"
+    problems = []
     for k in self.inputs:
         cells = rows[k.column] if self.needs=='all' else rows[k.column][[o is not None for o in rows[k.column]]]
-        found += [(i,p) for i,p in zip(cells.index, k.problems(cells, spec)) if p]
-    return found
+        problems += [(i,p) for i,p in zip(cells.index, k.problems(cells, spec)) if p]
+    return problems
 
 @patch
 def read_targets(
     self:Task,
-    cells, # As the source has them
-    delim:str|None=None, # What stands between several labels in a cell
-    where=None, # Where each stands; None: nothing is said
+    cells, # Cells of the source
+    delim:str|None=None, # Separator of several labels in a cell; None: one label per cell
+    where=None, # Place of each cell, for messages; None: no messages
     empty:str='raise', # As `empty_label` of `load_data`
 )->tuple: # (values, whether a row may have several)
     "Cells of the target as values"
@@ -137,10 +137,10 @@ def read_targets(
 @patch
 def lengths(
     self:Task,
-    spec, # What is known
+    spec, # From `load_data` or a saved folder
     rows, # DataFrame with the inputs
-)->list|None: # A size per row; None: all have one size
-    "By what rows are batched with others of like length; of several inputs, not at all"
+)->list|None: # A size per row; None: all have one size, or there are several inputs
+    "The size by which rows are batched with others of similar length"
     return self.inputs[0].length(rows[self.inputs[0].column], spec) if len(self.inputs)==1 else None
 
 # %% ../../nbs/data/00_task.ipynb #c914add3
@@ -150,11 +150,11 @@ def _own(task, name, how): raise NotImplementedError(f"Task {task.name!r} has no
 def loaders(
     self:Task,
     spec, # Rows with their split, vocabulary, checkpoint
-    batch_size:int|None=None, # As in `load_data`, and so are the others
+    batch_size:int|None=None, # As in `load_data`, like the others
     num_workers:int|None=None, # Processes that load items
-    augment=True, # Whether to vary training items
-    **options, # Those that `options` names
-):  # fastai `DataLoaders`: train, valid, and a third for test rows; `prepared` gives them what was settled
+    augment=True, # Whether to augment training items
+    **options, # Options of `load_data` that `options` names
+):  # fastai `DataLoaders`: train, valid, and a third for test rows; `prepared` stores their settings
     "Batches of inputs and targets"
     _own(self, 'loaders', 'self, spec, batch_size=None, num_workers=None, augment=True')
 
@@ -163,27 +163,27 @@ def item_loader(
     self:Task,
     spec, # `preprocess` as training left it
     rows, # DataFrame with the inputs
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
 ):  # A fastai DataLoader of inputs alone, in the order of `rows`
-    "Batches for prediction; one that takes `problems=` fills it with what it cannot read"
+    "Batches for prediction; a method that takes `problems=` adds the items that it cannot read to it"
     _own(self, 'item_loader', 'self, spec, rows, batch_size=64')
 
 @patch
 def cache_loader(
     self:Task,
-    spec, # As for `item_loader`, and so are the others
+    spec, # As for `item_loader`, like the others
     rows, # DataFrame with the inputs
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
 ):  # As from `item_loader`
-    "What the frozen part reads in training, where that is not what it reads in prediction"
+    "Batches for the frozen part in training, where they differ from those in prediction"
     return self.item_loader(spec, rows, batch_size)
 
 @patch
 def cached_targets(
     self:Task,
-    spec, # What is known
+    spec, # From `load_data`
     rows, # DataFrame with the target
-):  # A tensor with a row per row, or what has `batch(rows)`
+):  # A tensor with one row per row, or an object with `batch(rows)`
     "Targets for training from cached activations"
     return self.target.encode(rows[self.target.column], spec)
 
@@ -191,16 +191,16 @@ def cached_targets(
 @patch
 def choices(
     self:Task,
-    spec, # What is known, after loading
+    spec, # From `load_data`, after loading
 )->dict: # Option -> (value, reason)
-    "What `loaders` has chosen from the data where no option says otherwise"
+    "The options that `loaders` has chosen from the data"
     return {}
 
 # %% ../../nbs/data/00_task.ipynb #164f51dc
 @patch
 def model(
     self:Task,
-    spec, # What is known
+    spec, # From `load_data`
     head=None, # As given to `sft_learner`
     dropout:float=0., # In front of each linear layer of the head
 ):  # `SFTModel`
@@ -210,8 +210,8 @@ def model(
 @patch
 def save(
     self:Task,
-    model, # What was trained
-    spec, # What is known
+    model, # The trained `SFTModel`
+    spec, # Its `DataSpec` or `Recipe`
     folder, # Existing folder to write into
 ):
     "Write weights, config and preprocessing files, as safetensors and JSON"
@@ -230,17 +230,17 @@ def load(
 @patch
 def onnx_inputs(
     self:Task,
-    model, # What is exported
-    spec, # What is known
+    model, # The `SFTModel` to export
+    spec, # Its `DataSpec` or `Recipe`
 )->dict|None: # Name -> example of two items; None: this task is not exported
-    "What an ONNX file reads"
+    "Example inputs of an ONNX file"
 
 # %% ../../nbs/data/00_task.ipynb #ce4bcf40
 @patch
 def loss(
     self:Task,
-    spec, # What is known
-    loss=None, # As given to `sft_learner`, and so are the others
+    spec, # From `load_data`
+    loss=None, # As given to `sft_learner`, like the others
     label_smoothing:float=0., # Share of the target spread over all classes
     class_weights=None, # None, 'balanced', or one weight per class
 ):  # (outputs, targets) -> a number
@@ -250,16 +250,16 @@ def loss(
 @patch
 def metrics(
     self:Task,
-    spec, # What is known
+    spec, # From `load_data`
 )->list: # fastai metrics
-    "What a fit shows in each epoch"
+    "The metrics of each epoch"
     return self.target.metrics(spec)
 
 @patch
 def decode(
     self:Task,
-    spec, # What is known
-    outputs, # Of a batch, as the model gives them
+    spec, # A `DataSpec` or `Recipe`
+    outputs, # Outputs of the model for a batch
 ):  # DataFrame of prediction and probability
     "Outputs as predictions"
     return self.target.decode(outputs, spec)
@@ -268,17 +268,17 @@ def decode(
 def row_losses(
     self:Task,
     model, # In any mode
-    spec, # What is known
+    spec, # A `DataSpec` or `Recipe`
     rows, # DataFrame with inputs and target
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
 ):  # A loss per row; None: not known
-    "The loss of each row, where the outputs alone do not tell it"
+    "The loss of each row, where it does not follow from the outputs"
 
 # %% ../../nbs/data/00_task.ipynb #3dc27bbf
 _tasks = {}
 
 def register(
-    task:Task, # Takes the place of an earlier task of the same name
+    task:Task, # Replaces an earlier task of the same name
 )->Task: # `task`
     "Add a task, so that `load_data` and the command line know it"
     _tasks[task.name] = task
@@ -286,7 +286,7 @@ def register(
 
 # %% ../../nbs/data/00_task.ipynb #868e58e4
 def _modules_named():
-    "Import the modules that `SFT_NB_TASKS` names, each of which registers tasks of its own"
+    "Import the modules that `SFT_NB_TASKS` names, each of which registers its own tasks"
     for m in filter(None, map(str.strip, os.environ.get('SFT_NB_TASKS', '').split(','))):
         try: importlib.import_module(m)
         except ImportError as e: raise TaskError(f"SFT_NB_TASKS names the module {m!r}, which cannot be imported: {e}. Put its folder on PYTHONPATH, or unset SFT_NB_TASKS.") from e
@@ -300,7 +300,7 @@ def all_tasks()->dict: # name -> `Task`, in alphabetical order
 # %% ../../nbs/data/00_task.ipynb #ab203354
 def get_task(
     name:str|Task, # A name, or a task that is returned as it is
-)->Task: # The task; its optional libraries are here
+)->Task: # The task; its optional libraries are installed
     "Find a task by name"
     if isinstance(name, Task): return name
     tasks = all_tasks()
@@ -313,7 +313,7 @@ def get_task(
 def task_of(
     columns, # Names of the columns of a table
     default:str='text', # Name of the task where none of them is an input
-)->Task: # The one that has most of its columns there, and all of its inputs; of two alike the one that writes texts
+)->Task: # The task with most of its columns in the table, and all of its inputs; of two alike the one whose target is a text
     "The task that a table is for"
     has,tasks = set(columns),all_tasks()
     def fit(t): return len(set(t.input_columns) & has),len(set(t.columns) & has),t.target.aligned

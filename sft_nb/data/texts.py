@@ -1,7 +1,7 @@
-"""Texts → tokens → padded batches of like length; what is wrong with a text, and what is cut off
+"""Texts → tokens → padded batches of similar length; problems of a text, and how much is cut off
 
-Text tasks share this: all texts are tokenized once, when the data are loaded, and kept in memory as lists of numbers; batches are padded to their
-longest text, and texts of like length come together. What is longer than the model can read is cut, and how much is lost is said.
+All text tasks share this module: texts are tokenized once, when the data are loaded, and kept in memory as lists of numbers; batches are padded to their
+longest text, and texts of similar length share a batch. Texts that are too long for the model are cut, with a message on how much is lost.
 
 Docs: https://sft-nb.github.io/sft_nb/data/texts.html.md"""
 
@@ -26,7 +26,7 @@ from .spec import prepared, _batch_size, _sides
 
 # %% ../../nbs/data/13_texts.ipynb #9d3639f4
 class Tokens(list):
-    "Numbers of the tokens of one text; `kinds` tells the first text of a pair (0) from the second (1), `n` counts the tokens before the cut"
+    "Numbers of the tokens of one text; `kinds` is 0 for the first text of a pair and 1 for the second, `n` counts the tokens before the cut"
     kinds,n = None,0
 
 def _tokens(ids, kinds=None, n=None):
@@ -38,18 +38,18 @@ def _tokens(ids, kinds=None, n=None):
 def _shown(text, n=300): return text if len(text)<=n else text[:n]+' …'
 
 def _unknown_id(tokenizer):
-    "Number of the token for what a tokenizer does not know; None: it has none, or one that means something else as well"
+    "Number of the unknown token of a tokenizer; None: it has none, or one with a second meaning"
     unk = getattr(tokenizer, 'unk_token', None)
     others = [getattr(tokenizer, f'{o}_token', None) for o in ('bos','eos','pad','cls','sep','mask')]
     return None if unk is None or unk in others else tokenizer.unk_token_id
 
 class _TextTally:
-    "What was made into tokens: how much was cut, and how much the tokenizer does not know"
+    "Counts of a coder: texts and tokens, how much was cut, and how much the tokenizer does not know"
     def __init__(self, tokenizer):
         self.unknown_id,self.texts,self.tokens,self.cut,self.longest = _unknown_id(tokenizer),0,0,0,0
         self.own = set(getattr(tokenizer, 'all_special_ids', ()))|({tokenizer.convert_tokens_to_ids('▁')} if self.unknown_id is not None else set())
         self.unknown,self.some,self.wholly,self.examples = 0,0,[],[]
-        self.unfinished = 0 # Written texts that stopped at the limit; counted by those who write
+        self.unfinished = 0 # Written texts that stopped at the limit; counted during generation
 
     def add(self, texts, ids, limit):
         "Count texts by their tokens before the cut"
@@ -67,8 +67,8 @@ class _TextTally:
 class TextCoder:
     "Texts to tokens, tokens to batches, and back"
     def __init__(self,
-        tokenizer, # Of transformers
-        max_length:int, # Tokens, the special ones included; what is longer is cut at its end
+        tokenizer, # Tokenizer of transformers
+        max_length:int, # Tokens, including special ones; longer texts are cut at the end
     ):
         self.tokenizer,self.max_length = tokenizer,max_length
         tokenizer.padding_side = tokenizer.truncation_side = 'right'
@@ -80,8 +80,8 @@ class TextCoder:
 def encode(
     self:TextCoder,
     texts, # Texts, or pairs of texts as tuples
-)->list: # One `Tokens` a text
-    "Tokenize, and cut what is too long; of a pair the longer one"
+)->list: # One `Tokens` per text
+    "Tokenize texts, and cut those that are too long; of a pair the longer one"
     texts = [_cell(o) for o in texts]
     if not texts: return []
     ids,kinds = _numbers(self.tokenizer, texts)
@@ -96,7 +96,7 @@ def encode(
 def _cell(o): return tuple(map(str, o)) if isinstance(o, (tuple,list)) else str(o)
 
 def _numbers(tokenizer, texts, **kw):
-    "(numbers of the tokens, for pairs which of the two texts they are of) of each text"
+    "(numbers of the tokens, for pairs 0 or 1 by text) of each text"
     parts = list(zip(*texts)) if isinstance(texts[0], tuple) else [texts]
     enc = tokenizer(*map(list, parts), return_attention_mask=False, verbose=False, **kw)
     return enc['input_ids'],enc.get('token_type_ids') if len(parts)>1 and 'token_type_ids' in enc else [None]*len(texts)
@@ -116,7 +116,7 @@ def batch(
     self:TextCoder,
     items, # `Tokens`
 )->dict: # input_ids and attention_mask `(batch, longest)`; for pairs token_type_ids where the model has them
-    "Pad to the longest"
+    "A batch, padded to its longest text"
     size = max(map(len, items))
     def padded(rows, fill): return torch.tensor([list(o)+[fill]*(size-len(o)) for o in rows])
     out = dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(o) for o in items], 0))
@@ -134,7 +134,7 @@ def network_config(
     return AutoConfig.from_pretrained(ckpt.folder, trust_remote_code=False, local_files_only=True)
 
 def _limit(config):
-    "Positions that a model has, or None where it has no learned ones"
+    "Positions of a model, or None where it has no learned ones"
     config = config.get_text_config()
     n = getattr(config, 'max_position_embeddings', None) or getattr(config, 'n_positions', None)
     if not isinstance(n, int) or n<1: return None
@@ -146,7 +146,7 @@ def _length(ckpt, config, tokenizer, asked=None):
     limit,least = _limit(config),tokenizer.num_special_tokens_to_add(pair=True)+2
     if asked is None: return min(o for o in (ckpt.preprocess.get('max_length') or 512, limit or 512, tokenizer.model_max_length) if o)
     if isinstance(asked, bool) or not isinstance(asked, int) or not least<=asked<=(limit or asked):
-        raise DataError(f"max_length={asked!r}: expected a whole number of tokens from {least} to {limit or 'any'}, which is what {ckpt.ref} can read.")
+        raise DataError(f"max_length must be a whole number of tokens from {least} to {limit or 'any'}, the limit of {ckpt.ref}, got {asked!r}.")
     return asked
 
 # %% ../../nbs/data/13_texts.ipynb #f453fdbf
@@ -160,31 +160,31 @@ def is_causal(
 POOLINGS = ('mean', 'cls', 'last', 'max')
 
 def _pooling(ckpt, asked=None):
-    "How token vectors become one"
+    "The pooling of token vectors into one"
     pooling = asked or ckpt.preprocess.get('pooling') or ('last' if is_causal(ckpt.arch) else 'mean')
     if pooling not in POOLINGS: raise DataError(f"pooling={pooling!r}.{near(pooling, POOLINGS)}")
     return pooling
 
 # %% ../../nbs/data/13_texts.ipynb #e93c94e1
 def _lasting(tokenizer, backend):
-    "What a tokenizer of the `tokenizers` library is, without what the last call or the choice of a language has left in it"
+    "The settings of a tokenizer of the `tokenizers` library, without traces of the last call or the choice of a language"
     backend.no_truncation()
     backend.no_padding()
     text = backend.to_str()
     return json.dumps({**json.loads(text), 'post_processor':None}) if hasattr(tokenizer, 'src_lang') else text
 
 def tokenizer_fingerprint(
-    tokenizer, # Of transformers
+    tokenizer, # Tokenizer of transformers
 )->str: # 16 hex digits
-    "A hash of what a tokenizer does to a text"
+    "A hash of the behavior of a tokenizer"
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     text = _lasting(tokenizer, backend) if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def text_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
-)->TextCoder: # The one that training used
-    "The tokenizer of a checkpoint, cut where `spec.preprocess` says"
+)->TextCoder: # The coder of training
+    "The tokenizer of a checkpoint, with the length of `spec.preprocess`"
     tokenizer = spec.checkpoint.tokenizer()
     mark = tokenizer_fingerprint(tokenizer)
     if spec.preprocess.get('tokenizer', mark)!=mark and spec.has_rows:
@@ -241,8 +241,8 @@ def _show_batch(self:TextDL, b=None, max_n=9, show=True, unique=False, **kwargs)
 def _show_results(self:TextDL, b, out, max_n=9, **kwargs):
     "A table of texts, labels and predictions"
     rows = self.decode_batch(b, max_n)
-    said = self.decode_batch((*b[:1], *([out] if torch.is_tensor(out) else out)), max_n)
-    _show_table(pd.DataFrame([(_shown(o[0]), _label(o[1]), _label(p[1])) for o,p in zip(rows, said)], columns=['text','label','prediction']))
+    predicted = self.decode_batch((*b[:1], *([out] if torch.is_tensor(out) else out)), max_n)
+    _show_table(pd.DataFrame([(_shown(o[0]), _label(o[1]), _label(p[1])) for o,p in zip(rows, predicted)], columns=['text','label','prediction']))
 
 def _label(o): return ', '.join(map(str, o)) if isinstance(o, (list,tuple,L)) else str(o)
 
@@ -251,8 +251,8 @@ TextDL.decode_batch,TextDL.show_batch,TextDL.show_results = _decoded_batch,_show
 # %% ../../nbs/data/13_texts.ipynb #1e31b206
 def truncation(
     spec, # From `load_data`
-)->dict: # texts and tokens in all, cut_texts, cut_tokens: how much is beyond `max_length` and never read
-    "How much of the data is cut off"
+)->dict: # texts and tokens in all; cut_texts, cut_tokens: beyond `max_length`, never read
+    "The amount of text that is cut off"
     n,limit = spec.rows.tokens,spec.preprocess['max_length']
     return dict(texts=len(n), tokens=int(n.sum()), cut_texts=int((n>limit).sum()), cut_tokens=int((n-limit).clip(lower=0).sum()))
 
@@ -267,7 +267,7 @@ def _report_truncation(spec, limit):
 
 # %% ../../nbs/data/13_texts.ipynb #ccc74ba6
 def _unknown_text(tally, token, ref, names=None):
-    "What a tokenizer does not know, in a sentence; `names`: what the texts are called"
+    "A sentence on unknown tokens; `names`: names of the texts"
     whole = f"; {len(tally.wholly):,} texts are nothing else" if tally.wholly else ''
     if names is not None and whole: whole += f" ({', '.join(str(names[i]) for i in tally.wholly[:5])}{', …' if len(tally.wholly)>5 else ''})"
     return (f"Unknown to the tokenizer of {ref}: {tally.unknown:,} of {tally.tokens:,} tokens ({100*tally.unknown/tally.tokens:.1f} %) in {tally.some:,} of {tally.texts:,} texts "
@@ -275,7 +275,7 @@ def _unknown_text(tally, token, ref, names=None):
             "such as hf:FacebookAI/roberta-base or hf:FacebookAI/xlm-roberta-base")
 
 def _report_merged(spec, tokens):
-    "Say that different texts with different labels become the same tokens"
+    "Print that different texts with different labels become the same tokens"
     seen,pairs = {},[]
     for i,(o,text,label) in enumerate(zip(tokens, spec.rows['text'], spec.rows[spec.task.target.column])):
         j,other,its = seen.setdefault(hash(tuple(o)), (i,text,label))
@@ -287,11 +287,11 @@ def _report_merged(spec, tokens):
 
 # %% ../../nbs/data/13_texts.ipynb #89b0d6c9
 class LazyTokens:
-    "Tokens of texts that are read and tokenized when they are asked for"
+    "Tokens of texts that are read and tokenized on demand"
     def __init__(self,
         cells, # A `LazyArray` of texts
         coder, # `TextCoder`
-        part:int=1, # Texts that are tokenized at once, for those who go through them in order
+        part:int=1, # Texts that are tokenized at once, for reading in order
     ):
         self.cells,self.coder,self.part,self.at,self.held = cells,coder,part,None,[]
     def __len__(self): return len(self.cells)
@@ -301,7 +301,7 @@ class LazyTokens:
         return self.held[i-at*self.part]
 
 def _encoded(coder, cells, part=1024):
-    "(tokens of each text, how many it has before the cut)"
+    "(tokens of each text, their number before the cut)"
     if not is_lazy(cells): return (tokens := coder.encode(list(cells))),[o.n for o in tokens]
     cells = getattr(cells, 'array', cells)
     n = [o.n for at in range(0, len(cells), part) for o in coder.encode(cells[at:at+part])]
@@ -311,13 +311,13 @@ def _encoded(coder, cells, part=1024):
 def _pair_of(rows): return any(isinstance(o, (tuple,list)) for o in rows['text'])
 
 def _report_lost(spec, coder, ckpt, tokens, cells):
-    "Say what the tokenizer does not know, and which texts it makes alike"
+    "Print unknown tokens, and texts that become the same tokens"
     if coder.tally.unknown: say(_unknown_text(coder.tally, coder.tokenizer.unk_token, ckpt.ref, list(spec.rows['row']) if 'row' in spec.rows else None))
     task = getattr(spec, 'task', None)
     if task is not None and task.target.contradicts and len(task.inputs)==1 and not is_lazy(cells): _report_merged(spec, tokens)
 
 def _tokenized(spec, ckpt, cells, max_length, pooling):
-    "(spec with the preprocessing and the column `tokens`, coder, tokens of each cell); says what is cut"
+    "(spec with the preprocessing and the column `tokens`, coder, tokens of each cell); prints how much is cut"
     config,tokenizer,new = network_config(ckpt),ckpt.tokenizer(),copy.copy(spec)
     first = 'tokenizer' not in spec.preprocess
     new.preprocess = {**spec.preprocess, **dict(max_length=_length(ckpt, config, tokenizer, max_length), pooling=_pooling(ckpt, pooling),
@@ -333,10 +333,10 @@ def _tokenized(spec, ckpt, cells, max_length, pooling):
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
     batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
-    augment=True, # Taken for the sake of other tasks: texts are not augmented
-    max_length:int|None=None, # Tokens after which a text is cut; None: as the checkpoint was trained
-    pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: as the checkpoint says
+    num_workers:int|None=None, # Not used; other tasks take it
+    augment=True, # Not used; texts are not augmented
+    max_length:int|None=None, # Tokens after which a text is cut; None: the length of the checkpoint
+    pooling:str|None=None, # 'mean', 'cls', 'last' or 'max'; None: that of the checkpoint
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.tokens` are tokens of each text before the cut
     "Loaders of texts with their classes"
     spec,coder,tokens = _tokenized(spec, spec.checkpoint, spec.rows['text'], max_length, pooling)
@@ -351,8 +351,8 @@ def text_loaders(
 def text_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `text`
-    batch_size:int=64, # Items a step
-)->TextDL: # Batches of tokens alone, in the order of `rows`
+    batch_size:int=64, # Items per step
+)->TextDL: # Batches of tokens without targets, in the order of `rows`
     "A loader for prediction"
     coder = text_coder(spec)
     tokens = LazyTokens(rows['text'].array, coder, 1024) if is_lazy(rows['text']) else coder.encode(list(rows['text']))
@@ -363,11 +363,11 @@ def text_item_loader(
 @patch
 def remarks(
     self:TextCoder,
-    ref:str='the model', # What the tokenizer is of
+    ref:str='the model', # Name of the checkpoint
 )->list: # Sentences; none where every token of every text was read
-    "What was cut off the texts that were read so far, and what the tokenizer does not know"
+    "Remarks on cut texts and unknown tokens so far"
     t = self.tally
-    cut = f"Cut {t.cut:,} of {t.texts:,} texts after {self.max_length:,} tokens, the longest has {t.longest:,}; what is behind is not read"
+    cut = f"Cut {t.cut:,} of {t.texts:,} texts after {self.max_length:,} tokens, the longest has {t.longest:,}; the rest is not read"
     return [cut]*(t.cut>0)+([_unknown_text(t, self.tokenizer.unk_token, ref)] if t.unknown else [])
 
 # %% ../../nbs/data/13_texts.ipynb #1253d273
@@ -375,7 +375,7 @@ def text_lengths(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `text`
 )->list: # Characters of each text
-    "What to sort rows by, so that batches need little padding"
+    "Lengths by which to sort rows, so that batches need little padding"
     return [sum(map(len, _cell(o))) if isinstance(o, (tuple,list)) else len(str(o)) for o in rows['text']]
 
 # %% ../../nbs/data/13_texts.ipynb #cea9b02e
@@ -397,6 +397,6 @@ def check_texts(
     rows:pd.DataFrame, # With a column `text`
     spec=None, # From `load_data`; None: the rows say whether they are pairs
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each text"
+    "The problems of each text"
     pair = bool((getattr(spec, 'preprocess', None) or {}).get('pair', _pair_of(rows)))
     return [(i,p) for i,o in rows['text'].items() if (p := _cell_problem(o, pair))]

@@ -1,7 +1,7 @@
-"""Batches of inputs with their target tokens, and what tasks that write have to ask of their data
+"""Batches of inputs with their target tokens, for tasks whose model writes texts
 
-Translation and speech recognition share this. An input is a text or a sound, which the coder of the task makes a batch of; a target is a list of tokens.
-`seq2seq` has the model that reads both, `translation` and `speech` have the coders.
+Translation, speech recognition and chat share this module. An input is a text or a sound, from which the coder of the task makes a batch; a target is a list of tokens.
+`models.seq2seq` has the model that reads both, `translation` and `speech` have the coders.
 
 Docs: https://sft-nb.github.io/sft_nb/data/token_targets.html.md"""
 
@@ -23,8 +23,8 @@ from .texts import TextDL, tokenizer_fingerprint, _show_table, _shown
 
 # %% ../../nbs/data/16_token_targets.ipynb #fbf41f3e
 def pad_labels(
-    rows, # One list of tokens an item
-)->torch.Tensor: # `(batch, longest)`, -100 behind the end
+    rows, # One list of tokens per item
+)->torch.Tensor: # `(batch, longest)`, -100 after the end
     "Targets as one tensor"
     size = max(map(len, rows))
     return torch.tensor([list(o)+[-100]*(size-len(o)) for o in rows], dtype=torch.long)
@@ -55,14 +55,14 @@ def show_batch(self:SequenceDL, b=None, max_n:int=9, show:bool=True, unique:bool
 
 # %% ../../nbs/data/16_token_targets.ipynb #f4493f26
 def sequence_loaders(
-    spec, # Its `rows` have `split`
-    kind:type, # `SequenceDL`, or one made from it
-    coder, # Of the task
+    spec, # A `DataSpec` with its rows split
+    kind:type, # `SequenceDL`, or a subclass of it
+    coder, # Coder of the task
     read, # Transform from the number of a row to an input
-    labels:list, # One list of tokens a row
-    lengths, # One number a row: those that are alike come together
+    labels:list, # One list of tokens per row
+    lengths, # One number per row: rows of similar length share a batch
     batch_size:int|None=None, # None: `most`; less where there are few
-    most:int=32, # Items a step
+    most:int=32, # Items per step
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of inputs with their targets"
     sides = _sides(spec.rows)
@@ -72,12 +72,12 @@ def sequence_loaders(
 
 # %% ../../nbs/data/16_token_targets.ipynb #27b9c750
 def sequence_item_loader(
-    kind:type, # `SequenceDL`, or one made from it
-    coder, # Of the task
+    kind:type, # `SequenceDL`, or a subclass of it
+    coder, # Coder of the task
     read, # Transform from the number of a row to an input
-    n:int, # Rows
-    batch_size:int, # Items a step
-    labels:list|None=None, # One list of tokens a row; None: inputs alone
+    n:int, # Number of rows
+    batch_size:int, # Items per step
+    labels:list|None=None, # One list of tokens per row; None: inputs without targets
 ):  # Batches in the order of the rows
     "A loader for prediction, or for the loss of each row"
     parts = [[read], *([] if labels is None else [[_ReadTarget(labels)]])]
@@ -88,7 +88,7 @@ def _best(out): return out.argmax(-1) if out.ndim==3 else out
 
 @patch
 def show_results(self:SequenceDL, b, out, max_n:int=9, **kwargs):
-    "A table of inputs, targets, and what is held for the next token at each place"
+    "A table of inputs, targets, and the predicted next token at each place"
     y = b[-1]
     table = self.show_batch(b, max_n, show=False)
     _show_table(table.assign(taught=self.coder.say(_best(out)[:,:y.shape[1]].masked_fill(y==-100, -100)[:max_n])))
@@ -100,7 +100,7 @@ class SequenceTargets:
     def __len__(self): return len(self.labels)
     def __getitem__(self, rows): return SequenceTargets([self.labels[i] for i in rows])
     def batch(self, idxs):
-        "What is added to the cached activations, and what the loss takes"
+        "Labels for the decoder, and the same labels for the loss"
         y = pad_labels([self.labels[i] for i in idxs])
         return dict(labels=y),y
 
@@ -108,18 +108,18 @@ class SequenceTargets:
 def _language(code, codes, option, ref):
     "A code that the checkpoint knows"
     if code is None:
-        raise DataError(f"{ref} is for {len(codes)} languages: say which by {option}=CODE (in a shell --option {option}=CODE). "
+        raise DataError(f"{ref} is for {len(codes)} languages: choose one by {option}=CODE (in a shell --option {option}=CODE). "
                         f"Codes: {', '.join(codes[:12])}{', …' if len(codes)>12 else ''}.")
     if code not in codes: raise DataError(f"{option}={code!r} is not a language of {ref}.{near(code, codes)}")
     return code
 
 def _check_tokenizer(spec, tokenizer):
-    "Whether the rows were made into tokens by this tokenizer"
+    "Check that the rows were tokenized by this tokenizer"
     if not spec.preprocess or not spec.has_rows or spec.preprocess['tokenizer']==tokenizer_fingerprint(tokenizer): return
     ref = spec.checkpoint.ref
     raise CheckpointError(f"{ref} has another tokenizer than the checkpoint that the data were loaded for. Load them for it: load_data(…, checkpoint={ref!r}).")
 
 # %% ../../nbs/data/16_token_targets.ipynb #24878246
 def _beams(n):
-    if isinstance(n, bool) or not isinstance(n, int) or n<1: raise DataError(f"num_beams={n!r}: expected a whole number from 1 up.")
+    if isinstance(n, bool) or not isinstance(n, int) or n<1: raise DataError(f"num_beams must be a whole number from 1 up, got {n!r}.")
     return n

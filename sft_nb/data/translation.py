@@ -1,7 +1,7 @@
-"""Sentences in two languages as tokens: which languages a checkpoint knows, checked pairs, batches
+"""The languages of a checkpoint, checked pairs, batches
 
-The data side of the task `'translation'`. A `PairCoder` holds the tokenizer of a checkpoint with the languages and lengths of a run: sources become
-tokens as sources, targets as targets, and tokens texts again. `token_targets` has what translation shares with speech.
+The data side of the task `'translation'`. A `PairCoder` holds the tokenizer of a checkpoint with the languages and lengths of a run: sources are
+tokenized as sources, targets as targets, and tokens become texts again. `token_targets` has the parts that translation shares with speech.
 
 Docs: https://sft-nb.github.io/sft_nb/data/translation.html.md"""
 
@@ -24,7 +24,7 @@ from .token_targets import _language
 
 # %% ../../nbs/data/17_translation.ipynb #36f3ba6d
 def _codes(tokenizer):
-    "Codes of the languages that a tokenizer tells apart; empty where it is for one pair"
+    "Codes of the languages of a tokenizer; empty where it is for one pair"
     if (own := getattr(tokenizer, 'lang_code_to_id', None)): return list(own)
     if (own := getattr(tokenizer, 'supported_language_codes', None)): return [o[2:-2] for o in own]
     if not hasattr(tokenizer, 'src_lang'): return []
@@ -34,10 +34,10 @@ def _known(code, codes, side, ref):
     "A code that the checkpoint knows, or None where it needs none"
     if codes: return _language(code, codes, f'{side}_lang', ref)
     if code is not None:
-        raise DataError(f"{side}_lang={code!r}: {ref} takes no code for its {side} language. Leave it out; a model that is told in words, as T5 is, takes prefix=TEXT.")
+        raise DataError(f"{side}_lang={code!r}: {ref} takes no code for its {side} language. Leave it out; a model that needs the languages in words, such as T5, takes prefix=TEXT.")
 
 def _languages(tokenizer, source, target, ref):
-    "Codes of both sides; Marian is told its target alone"
+    "Codes of both sides; Marian needs only that of its target"
     codes = _codes(tokenizer)
     return _known(source, codes if hasattr(tokenizer, 'src_lang') else [], 'source', ref),_known(target, codes, 'target', ref)
 
@@ -46,12 +46,12 @@ class PairCoder(TextCoder):
     "Sources and targets to tokens, tokens to batches, and back"
     columns = ('source','target')
     def __init__(self,
-        tokenizer, # Of transformers
-        max_length:int, # Tokens of a source, the special ones included
+        tokenizer, # Tokenizer of transformers
+        max_length:int, # Tokens of a source, including special ones
         max_target_length:int, # Tokens of a target
         source_lang:str|None=None, # Code of a language; None: the tokenizer needs none
         target_lang:str|None=None, # Code of a language
-        prefix:str='', # In front of every source, for instance 'translate English to French: '
+        prefix:str='', # Put before every source, for instance 'translate English to French: '
     ):
         super().__init__(tokenizer, max_length)
         self.max_target_length,self.prefix,self.target_lang = max_target_length,prefix,target_lang
@@ -65,16 +65,16 @@ class PairCoder(TextCoder):
 def encode(
     self:PairCoder,
     texts, # Sources
-)->list: # One `Tokens` a source
-    "Tokenize sources, and cut what is too long"
+)->list: # One `Tokens` per source
+    "Tokenize sources, and cut those that are too long"
     return super(PairCoder, self).encode([self.prefix+str(o) for o in texts])
 
 @patch
 def labels(
     self:PairCoder,
     texts, # Targets
-)->list: # One list of tokens a target, the end token included
-    "Tokenize targets as targets, and cut what is too long"
+)->list: # One list of tokens per target, including the end token
+    "Tokenize targets, and cut those that are too long"
     if not len(texts): return []
     how = dict(return_attention_mask=False, truncation=True, max_length=self.max_target_length, split_special_tokens=True)
     return self.tokenizer(text_target=list(map(str, texts)), **how)['input_ids']
@@ -82,14 +82,14 @@ def labels(
 # %% ../../nbs/data/17_translation.ipynb #f8d10002
 @patch
 def language_token(self:PairCoder)->int|None: # None: the targets have no such token
-    "The token that says the target's language"
+    "The token of the target's language"
     tok = self.tokenizer
     if self.target_lang is None or not hasattr(tok, 'tgt_lang'): return None
     return tok.get_lang_id(self.target_lang) if hasattr(tok, 'get_lang_id') else tok.convert_tokens_to_ids(self.target_lang)
 
 @patch
 def start(self:PairCoder)->dict: # Arguments of generation: `forced_bos_token_id`, `decoder_start_token_id`, or none
-    "How a text in the target's language begins"
+    "Arguments that make generation begin in the target's language"
     token = self.language_token()
     if token is None: return {}
     return dict(forced_bos_token_id=token) if self.labels(['a'])[0][0]==token else dict(decoder_start_token_id=token, forced_bos_token_id=None)
@@ -109,7 +109,7 @@ def say( # noqa: F811
 def shown(
     self:PairCoder,
     x:dict, # A batch
-    n:int, # How many of its rows
+    n:int, # Number of rows to show
 )->list: # Texts, without the prefix
     "Sources of a batch"
     texts = [self.decode([t for t,on in zip(*o) if on]) for o in zip(x['input_ids'][:n].tolist(), x['attention_mask'][:n].tolist())]
@@ -118,8 +118,8 @@ def shown(
 # %% ../../nbs/data/17_translation.ipynb #9a22daeb
 def pair_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
-)->PairCoder: # The one that training used
-    "The tokenizer of a checkpoint with the languages and lengths that `spec.preprocess` names"
+)->PairCoder: # The coder of training
+    "The tokenizer of a checkpoint, with the languages and lengths of `spec.preprocess`"
     p,kept = spec.preprocess,getattr(spec, '_coder', None)
     if kept and kept[0] is spec.checkpoint and kept[1]==p: return kept[2]
     tokenizer = spec.checkpoint.tokenizer()
@@ -131,24 +131,24 @@ def pair_coder(
 # %% ../../nbs/data/17_translation.ipynb #10ab1cf0
 def check_pairs(
     rows:pd.DataFrame, # With `source`, and `target` where there is one
-    spec=None, # Taken for the sake of `Task.check_rows`
+    spec=None, # Not used; `Task.check_rows` passes it
 )->list: # (index, problem) of those that cannot be used
-    "What is wrong with each pair"
+    "The problems of each pair"
     sides = [c for c in ('source','target') if c in rows]
     return [(i,f'{c}: {p}') for c in sides for i,o in rows[c].items() if (c=='source' or o is not None) and (p := _text_problem(o))]
 
 # %% ../../nbs/data/17_translation.ipynb #35932abd
 def odd_pairs(
-    rows:pd.DataFrame, # With `item`, `row`, `source` and `target`, as `dls.sft.rows`
+    rows:pd.DataFrame, # With `item`, `row`, `source` and `target`, like `dls.sft.rows`
     ratio:float=3., # A side of more than 10 characters that is this many times longer than the other is odd
-)->pd.DataFrame: # item, row, remark of the odd ones
-    "Pairs that one should look at: nothing translated, or lengths that do not fit"
+)->pd.DataFrame: # item, row, remark of the odd pairs
+    "Pairs to look at: nothing translated, or lengths that do not fit"
     def remark(s, t):
         if s.strip()==t.strip(): return 'target equals source'
         a,b = sorted((len(s), len(t)))
         if b>10 and b>ratio*a: return f'{len(s)} characters against {len(t)}'
-    found = [(r.item, r.row, o) for r in rows.itertuples() if (o := remark(r.source, r.target))]
-    return pd.DataFrame(found, columns=['item','row','remark'])
+    odd = [(r.item, r.row, o) for r in rows.itertuples() if (o := remark(r.source, r.target))]
+    return pd.DataFrame(odd, columns=['item','row','remark'])
 
 def _report_odd(rows):
     odd = odd_pairs(rows)
@@ -158,10 +158,10 @@ def _report_odd(rows):
 
 # %% ../../nbs/data/17_translation.ipynb #09662827
 def _target_length(lengths, most, limit, asked):
-    "Tokens after which a target is cut and writing stops: half as much again as the longest target, within what the model can hold"
+    "Tokens after which a target is cut and writing stops: 1.5 times the longest target, within the limit of the model"
     if asked is None: return min(limit, int(1.5*max(lengths, default=8))+8)
     if isinstance(asked, bool) or not isinstance(asked, int) or not 2<=asked<=most:
-        raise DataError(f"max_target_length={asked!r}: expected a whole number of tokens from 2 to {most:,}.")
+        raise DataError(f"max_target_length must be a whole number of tokens from 2 to {most:,}, got {asked!r}.")
     return asked
 
 # %% ../../nbs/data/17_translation.ipynb #e53e8246
@@ -170,7 +170,7 @@ def _report_cut(what, lengths, limit):
     if n: say(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens")
 
 def _report(rows, sources, targets, coder, ref='the checkpoint'):
-    "Say what is odd in the pairs, what the tokenizer does not know and what is cut off them"
+    "Print remarks on odd pairs, unknown tokens and cut texts"
     _report_odd(rows)
     tally = _TextTally(coder.tokenizer)
     tally.add(list(rows.target), targets, 10**9)
@@ -183,14 +183,14 @@ def _report(rows, sources, targets, coder, ref='the checkpoint'):
 def translation_loaders(
     spec, # Rows (with `split`) and checkpoint
     batch_size:int|None=None, # None: 32; less where there are few
-    num_workers:int|None=None, # Taken for the sake of other tasks: tokens are in memory already
-    augment=True, # Taken for the sake of other tasks: texts are not augmented
+    num_workers:int|None=None, # Not used; other tasks take it
+    augment=True, # Not used; texts are not augmented
     source_lang:str|None=None, # Code of the source's language; None: the checkpoint is for one pair
     target_lang:str|None=None, # Code of the target's language
-    max_length:int|None=None, # Tokens after which a source is cut; None: as the checkpoint can read
+    max_length:int|None=None, # Tokens after which a source is cut; None: the length of the checkpoint
     max_target_length:int|None=None, # Tokens after which a target is cut; None: by the longest target
-    prefix:str='', # In front of every source (T5: 'translate English to French: ')
-    num_beams:int=1, # Beams of the search that writes; 1: greedy
+    prefix:str='', # Put before every source (T5: 'translate English to French: ')
+    num_beams:int=1, # Beams of the search in generation; 1: greedy
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one
     "Loaders of sources with their targets"
     ckpt,tokenizer,config,first = spec.checkpoint,spec.checkpoint.tokenizer(),network_config(spec.checkpoint),not spec.preprocess
@@ -210,9 +210,9 @@ def translation_loaders(
 @patch
 def remarks(
     self:PairCoder,
-    ref:str='the model', # What the tokenizer is of
-)->list: # Sentences; none where all of every source was read and every translation came to its end
-    "What was cut off sources and translations, and what the tokenizer does not know"
+    ref:str='the model', # Name of the checkpoint
+)->list: # Sentences; none where all sources were read whole and all translations came to their end
+    "Remarks on cut sources, unfinished translations and unknown tokens"
     n = self.tally.unfinished
     more = f"{n:,} of {self.tally.texts:,} translations stop at the limit of {self.max_target_length:,} tokens before their end (max_target_length of load_data sets it)"
     return super(PairCoder, self).remarks(ref)+[more]*(n>0)
@@ -221,8 +221,8 @@ def remarks(
 def pair_item_loader(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `source`
-    batch_size:int=64, # Items a step
-    labelled:bool=False, # With the column `target`, as training has it
+    batch_size:int=64, # Items per step
+    labelled:bool=False, # With the column `target`, as in training
 )->SequenceDL: # Batches of sources, in the order of `rows`
     "A loader for prediction"
     coder = pair_coder(spec)
@@ -235,7 +235,7 @@ def pair_lengths(
     spec, # `preprocess` as training left it
     rows:pd.DataFrame, # With a column `source`
 )->list: # Characters of each source
-    "What to sort rows by, so that batches need little padding"
+    "Lengths by which to sort rows, so that batches need little padding"
     return [len(str(o)) for o in rows['source']]
 
 def pair_targets(
