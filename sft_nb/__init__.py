@@ -72,20 +72,20 @@ Modules:
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
-- `sft_nb.models.causal_model`: A causal language model with named groups: cut exactly at any layer, its output layer run only where a token is learned, writing answers by itself
-- `sft_nb.models.freeze`: Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
-- `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
-- `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
-- `sft_nb.models.heads`: New output layers: one linear layer, hidden layers, or a module of yours
-- `sft_nb.models.kernels`: The same network in less time: channels last for convolutions, batch norm folded into them where it is frozen
+- `sft_nb.models.causal_model`: `CausalModel`: cut exactly at any layer, its output layer run only where a token is learned; it writes answers
+- `sft_nb.models.freeze`: Parameters train by group, by layer or by rule: `trainable_names` selects them, `set_trainable` freezes the rest, `group_table` shows the result
+- `sft_nb.models.fusion`: `FusionModel`: a picture tower and a text tower side by side, each with groups of its own; built, saved and opened
+- `sft_nb.models.grouping`: `matched_groups` cuts a network by its own matcher, `sequential_groups` at its children; also: what counts as a layer
+- `sft_nb.models.heads`: `make_head` builds one linear layer, hidden layers, or takes a module of yours
+- `sft_nb.models.kernels`: Channels last for convolutions, and batch norm folded into them where it is frozen
 - `sft_nb.models.model`: `SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
-- `sft_nb.models.seq2seq`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
+- `sft_nb.models.seq2seq`: `SequenceModel`: trained on its targets, cut after its encoder, and generating where it is given none
 - `sft_nb.models.sound_model`: Whisper's encoder, wav2vec2 and its kin, and spectrogram transformers in named groups, pooled over what was heard, with a new output layer
-- `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
-- `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
-- `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
+- `sft_nb.models.speech_model`: `CTCModel` for wav2vec2, HuBERT and their kin, `WhisperModel` with a window of any length
+- `sft_nb.models.text_model`: `TextModel`: a transformers network with pooling and a head that can be cut between its layers; built, saved and opened for text tasks
+- `sft_nb.models.timm_model`: `PictureModel`: a timm network that can be cut between its groups; built, saved and opened for image tasks
 - `sft_nb.models.token_model`: A transformers network with a tag for each word: windows, named groups, cuts between its layers
-- `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
+- `sft_nb.models.towers`: `picture_tower`, `text_tower`, or `dual_towers` for both sides of a CLIP-like network
 - `sft_nb.tasks.audio`: The task `audio`: a sound → its class, or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
 - `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
 - `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
@@ -97,20 +97,20 @@ Modules:
 - `sft_nb.tasks.tokens`: The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
 - `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
 - `sft_nb.tasks.translation`: The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
-- `sft_nb.training.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
-- `sft_nb.training.cache`: What a frozen part computes is computed once, kept on disk, and exact
-- `sft_nb.training.cache_store`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
-- `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
-- `sft_nb.training.curves`: How a fit went, and when it began to over-fit: `plot_curves` and `find_overfitting`
+- `sft_nb.training.adapters`: `add_adapter` puts one into any network of this package; `merge_adapter` and `save_adapter` take the result out
+- `sft_nb.training.cache`: The output of frozen layers is computed once per item, kept on disk, and exact
+- `sft_nb.training.cache_store`: Entries of the cache: written whole, checked before they are read, within a budget of bytes; `cache_info` and `clear_cache`
+- `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch restored
+- `sft_nb.training.curves`: `plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to over-fit
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
-- `sft_nb.training.guards`: Training stops before a loss that is not a number reaches the weights, and says what to lower when memory runs out
-- `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.training.guards`: Training stops before a NaN or infinite loss reaches the weights, and an out-of-memory error lists the settings to lower
+- `sft_nb.training.learner`: `sft_learner` puts model, head, loss and freeze together into an `SFTLearner`, fastai's `Learner` over named layer groups
 - `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
-- `sft_nb.training.metrics`: The losses that a fit shows, over what each batch is a mean of
-- `sft_nb.training.plan`: `learn.plan()` says how `learn.fine_tune()` trains where it is given no numbers: how the head, how deep, how fast, how long, and why
-- `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
-- `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all
-- `sft_nb.training.resume_state`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
-- `sft_nb.training.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; slanted and warm-up–cosine rates"""
+- `sft_nb.training.metrics`: The losses that a fit shows do not depend on how rows are batched
+- `sft_nb.training.plan`: `learn.plan()` shows the numbers that `learn.fine_tune()` uses where it is given none: head, depth, rates, epochs, with the reason for each
+- `sft_nb.training.resume`: `Resume(folder)` goes on where a run stopped, and ends with the same weights to the last bit
+- `sft_nb.training.resume_files`: A tree of plain values and tensors as two files, written atomically and verified by hashes
+- `sft_nb.training.resume_state`: Random numbers, the order of the data, the arguments of a fit and the memory of callbacks: captured, compared and restored
+- `sft_nb.training.schedule`: `fit_head` on cached features, `fine_tune` with discriminative rates, gradual unfreezing; slanted and warm-up–cosine rates"""
 
 __version__ = "0.1.0"

@@ -290,7 +290,7 @@ def test_ctc_cached_equals_live(toy, ctc):
 
 def test_ctc_refuses(toy, ctc):
     dls = data(toy, checkpoint=ctc)
-    for kw,error,words in ((dict(label_smoothing=.1), FitError, 'the CTC loss has none'), (dict(loss='focal'), FitError, 'valid are None'),
+    for kw,error,words in ((dict(label_smoothing=.1), FitError, 'the CTC loss has no label smoothing'), (dict(loss='focal'), FitError, 'must be None'),
                            (dict(head=[8]), HeadError, 'keeps its own output layer')):
         with pytest.raises(error, match=words): sft_learner(dls, **kw)
     rows = pd.read_csv(toy['source']).assign(audio=lambda d: [str(toy['source'].parent/o) for o in d.audio])
