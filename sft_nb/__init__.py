@@ -48,22 +48,22 @@ Modules:
 - `sft_nb.deployment.folder`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
 - `sft_nb.deployment.onnx_file`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
 - `sft_nb.deployment.predictor`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
-- `sft_nb.diagnosis.advice`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
-- `sft_nb.diagnosis.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
-- `sft_nb.diagnosis.baselines`: Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
-- `sft_nb.diagnosis.check`: `check_data` reads data as `load_data` would and says what was understood, what is wrong with which rows, and what to type next; nothing is trained
-- `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
-- `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
-- `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
-- `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
-- `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
-- `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
-- `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
-- `sft_nb.evaluation.intervals`: Whether the interval around a predicted number holds the share of rows that it promises
-- `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
-- `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
-- `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
-- `sft_nb.evaluation.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
+- `sft_nb.diagnosis.advice`: `rank_checkpoints`, `compare_scratch`, `suggest` and `cross_validate`: decisions before long training
+- `sft_nb.diagnosis.audit`: `audit` checks the data for duplicates, leaks, wrong labels, outliers, shift, and cues that give the label away
+- `sft_nb.diagnosis.baselines`: `ev.baselines()`: the majority, words or colors with a logistic regression, the untuned features
+- `sft_nb.diagnosis.check`: `check_data` reads data like `load_data` and reports columns, classes and splits, unusable rows, and the next command; nothing is trained
+- `sft_nb.diagnosis.duplicates`: `duplicate_pairs` finds the same bytes, the same picture, nearly the same text
+- `sft_nb.diagnosis.features`: `item_features` takes one vector per item from the pretrained body, and keeps them in the cache
+- `sft_nb.diagnosis.learning_curve`: `learning_curve` shows how accuracy grows with the number of labelled rows, with a forecast for twice as many
+- `sft_nb.evaluation.calibration`: `ev.calibration()` compares confidence with accuracy; `calibrate` finds the one temperature that corrects it
+- `sft_nb.evaluation.compare`: `ev.compare` draws rows for both models at once, and gives the interval of each difference
+- `sft_nb.evaluation.conversation`: `Conversation` asks for one answer after the other, each shown while it is written
+- `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps target, prediction, probability and loss
+- `sft_nb.evaluation.intervals`: `ev.calibration()` measures how many rows the interval around a predicted number really holds
+- `sft_nb.evaluation.prediction`: Eval mode, batches of similar length, class probabilities; `label_queue` puts the items that are worth a label first
+- `sft_nb.evaluation.results`: An `Evaluation` holds the rows of a model's predictions: metrics with intervals, confusion, worst rows
+- `sft_nb.evaluation.slices`: `ev.slices` compares kinds of rows, by columns or by plain numbers of the items, and tests which differences are more than chance
+- `sft_nb.evaluation.tables`: `evaluate_table` makes an `Evaluation` of any table of predictions; `ev.save` keeps one as Parquet, `load_evaluation` opens it
 - `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on; `reference_losses`: which tokens of an answer the model did not expect
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 - `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
@@ -86,17 +86,17 @@ Modules:
 - `sft_nb.models.timm_model`: `PictureModel`: a timm network that can be cut between its groups; built, saved and opened for image tasks
 - `sft_nb.models.token_model`: A transformers network with a tag for each word: windows, named groups, cuts between its layers
 - `sft_nb.models.towers`: `picture_tower`, `text_tower`, or `dual_towers` for both sides of a CLIP-like network
-- `sft_nb.tasks.audio`: The task `audio`: a sound → its class, or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
-- `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
-- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
-- `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
-- `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
-- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot
-- `sft_nb.tasks.speech`: The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
-- `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
-- `sft_nb.tasks.tokens`: The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
-- `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
-- `sft_nb.tasks.translation`: The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
+- `sft_nb.tasks.audio`: The task `audio`, one class or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
+- `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts with answers or whole conversations
+- `sft_nb.tasks.demo_data`: `make_demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options for `sft_nb demo`
+- `sft_nb.tasks.image`: The task `image`, by any timm model with a new head
+- `sft_nb.tasks.image_text`: The task `image_text`, by two networks under one head, or one CLIP-like network
+- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama with random weights, made on the spot
+- `sft_nb.tasks.speech`: The task `speech`, by Whisper or a CTC model such as wav2vec2 and HuBERT
+- `sft_nb.tasks.text`: The task `text`: a text or a pair of texts, by any encoder or GPT-like model of transformers
+- `sft_nb.tasks.tokens`: The task `tokens`: names, parts of speech and other tags, by any encoder of transformers
+- `sft_nb.tasks.toys`: `make_toy`: data and a network for each task that train in seconds, made on the spot, for examples and tests
+- `sft_nb.tasks.translation`: The task `translation`, by Marian, T5, BART, mBART, M2M100 or NLLB
 - `sft_nb.training.adapters`: `add_adapter` puts one into any network of this package; `merge_adapter` and `save_adapter` take the result out
 - `sft_nb.training.cache`: The output of frozen layers is computed once per item, kept on disk, and exact
 - `sft_nb.training.cache_store`: Entries of the cache: written whole, checked before they are read, within a budget of bytes; `cache_info` and `clear_cache`

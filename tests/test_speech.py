@@ -203,9 +203,9 @@ def test_tables_and_comparisons_name_their_language(capsys):
     found = {o:evaluate_table(table, language=o) for o in (None,'de','en')}
     assert [o.metrics['wer'] for o in found.values()]==[1/3,1/3,0.]
     assert 'none is named' in found[None].score_note and found['en'].score_options==dict(language='en')
-    assert found['de'].compare(found['en']).query("metric=='wer'").difference.item()==0 and 'Both evaluations are compared by the scores of this one' in capsys.readouterr().err
+    assert found['de'].compare(found['en']).query("metric=='wer'").difference.item()==0 and 'Both evaluations are compared by the score settings of this one' in capsys.readouterr().err
     with pytest.raises(DataError, match="language='Germam' is not the code of a language"): evaluate_table(table, language='Germam')
-    with pytest.raises(DataError, match="the scores of task 'text' know no language"): evaluate_table(table.drop(columns='audio'), 'text', language='de')
+    with pytest.raises(DataError, match="the scores of task 'text' do not depend on a language"): evaluate_table(table.drop(columns='audio'), 'text', language='de')
 
 def test_the_language_of_a_checkpoint_by_its_name(toy, ctc, tmp_path):
     assert spoken_language(data(toy).sft) is None

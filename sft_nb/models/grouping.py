@@ -19,15 +19,15 @@ from torch import nn
 # %% ../../nbs/models/00_grouping.ipynb #51ad29ca
 def _numbered(names):
     "The first of `names` that has a number, up to that number: 'blocks.6'"
-    found = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', n) for n in names)
-    return next((m[0] for m in found if m), None)
+    matches = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', n) for n in names)
+    return next((m[0] for m in matches if m), None)
 
 def _under(name, prefixes): return any(name==p or name.startswith(p+'.') for p in prefixes)
 
-def _merge(found, head):
+def _merge(matches, head):
     "Add the head and name the groups, unambiguously"
     out = {}
-    for i,(nm,ps) in enumerate(found):
+    for i,(nm,ps) in enumerate(matches):
         nm = nm or ('stem' if i==0 else f'group.{i}')
         while nm in out or nm=='head': nm += '_'
         out[nm] = ps
@@ -42,12 +42,12 @@ def matched_groups(
     from timm.models import group_parameters
     names = [n for n,_ in net.named_parameters()]
     cut = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
-    found = defaultdict(list)
+    by_cut = defaultdict(list)
     for n in names:
-        if not _under(n, head): found[cut[n]].append(n)
-    runs = [found[k] for k in sorted(found)]
+        if not _under(n, head): by_cut[cut[n]].append(n)
+    runs = [by_cut[k] for k in sorted(by_cut)]
     last = max(cut.values())
-    if len(runs)>1 and max(found)==last and any(cut[n]==last for n in names if _under(n, head)): runs[-2:] = [runs[-2]+runs[-1]]
+    if len(runs)>1 and max(by_cut)==last and any(cut[n]==last for n in names if _under(n, head)): runs[-2:] = [runs[-2]+runs[-1]]
     named = [('stem' if i==0 else _numbered(ps) or f'group.{i}', ps) for i,ps in enumerate(runs)]
     return _merge(named, [n for n in names if _under(n, head)])
 

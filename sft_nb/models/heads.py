@@ -33,10 +33,10 @@ def parse_head(
     "The kind of output layer, and its hidden widths"
     if head is None: return 'linear',[]
     if isinstance(head, nn.Module): return 'module',[]
-    found = _widths(head)
-    if found is None: raise HeadError(f"head must describe an output layer, got {head!r} ({type(head).__name__}). {_HEADS}")
-    if any(o<1 for o in found[1]): raise HeadError(f"head={head!r}: a layer must have at least one unit. {_HEADS}")
-    return found
+    parsed = _widths(head)
+    if parsed is None: raise HeadError(f"head must describe an output layer, got {head!r} ({type(head).__name__}). {_HEADS}")
+    if any(o<1 for o in parsed[1]): raise HeadError(f"head={head!r}: a layer must have at least one unit. {_HEADS}")
+    return parsed
 
 # %% ../../nbs/models/03_heads.ipynb #078db7c3
 def make_head(

@@ -234,9 +234,9 @@ def prefix(self:SFTModel,
     *x, # The inputs of the model, `(batch, …)`
 ):  # A tensor `(batch, …)`, or a dict of them
     "The activations that enter group `border`"
-    found = next(self.entering([border], *x), None)
-    if found is None: raise GroupError(f"The network cannot be cut at {border!r}. Valid: {', '.join(map(str, self.borders())) or 'nowhere'}.")
-    return found[1]
+    first = next(self.entering([border], *x), None)
+    if first is None: raise GroupError(f"The network cannot be cut at {border!r}. Valid: {', '.join(map(str, self.borders())) or 'nowhere'}.")
+    return first[1]
 
 # %% ../../nbs/models/01_model.ipynb #d29b678f
 @contextmanager

@@ -94,24 +94,24 @@ def _hooked(*hooks):
 
 def _givers(net, body, layers, example):
     "(names of the modules whose output enters each layer and leaves the body, None where there is none; name -> how many values a module returns)"
-    ended,found = [],[]
+    ended,sources = [],[]
     def same(a, b): return torch.is_tensor(a) and (a.data_ptr(), a.numel())==(b.data_ptr(), b.numel())
-    def find(t): found.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
+    def find(t): sources.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
     with _hooked(*(m.register_forward_hook(lambda _,x,y,n=n: ended.append((n, y))) for n,m in body.named_modules() if n), body.register_forward_hook(lambda _,x,y: find(y[0])),
                  *(body.get_submodule(n).register_forward_pre_hook(lambda _,a,k: find(_entering(a, k)), with_kwargs=True) for n in layers)):
         with torch.no_grad(), eval_mode(net): net(**example)
-    return found,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
+    return sources,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
 
 # %% ../../nbs/models/06_text_model.ipynb #dea72915
 @contextmanager
 def _handing(body, silent, value):
     "Modules run nothing and give a value; `silent`: name -> how many values the module returns"
     mods = [body.get_submodule(n) for n in silent]
-    was = [vars(m).get('forward') for m in mods]
+    before = [vars(m).get('forward') for m in mods]
     for m,size in zip(mods, silent.values()): m.forward = lambda *_,size=size,**__: (value, *[None]*(size-1)) if size else value
     try: yield
     finally:
-        for m,f in zip(mods, was):
+        for m,f in zip(mods, before):
             del m.forward
             if f is not None: m.forward = f
 

@@ -78,10 +78,10 @@ def _find_targets(net, names, targets):
     "The adaptable layers that targets select; a named layer that is not adaptable is an error"
     if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
     else: hit = lambda n: any(n==t or n.endswith('.'+t) for t in targets)
-    try: found = [n for n in names if hit(n)]
+    try: chosen = [n for n in names if hit(n)]
     except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
     lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
-    if found and not lost: return found
+    if chosen and not lost: return chosen
     raise _no_target(net, names, targets, lost)
 
 # %% ../../nbs/training/11_adapters.ipynb #1520c917

@@ -161,8 +161,8 @@ def _budget():
     return n
 
 def _entries():
-    found = [d for d in cache_folder().glob('*') if (d/'meta.json').is_file()] if cache_folder().is_dir() else []
-    return sorted(found, key=lambda d: (d/'meta.json').stat().st_mtime)
+    entries = [d for d in cache_folder().glob('*') if (d/'meta.json').is_file()] if cache_folder().is_dir() else []
+    return sorted(entries, key=lambda d: (d/'meta.json').stat().st_mtime)
 
 # %% ../../nbs/training/04_cache_store.ipynb #0f273b34
 def cache_info()->pd.DataFrame: # One row per entry: key, task, border, rows, mb, used; the one used longest ago first

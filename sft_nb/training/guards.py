@@ -61,7 +61,7 @@ class StopAtNaN(Callback):
         if not top<float('inf'): self._stop('largest gradient', top)
     def _stop(self, what, value):
         self.learn.state.stopped = FitError(nan_message(self.learn, what, value))
-        for b,was in self.kept: b.copy_(was)
+        for b,before in self.kept: b.copy_(before)
         self.opt.zero_grad()
         raise CancelFitException()
 
@@ -71,7 +71,7 @@ def _flag(self:StopAtNaN, grads, total):
     "Set NaN or infinite gradients to zero without waiting, and read the result of the check two steps ago"
     bad = ~total.isfinite()
     for g in grads: g.masked_fill_(bad, 0)
-    for b,was in self.kept: b.copy_(torch.where(bad, was, b))
+    for b,before in self.kept: b.copy_(torch.where(bad, before, b))
     self.flags.append((self.epoch, self.iter, batch_items(self.learn), bad.to('cpu', non_blocking=True)))
     if len(self.flags)>2: self._late(*self.flags.popleft())
 
@@ -99,9 +99,9 @@ def nan_message(
 )->str: # Epoch, step, items, rate, and what to do
     "The message of a fit that cannot go on"
     lr,(epoch,step,items) = max(h['lr'] for h in learn.opt.hypers),late or (learn.epoch, learn.iter, batch_items(learn))
-    kept = 'These gradients were set to zero' if late else 'The weights are those before this step'
+    remark = 'These gradients were set to zero' if late else 'The weights are those before this step'
     return (f"The {what} is {value} in epoch {epoch+1}, step {step+1} of {learn.n_iter}, at learning rate {lr:.3g}"
-            f"{f', with the items {_short(items)}' if items else ''}. {kept}. Train with a lower rate, clip the gradients "
+            f"{f', with the items {_short(items)}' if items else ''}. {remark}. Train with a lower rate, clip the gradients "
             f"(cbs=GradientClip(1.)), or look at these items.")
 
 # %% ../../nbs/training/00_guards.ipynb #253089e3

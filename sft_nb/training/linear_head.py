@@ -95,11 +95,11 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
     scale = (x-mean).pow(2).mean().sqrt().clamp(min=1e-12)
     z,zero = (x-mean)/scale,(torch.zeros_like(layer.weight),torch.zeros_like(layer.bias))
     penalty,losses = _choose_penalty(z, y, loss_func, zero, _folds(rows, seed))
-    found = zero
-    for p in (o for o in _PENALTIES if o>=penalty): found = _solve(z, y, loss_func, p, found)
+    solution = zero
+    for p in (o for o in _PENALTIES if o>=penalty): solution = _solve(z, y, loss_func, p, solution)
     with torch.no_grad():
-        layer.weight.copy_(found[0]/scale)
-        layer.bias.copy_(found[1]-found[0]@mean/scale)
+        layer.weight.copy_(solution[0]/scale)
+        layer.bias.copy_(solution[1]-solution[0]@mean/scale)
     return penalty,losses
 
 # %% ../../nbs/training/06_linear_head.ipynb #17efb7a1
@@ -115,12 +115,12 @@ def _solved_head(learn, dtype='float32', also=()):
     if layer is None or why_not(learn) or cache_border(learn.model)!=len(learn.model.groups)-1: return False
     dls,rows = _border_dls(learn, cache_border(learn.model), dtype, 0, also),learn.spec.split('train')
     learn.model.eval()
-    with torch.no_grad(): found = _inputs(learn.model, layer, dls.train, learn.loss_func)
-    if found is None: return False
-    *found,counts = found
-    penalty,losses = _set_layer(layer, *found, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
+    with torch.no_grad(): inputs = _inputs(learn.model, layer, dls.train, learn.loss_func)
+    if inputs is None: return False
+    *inputs,counts = inputs
+    penalty,losses = _set_layer(layer, *inputs, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
     learn.state.head_penalty,learn.state.head_left = penalty,losses[penalty]/max(losses[_PENALTIES[0]], 1e-12)
-    with torch.no_grad(): train_loss = float(learn.loss_func(layer(found[0]), found[1]))
+    with torch.no_grad(): train_loss = float(learn.loss_func(layer(inputs[0]), inputs[1]))
     others = [c for c in learn.cbs if not isinstance(c, (TrainEvalCallback, Recorder, CastToTensor))]
     with _in_place(learn, dls), learn.removed_cbs(others): values = learn.validate()
     names = ['valid_loss', *(m.name for m in learn.metrics)]
