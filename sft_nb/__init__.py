@@ -48,22 +48,22 @@ Modules:
 - `sft_nb.deployment.folder`: `sft.json` and the files beside it: what is written of a model, and what is checked before any of it is read
 - `sft_nb.deployment.onnx_file`: `export_onnx` writes a model as one ONNX file that runs without PyTorch
 - `sft_nb.deployment.predictor`: `save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
-- `sft_nb.diagnosis.advice`: Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
-- `sft_nb.diagnosis.audit`: `audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
-- `sft_nb.diagnosis.baselines`: Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
-- `sft_nb.diagnosis.check`: `check_data` reads data as `load_data` would and says what was understood, what is wrong with which rows, and what to type next; nothing is trained
-- `sft_nb.diagnosis.duplicates`: Items that are in the data twice: the same bytes, the same picture, nearly the same text
-- `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
-- `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
-- `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
-- `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
-- `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
-- `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
-- `sft_nb.evaluation.intervals`: Whether the interval around a predicted number holds the share of rows that it promises
-- `sft_nb.evaluation.prediction`: From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
-- `sft_nb.evaluation.results`: An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
-- `sft_nb.evaluation.slices`: `ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
-- `sft_nb.evaluation.tables`: An `Evaluation` out of any table of predictions, kept as Parquet and opened again
+- `sft_nb.diagnosis.advice`: `rank_checkpoints`, `compare_scratch`, `suggest` and `cross_validate`: decisions before long training
+- `sft_nb.diagnosis.audit`: `audit` checks the data for duplicates, leaks, wrong labels, outliers, shift, and cues that give the label away
+- `sft_nb.diagnosis.baselines`: `ev.baselines()`: the majority, words or colors with a logistic regression, the untuned features
+- `sft_nb.diagnosis.check`: `check_data` reads data like `load_data` and reports columns, classes and splits, unusable rows, and the next command; nothing is trained
+- `sft_nb.diagnosis.duplicates`: `duplicate_pairs` finds the same bytes, the same picture, nearly the same text
+- `sft_nb.diagnosis.features`: `item_features` takes one vector per item from the pretrained body, and keeps them in the cache
+- `sft_nb.diagnosis.learning_curve`: `learning_curve` shows how accuracy grows with the number of labelled rows, with a forecast for twice as many
+- `sft_nb.evaluation.calibration`: `ev.calibration()` compares confidence with accuracy; `calibrate` finds the one temperature that corrects it
+- `sft_nb.evaluation.compare`: `ev.compare` draws rows for both models at once, and gives the interval of each difference
+- `sft_nb.evaluation.conversation`: `Conversation` asks for one answer after the other, each shown while it is written
+- `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps target, prediction, probability and loss
+- `sft_nb.evaluation.intervals`: `ev.calibration()` measures how many rows the interval around a predicted number really holds
+- `sft_nb.evaluation.prediction`: Eval mode, batches of similar length, class probabilities; `label_queue` puts the items that are worth a label first
+- `sft_nb.evaluation.results`: An `Evaluation` holds the rows of a model's predictions: metrics with intervals, confusion, worst rows
+- `sft_nb.evaluation.slices`: `ev.slices` compares kinds of rows, by columns or by plain numbers of the items, and tests which differences are more than chance
+- `sft_nb.evaluation.tables`: `evaluate_table` makes an `Evaluation` of any table of predictions; `ev.save` keeps one as Parquet, `load_evaluation` opens it
 - `sft_nb.inspection.attributions`: `explain`: which pixels and which tokens a prediction rests on; `reference_losses`: which tokens of an answer the model did not expect
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 - `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
@@ -72,45 +72,45 @@ Modules:
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
-- `sft_nb.models.causal_model`: A causal language model with named groups: cut exactly at any layer, its output layer run only where a token is learned, writing answers by itself
-- `sft_nb.models.freeze`: Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
-- `sft_nb.models.fusion`: Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
-- `sft_nb.models.grouping`: Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
-- `sft_nb.models.heads`: New output layers: one linear layer, hidden layers, or a module of yours
-- `sft_nb.models.kernels`: The same network in less time: channels last for convolutions, batch norm folded into them where it is frozen
+- `sft_nb.models.causal_model`: `CausalModel`: cut exactly at any layer, its output layer run only where a token is learned; it writes answers
+- `sft_nb.models.freeze`: Parameters train by group, by layer or by rule: `trainable_names` selects them, `set_trainable` freezes the rest, `group_table` shows the result
+- `sft_nb.models.fusion`: `FusionModel`: a picture tower and a text tower side by side, each with groups of its own; built, saved and opened
+- `sft_nb.models.grouping`: `matched_groups` cuts a network by its own matcher, `sequential_groups` at its children; also: what counts as a layer
+- `sft_nb.models.heads`: `make_head` builds one linear layer, hidden layers, or takes a module of yours
+- `sft_nb.models.kernels`: Channels last for convolutions, and batch norm folded into them where it is frozen
 - `sft_nb.models.model`: `SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
-- `sft_nb.models.seq2seq`: An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
+- `sft_nb.models.seq2seq`: `SequenceModel`: trained on its targets, cut after its encoder, and generating where it is given none
 - `sft_nb.models.sound_model`: Whisper's encoder, wav2vec2 and its kin, and spectrogram transformers in named groups, pooled over what was heard, with a new output layer
-- `sft_nb.models.speech_model`: Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
-- `sft_nb.models.text_model`: A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
-- `sft_nb.models.timm_model`: A timm network in named groups, with cuts between them; built, saved and opened for image tasks
+- `sft_nb.models.speech_model`: `CTCModel` for wav2vec2, HuBERT and their kin, `WhisperModel` with a window of any length
+- `sft_nb.models.text_model`: `TextModel`: a transformers network with pooling and a head that can be cut between its layers; built, saved and opened for text tasks
+- `sft_nb.models.timm_model`: `PictureModel`: a timm network that can be cut between its groups; built, saved and opened for image tasks
 - `sft_nb.models.token_model`: A transformers network with a tag for each word: windows, named groups, cuts between its layers
-- `sft_nb.models.towers`: Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
-- `sft_nb.tasks.audio`: The task `audio`: a sound → its class, or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
-- `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
-- `sft_nb.tasks.demo_data`: Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
-- `sft_nb.tasks.image`: The task `image`: a picture → its class, by any timm model and a new head
-- `sft_nb.tasks.image_text`: The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
-- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot
-- `sft_nb.tasks.speech`: The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
-- `sft_nb.tasks.text`: The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
-- `sft_nb.tasks.tokens`: The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
-- `sft_nb.tasks.toys`: Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
-- `sft_nb.tasks.translation`: The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
-- `sft_nb.training.adapters`: `add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
-- `sft_nb.training.cache`: What a frozen part computes is computed once, kept on disk, and exact
-- `sft_nb.training.cache_store`: What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
-- `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
-- `sft_nb.training.curves`: How a fit went, and when it began to over-fit: `plot_curves` and `find_overfitting`
+- `sft_nb.models.towers`: `picture_tower`, `text_tower`, or `dual_towers` for both sides of a CLIP-like network
+- `sft_nb.tasks.audio`: The task `audio`, one class or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
+- `sft_nb.tasks.chat`: The task `chat`: instruction tuning of a causal language model, from prompts with answers or whole conversations
+- `sft_nb.tasks.demo_data`: `make_demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options for `sft_nb demo`
+- `sft_nb.tasks.image`: The task `image`, by any timm model with a new head
+- `sft_nb.tasks.image_text`: The task `image_text`, by two networks under one head, or one CLIP-like network
+- `sft_nb.tasks.small_nets`: A Whisper, a wav2vec2, a Marian and a Llama with random weights, made on the spot
+- `sft_nb.tasks.speech`: The task `speech`, by Whisper or a CTC model such as wav2vec2 and HuBERT
+- `sft_nb.tasks.text`: The task `text`: a text or a pair of texts, by any encoder or GPT-like model of transformers
+- `sft_nb.tasks.tokens`: The task `tokens`: names, parts of speech and other tags, by any encoder of transformers
+- `sft_nb.tasks.toys`: `make_toy`: data and a network for each task that train in seconds, made on the spot, for examples and tests
+- `sft_nb.tasks.translation`: The task `translation`, by Marian, T5, BART, mBART, M2M100 or NLLB
+- `sft_nb.training.adapters`: `add_adapter` puts one into any network of this package; `merge_adapter` and `save_adapter` take the result out
+- `sft_nb.training.cache`: The output of frozen layers is computed once per item, kept on disk, and exact
+- `sft_nb.training.cache_store`: Entries of the cache: written whole, checked before they are read, within a budget of bytes; `cache_info` and `clear_cache`
+- `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch restored
+- `sft_nb.training.curves`: `plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to over-fit
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
-- `sft_nb.training.guards`: Training stops before a loss that is not a number reaches the weights, and says what to lower when memory runs out
-- `sft_nb.training.learner`: `SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+- `sft_nb.training.guards`: Training stops before a NaN or infinite loss reaches the weights, and an out-of-memory error lists the settings to lower
+- `sft_nb.training.learner`: `sft_learner` puts model, head, loss and freeze together into an `SFTLearner`, fastai's `Learner` over named layer groups
 - `sft_nb.training.linear_head`: A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
-- `sft_nb.training.metrics`: The losses that a fit shows, over what each batch is a mean of
-- `sft_nb.training.plan`: `learn.plan()` says how `learn.fine_tune()` trains where it is given no numbers: how the head, how deep, how fast, how long, and why
-- `sft_nb.training.resume`: Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
-- `sft_nb.training.resume_files`: A tree of plain values and tensors as two files that are there wholly or not at all
-- `sft_nb.training.resume_state`: What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
-- `sft_nb.training.schedule`: Head first on cached features, then the rest with discriminative rates; gradual unfreezing; slanted and warm-up–cosine rates"""
+- `sft_nb.training.metrics`: The losses that a fit shows do not depend on how rows are batched
+- `sft_nb.training.plan`: `learn.plan()` shows the numbers that `learn.fine_tune()` uses where it is given none: head, depth, rates, epochs, with the reason for each
+- `sft_nb.training.resume`: `Resume(folder)` goes on where a run stopped, and ends with the same weights to the last bit
+- `sft_nb.training.resume_files`: A tree of plain values and tensors as two files, written atomically and verified by hashes
+- `sft_nb.training.resume_state`: Random numbers, the order of the data, the arguments of a fit and the memory of callbacks: captured, compared and restored
+- `sft_nb.training.schedule`: `fit_head` on cached features, `fine_tune` with discriminative rates, gradual unfreezing; slanted and warm-up–cosine rates"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""All public names at once: `from sft_nb.all import *`
+"""`from sft_nb.all import *` imports every public name at once
 
 Docs: https://sft-nb.github.io/sft_nb/all.html.md"""
 

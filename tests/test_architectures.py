@@ -240,10 +240,10 @@ def test_one_group_is_an_error():
 
 def test_everything_or_nothing_is_an_error():
     m,_ = made('test_resnet')
-    wrong = [(dict(group='stem'), 'freezes nothing'), (dict(rule='.'), 'freezes nothing'), (dict(group=99), 'valid are -6 to 5'),
-             (dict(layers=1), 'Valid: 2 to'), (dict(layers=10**6), 'freezes nothing or everything'), (dict(group='layer'), 'begins 4 groups'),
-             (dict(group='lyer4'), "Did you mean 'layer4'"), (dict(rule='nix'), 'names no parameter'), (dict(rule='('), 'no regular expression'),
-             (dict(), 'Say one of'), (dict(group=1,layers=3), 'Say one of'), (dict(group=True), 'not True'), (dict(group=1.5), 'not 1.5'),
+    wrong = [(dict(group='stem'), 'freezes nothing'), (dict(rule='.'), 'freezes nothing'), (dict(group=99), 'Valid: -6 to 5'),
+             (dict(layers=1), 'Valid: 2 to'), (dict(layers=10**6), 'freezes nothing or everything'), (dict(group='layer'), 'matches 4 groups'),
+             (dict(group='lyer4'), "Did you mean 'layer4'"), (dict(rule='nix'), 'names no parameter'), (dict(rule='('), 'is not a regular expression'),
+             (dict(), 'Pass exactly one of'), (dict(group=1,layers=3), 'Pass exactly one of'), (dict(group=True), 'got True'), (dict(group=1.5), 'got 1.5'),
              (dict(group=''), 'no group')]
     for kw,words in wrong:
         with pytest.raises(GroupError, match=words.replace('(', r'\(')): trainable_names(m, **kw)
@@ -256,5 +256,5 @@ def test_tied_weights_stand_in_the_lowest_group():
 
 def test_parameters_left_out_or_unknown():
     net = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2))
-    with pytest.raises(GroupError, match="2 parameters stand in no group, the first is 'net.0.weight'"): SFTModel(net, {'head':['net.1.weight','net.1.bias']})
+    with pytest.raises(GroupError, match="2 parameters are in no group, such as 'net.0.weight'"): SFTModel(net, {'head':['net.1.weight','net.1.bias']})
     with pytest.raises(GroupError, match="No parameter is named 'net.1.wight'. Did you mean 'net.1.weight'"): SFTModel(net, {'head':['net.1.wight']})

@@ -142,12 +142,12 @@ def test_half_precision(shapes, dtype, tol):
 
 def test_unknown_dtype(shapes):
     learn = learner(shapes)
-    with pytest.raises(FitError, match="Valid: 'float32'"), frozen_cache(learn, dtype='int8'): learn.fit(1)
+    with pytest.raises(FitError, match="must be 'float32'"), frozen_cache(learn, dtype='int8'): learn.fit(1)
 
 def test_augmentation_switches_it_off_and_says_so(shapes, capsys):
     learn = learner(shapes, load=dict(augment=True))
     with frozen_cache(learn): learn.fit(1)
-    assert 'No cache: augmentation before the border changes the pictures' in capsys.readouterr().err and not len(cache_info())
+    assert 'Cache off: augmentation before the border changes the pictures' in capsys.readouterr().err and not len(cache_info())
 
 def test_views(shapes):
     learn = learner(shapes, load=dict(augment=True))
@@ -193,7 +193,7 @@ def test_full_disk(shapes, monkeypatch, capsys):
     monkeypatch.setattr(cache._Writer, 'add', full)
     learn = learner(shapes)
     with frozen_cache(learn): learn.fit(2, 1e-3)
-    assert 'No cache: ' in (err := capsys.readouterr().err) and 'No space left' in err
+    assert 'Cache off: ' in (err := capsys.readouterr().err) and 'No space left' in err
     assert apart(weights(learn), want)==0 and not len(cache_info()) and not [d for d in cache_folder().iterdir() if d.is_dir()]
 
 def test_full_disk_when_the_file_is_flushed(shapes, monkeypatch, capsys):
@@ -207,13 +207,13 @@ def test_unwritable_folder(shapes, home, capsys):
     (home/'activations').write_text('a file is in the way')
     learn = learner(shapes)
     with frozen_cache(learn): learn.fit(1, 1e-3)
-    assert 'No cache: ' in capsys.readouterr().err
+    assert 'Cache off: ' in capsys.readouterr().err
 
 def test_too_large_for_the_budget(shapes, monkeypatch, capsys):
     monkeypatch.setenv('SFT_NB_CACHE_BYTES', '1000')
     learn = learner(shapes)
     with frozen_cache(learn): learn.fit(1, 1e-3)
-    assert 'the budget is' in (err := capsys.readouterr().err) and 'SFT_NB_CACHE_BYTES' in err and not len(cache_info())
+    assert 'GB limit' in (err := capsys.readouterr().err) and 'SFT_NB_CACHE_BYTES' in err and not len(cache_info())
 
 def test_the_oldest_make_room(shapes, monkeypatch):
     fitted(True, lambda: learner(shapes))

@@ -157,7 +157,7 @@ def test_what_cannot_be_packed_is_refused(toy, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match='windows of 64 tokens, rows have up to 256'): learner(toy, load=dict(pack=True, checkpoint=str(folder)))
     learner(toy, load=dict(pack=True, checkpoint=str(folder), max_length=64))
     monkeypatch.setattr(causal_model, '_reading', causal_alone)
-    with pytest.raises(CheckpointError, match='does not read conversations that share a row'): learner(toy, load=dict(pack=True))
+    with pytest.raises(CheckpointError, match='gives conversations that share a row other scores'): learner(toy, load=dict(pack=True))
     learner(toy)
 
 # From the cache, in two processes, killed

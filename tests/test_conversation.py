@@ -96,7 +96,7 @@ def test_mistakes_of_chat(folder, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     code,out,err = typed(monkeypatch, capsys, 'chat', other)
     assert (code, out, err.count('\n'))==(2, '', 1) and "holds a model of task 'text', which answers no conversations. Type: sft_nb predict" in err
-    with pytest.raises(TaskError, match="task 'text' answers no conversations"): Conversation(load_predictor(other))
+    with pytest.raises(TaskError, match="task 'text' does not answer conversations"): Conversation(load_predictor(other))
 
 # In a notebook
 

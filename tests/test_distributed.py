@@ -76,7 +76,7 @@ def test_one_killed_stops_the_other(run, tmp_path, dies):
     broken = run('text', 'broken', 2, way='steps', resume=str(tmp_path/'run'), act={dies:('kill', 6)})
     assert broken['codes'][dies]==-9 and broken['codes'][1-dies]==1 and broken['seconds']<20
     said = broken['said'][1-dies][1]
-    assert 'FitError: Another of the 2 processes of this run has ended or does not answer' in said and 'The run is kept in' in said and 'the same call goes on from there' in said
+    assert 'FitError: Another of the 2 processes of this run has ended or does not answer' in said and 'The run is saved in' in said and 'the same call goes on from there' in said
     assert same(whole['weights'][0], well(run('text', 'again', 2, way='steps', resume=str(tmp_path/'run')))['weights'][0])
 
 def test_one_that_stands_still_is_given_up(run, tmp_path):

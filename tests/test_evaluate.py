@@ -70,7 +70,7 @@ def test_other_data(learn, tmp_path):
     assert '0.png: not a picture' in str(e.value) and "'oval' is not a class of the model" in str(e.value)
     assert len(evaluate(learn, on=tmp_path/'more', bad='skip'))==14
     with pytest.raises(DataError, match='is missing'): evaluate(learn, on=tmp_path/'nowhere')
-    with pytest.raises(TaskError, match='no learner'): evaluate(learn.dls)
+    with pytest.raises(TaskError, match='must be a learner'): evaluate(learn.dls)
 
 def test_fastai_loaders(tmp_path):
     "DataLoaders made by plain fastai have a validation side to evaluate"

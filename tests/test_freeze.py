@@ -114,8 +114,8 @@ def test_fastai_methods_mean_these_groups(shapes, arch, size):
             assert trains(m)==upto(m, i)
             learn.create_opt() if learn.opt is None else None
             assert learn.opt.frozen_idx==i
-    with pytest.raises(GroupError, match='valid are'): learn.freeze_to(n)
-    with pytest.raises(GroupError, match='valid are'): learn.freeze_to(-n-1)
+    with pytest.raises(GroupError, match='Valid: '): learn.freeze_to(n)
+    with pytest.raises(GroupError, match='Valid: '): learn.freeze_to(-n-1)
     assert trains(m)==upto(m, 0)
 
 def test_optimizer_groups_are_the_layer_groups(shapes):

@@ -173,7 +173,7 @@ def test_freezing_by_name_rule_and_dict(toy):
     assert all(n.startswith(('net.text.','head.')) for n in on) and any(n.startswith('net.text.') for n in on)
     learn.freeze_to(['image.layer4','text'])
     assert set(learn.model.groups)-set(learn.model.above(['image.layer4','text']))=={'image.stem','image.layer1','image.layer2','image.layer3'}
-    for group,words in (('layer4', "There is no group 'layer4'"), ('image.layer', 'begins 4 groups'), ('text,', "no group ''"), (['image',3.5], 'A group is an index or a name')):
+    for group,words in (('layer4', "There is no group 'layer4'"), ('image.layer', 'matches 4 groups'), ('text,', "no group ''"), (['image',3.5], 'group must be an index or a name')):
         with pytest.raises(GroupError, match=words): learn.freeze_to(group)
     with pytest.raises(GroupError, match='freezes nothing'): learn.freeze_to('image,text')
 
@@ -296,7 +296,7 @@ def test_options_and_heads(toy):
                      (dict(pooling='sum'), "pooling='sum'")):
         with pytest.raises(DataError, match=words): data(toy, **kw)
     dls = data(toy)
-    for kw,words in ((dict(head='flatten:8'), 'towers give vectors'), (dict(drop_side=1.), 'drop_side=1.0 is not a share'), (dict(head='big'), 'is not an output layer')):
+    for kw,words in ((dict(head='flatten:8'), 'towers give vectors'), (dict(drop_side=1.), 'drop_side must be at least 0'), (dict(head='big'), 'head must describe an output layer')):
         with pytest.raises(HeadError, match=words): sft_learner(dls, **kw)
 
 REFERENCES = [('pip:efficientnet-lite0', "does not fit task 'image_text'.*pip:efficientnet-lite0\\+pip:all-minilm-l6-v2"), ('pip:efficientnet-lite0+', 'The text half of the pair is empty'),

@@ -63,7 +63,7 @@ def test_no_difference_shown():
     c = a.compare({'b':b}).set_index('metric').loc['accuracy']
     assert c.difference==0 and c.p==1 and c.low<0<c.high and c.verdict=='no difference shown'
     assert mcnemar([True,False], [True,False])==1
-    with pytest.raises(DataError, match='in one of them alone'): a.compare({'c':judged([1]*5)})
+    with pytest.raises(DataError, match='only one of them has'): a.compare({'c':judged([1]*5)})
 
 def trained(name, folder):
     toy = make_toy(name, folder)

@@ -92,7 +92,7 @@ OTHER = dict(epochs=(dict(epochs=3), 'fine_tune(epochs=) was 2, is 3'), batch=(d
 def test_another_call_is_refused(shapes, tmp_path, other, words):
     with pytest.raises(KeyboardInterrupt): tuned(shapes, tmp_path/'run', {('head', 1):raises(KeyboardInterrupt())})
     with pytest.raises(FitError, match='begun otherwise') as e: tuned(shapes, tmp_path/'run', **other)
-    assert words in str(e.value) and 'take another folder' in str(e.value)
+    assert words in str(e.value) and 'pass another folder' in str(e.value)
 
 def test_other_content_is_refused(shapes, tmp_path):
     import shutil
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up(shapes, disk, capsys):
     whole = tuned(shapes)
     assert same(whole, tuned(shapes, disk.path/'run', {('finetune', i):disk.fill for i in range(1, 9)}))
     said = capsys.readouterr().err
-    assert 'was not saved' in said and 'Training goes on; what is kept is' in said and 'Free space' in said
+    assert 'was not saved' in said and 'Training goes on; the last saved state is' in said and 'Free space' in said
     kept = states._latest_state(disk.path/'run')[1]
     assert kept['phase']=='finetune' and not kept['done'] and not list((disk.path/'run').glob('.state*'))
     disk.free()
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full(shapes, disk):
     disk.fill()
     with pytest.raises(FolderError, match='cannot be written to') as e: tuned(None, disk.path/'run', learn=learn)
     disk.free()
-    assert 'Free space in it, or take another folder' in str(e.value) and 'Exception occured' not in str(e.value)
+    assert 'Free space in it, or pass another folder' in str(e.value) and 'Exception occured' not in str(e.value)
 
 def test_a_folder_that_is_read_only(shapes, disk):
     if not disk.mounted and os.geteuid()==0: pytest.skip('root writes anywhere, and no disk can be mounted')

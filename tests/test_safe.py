@@ -299,12 +299,12 @@ def npy(a):
 def tensor(dtype='float32', shape=(2,), name='hidden'): return lambda d: edit(d/'meta.json', tensors={name:dict(dtype=dtype, shape=list(shape))})
 
 ENTRIES = {
-    'no JSON': (lambda d: (d/'meta.json').write_bytes(pickle.dumps(0)), 'cannot be read as JSON'), 'a list': (lambda d: (d/'meta.json').write_text('[]'), 'describes no entry'),
-    'a count below 0': (lambda d: edit(d/'meta.json', n=-1), 'describes no entry'), 'another kind': (tensor('load'), 'describes no entry'),
-    'a shape below 0': (tensor(shape=(-2,)), 'describes no entry'), 'a shape without end': (tensor(shape=(10**12,)), 'are described'),
-    'a name that leaves': (tensor(name='../x'), 'not a path inside'), 'more rows': (lambda d: edit(d/'meta.json', n=10**9), 'holds no 1,000,000,000 whole numbers'),
+    'no JSON': (lambda d: (d/'meta.json').write_bytes(pickle.dumps(0)), 'cannot be read as JSON'), 'a list': (lambda d: (d/'meta.json').write_text('[]'), 'does not describe an entry'),
+    'a count below 0': (lambda d: edit(d/'meta.json', n=-1), 'does not describe an entry'), 'another kind': (tensor('load'), 'does not describe an entry'),
+    'a shape below 0': (tensor(shape=(-2,)), 'does not describe an entry'), 'a shape without end': (tensor(shape=(10**12,)), 'are described'),
+    'a name that leaves': (tensor(name='../x'), 'not a path inside'), 'more rows': (lambda d: edit(d/'meta.json', n=10**9), 'must hold 1,000,000,000 whole numbers'),
     'truncated': (lambda d: (d/'hidden.bin').write_bytes(b'123'), 'has 3 bytes'), 'gone': (lambda d: (d/'hidden.bin').unlink(), 'is damaged'),
-    'lengths below 0': (lambda d: np.save(d/'lengths.npy', np.array([-1,5,8])), 'whole numbers'), 'a place twice': (lambda d: np.save(d/'place.npy', np.array([0,0,1])), 'no order'),
+    'lengths below 0': (lambda d: np.save(d/'lengths.npy', np.array([-1,5,8])), 'whole numbers'), 'a place twice': (lambda d: np.save(d/'place.npy', np.array([0,0,1])), 'not an order'),
     'objects': (lambda d: (d/'lengths.npy').write_bytes(npy(np.array([1,None,'a'], dtype=object))), 'is damaged'),
     'a npy that says more': (lambda d: (d/'place.npy').write_bytes(npy(np.arange(3)).replace(b'(3,)', b'(9999999999,)'.ljust(4)[:13])), 'is damaged'),
 }

@@ -203,9 +203,9 @@ def test_tables_and_comparisons_name_their_language(capsys):
     found = {o:evaluate_table(table, language=o) for o in (None,'de','en')}
     assert [o.metrics['wer'] for o in found.values()]==[1/3,1/3,0.]
     assert 'none is named' in found[None].score_note and found['en'].score_options==dict(language='en')
-    assert found['de'].compare(found['en']).query("metric=='wer'").difference.item()==0 and 'Both evaluations are compared by the scores of this one' in capsys.readouterr().err
+    assert found['de'].compare(found['en']).query("metric=='wer'").difference.item()==0 and 'Both evaluations are compared by the score settings of this one' in capsys.readouterr().err
     with pytest.raises(DataError, match="language must be a code .*got 'Germam'"): evaluate_table(table, language='Germam')
-    with pytest.raises(DataError, match="the scores of task 'text' know no language"): evaluate_table(table.drop(columns='audio'), 'text', language='de')
+    with pytest.raises(DataError, match="the scores of task 'text' do not depend on a language"): evaluate_table(table.drop(columns='audio'), 'text', language='de')
 
 def test_the_language_of_a_checkpoint_by_its_name(toy, ctc, tmp_path):
     assert spoken_language(data(toy).sft) is None
@@ -290,7 +290,7 @@ def test_ctc_cached_equals_live(toy, ctc):
 
 def test_ctc_refuses(toy, ctc):
     dls = data(toy, checkpoint=ctc)
-    for kw,error,words in ((dict(label_smoothing=.1), FitError, 'the CTC loss has none'), (dict(loss='focal'), FitError, 'valid are None'),
+    for kw,error,words in ((dict(label_smoothing=.1), FitError, 'the CTC loss has no label smoothing'), (dict(loss='focal'), FitError, 'must be None'),
                            (dict(head=[8]), HeadError, 'keeps its own output layer')):
         with pytest.raises(error, match=words): sft_learner(dls, **kw)
     rows = pd.read_csv(toy['source']).assign(audio=lambda d: [str(toy['source'].parent/o) for o in d.audio])

@@ -1,7 +1,7 @@
-"""Which checkpoint, fine-tuned or from scratch, how much to freeze, at which rates, and how sure that is with few rows
+"""`rank_checkpoints`, `compare_scratch`, `suggest` and `cross_validate`: decisions before long training
 
-Before hours of training, a minute of looking: how well the features of each checkpoint explain the labels, what training from scratch with the same budget would give, and what the size of
-the data and the literature suggest. None of it sees the test rows. A suggestion is a place to begin, not a result.
+Before hours of training, a minute of measuring: how well the features of each checkpoint explain the labels, how training from scratch with the same
+budget compares, and the suggestions from the size of the data and the literature. None of it uses the test rows. A suggestion is a starting point, not a result.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/advice.html.md"""
 
@@ -24,7 +24,7 @@ from .features import item_features
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #128e38d8
 def _evidence(sigma, z2, rest, n, d, steps=200, tol=1e-6):
-    "Log evidence a row, from squared singular values, squared projections of the target, and what no projection explains"
+    "Log evidence per row, from squared singular values, squared projections of the target, and the residual"
     alpha = beta = 1.
     for _ in range(steps):
         t = alpha/beta
@@ -43,7 +43,7 @@ def _evidence(sigma, z2, rest, n, d, steps=200, tol=1e-6):
 def logme(
     x, # `(rows, d)` features
     y, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1
-)->float: # Nats a row; only differences on the same rows mean something
+)->float: # Nats per row; only differences on the same rows are meaningful
     "How well features explain labels: mean log evidence of a linear model over the classes"
     x,y = np.asarray(x, dtype=np.float64),np.asarray(y)
     if not len(x): raise DataError("logme has no rows. Pass features and labels of the training rows.")
@@ -73,11 +73,11 @@ def _check_classes(dls):
 def rank_checkpoints(
     dls, # DataLoaders of `load_data`
     refs, # References as `load_data(checkpoint=…)` takes them; a pair (reference, group) takes the features at the input of that layer group
-    max_items:int=5000, # Training rows that are used at most, taken at random; 2 or more
+    max_items:int=5000, # Largest number of training rows, taken at random; 2 or more
 )->pd.DataFrame: # checkpoint, group, logme, parameters, mb (of the weights), seconds (of the features, nearly 0 where they were cached), rows; the best first
     "Order pretrained models by how well their features explain the labels"
     spec,rows = _check_classes(dls),[]
-    if max_items<2: raise DataError(f"max_items={max_items!r}: expected a whole number from 2 up.")
+    if max_items<2: raise DataError(f"max_items must be an integer of at least 2, got {max_items!r}.")
     train = spec.split('train')
     if len(train)>max_items: train = train.sample(max_items, random_state=spec.seed).sort_index()
     y = class_codes(train[spec.task.target.column], spec.vocab, spec.multi_label)
@@ -102,13 +102,13 @@ def _fitted(dls, fit, seed, pretrained, kwargs):
 
 def compare_scratch(
     dls, # DataLoaders of `load_data`
-    fit=3, # Epochs of `fine_tune`, which has one more for the head, so that from scratch there is one more too; or a function that trains the learner it is given
-    seeds=(42,), # A seed or several; one run of both for each
-    **kwargs, # To `sft_learner`: all but freeze, seed and pretrained, which are set here
+    fit=3, # Epochs of `fine_tune`, which has one more for the head, as has training from scratch; or a function that trains a learner
+    seeds=(42,), # One seed or several; one run of both per seed
+    **kwargs, # To `sft_learner`, except freeze, seed and pretrained
 )->pd.DataFrame: # seed, then the columns of `ev.compare`: `value` is fine-tuned, `other` from scratch
     "Fine-tuned against trained from scratch with the same budget"
     seeds,parts = [seeds] if isinstance(seeds, int) else list(seeds),[]
-    if not seeds: raise FitError("seeds is empty: name at least one, for instance seeds=(42,).")
+    if not seeds: raise FitError("seeds is empty. Pass at least one, for instance seeds=(42,).")
     for seed in seeds:
         tuned,fresh = (_fitted(dls, fit, seed, p, kwargs) for p in (True,False))
         parts.append(tuned.compare({'from scratch':fresh}).assign(seed=seed))
@@ -117,21 +117,21 @@ def compare_scratch(
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #2f0a9b1f
 def _probe_skill(x, y, n_classes, groups=None):
-    "Skill of a linear model on rows that it has not seen: 0 is chance, 1 always right; NaN where it cannot be told"
+    "Skill of a linear model on rows that it has not seen: 0 is chance, 1 always right; NaN where it cannot be measured"
     from sklearn.metrics import balanced_accuracy_score
     from sft_nb.diagnosis.audit import _fold_probs
     if y.ndim==2 or np.bincount(y)[np.bincount(y)>0].min()<2: return float('nan')
     probs = _fold_probs(x, y, n_classes, groups)
-    told = np.isfinite(probs).all(1)
-    n = len(np.unique(y[told]))
-    return max(0., (balanced_accuracy_score(y[told], probs[told].argmax(1))-1/n)/(1-1/n)) if n>1 else float('nan')
+    judged = np.isfinite(probs).all(1)
+    n = len(np.unique(y[judged]))
+    return max(0., (balanced_accuracy_score(y[judged], probs[judged].argmax(1))-1/n)/(1-1/n)) if n>1 else float('nan')
 
 def _device():
     import torch
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 def _facts(dls):
-    "What the suggestions rest on"
+    "The facts behind the suggestions"
     from sft_nb.data.spec import data_summary
     spec = _check_classes(dls)
     counts,train = data_summary(spec).train,spec.split('train')
@@ -142,7 +142,7 @@ def _facts(dls):
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #8dd517ab
 def _planned(dls):
-    "(topic, suggestion, reason, source): what `fine_tune` would do by itself; nothing where no plan is known"
+    "(topic, suggestion, reason, source): the plan of `fine_tune`; nothing where there is no plan"
     learn = sft_learner(dls)
     try: plan = learn.plan()
     except FitError: return
@@ -150,7 +150,7 @@ def _planned(dls):
 
 def _from_afar(f):
     if f['skill']<.3: yield 'scratch',"compare_scratch(dls)",\
-        f"features explain little here (skill {f['skill']:.2f}); on pictures unlike those of pretraining, medical ones, it gained little over training from scratch", \
+        f"features explain little of these labels (skill {f['skill']:.2f}); on pictures unlike those of pretraining, medical ones, it gained little over training from scratch", \
         "Raghu et al. 2019, arXiv:1902.07208"
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #e435f228
@@ -160,17 +160,17 @@ def _regularizing(f):
         f"{f['rows']:,} rows against {f['params']:,} parameters", \
         "Li et al. 2018, arXiv:1802.01483"
     if f['rows']<1000: yield 'seeds',"several seeds (cross_validate)",\
-        "on few rows results differ by seed, and runs fail in optimization more than for want of rows", \
+        "on few rows results differ by seed, and runs fail in optimization more than for lack of rows", \
         "Mosbach et al. 2021, arXiv:2006.04884"
     if f['ratio']>=5: yield 'imbalance',"class_weights='balanced', judge by balanced accuracy",\
         f"the largest class has {f['ratio']:.0f} times the rows of the smallest, and rare events are underestimated", \
         "King and Zeng 2001, Political Analysis 9:137"
-    if f['rows']>=2000: yield 'probabilities',"label_smoothing=.1, or calibrate(learn) afterwards","modern networks are often too sure; smoothing and one temperature both mend it", \
+    if f['rows']>=2000: yield 'probabilities',"label_smoothing=.1, or calibrate(learn) afterwards","modern networks are often overconfident; smoothing and one temperature both correct it", \
         "Guo et al. 2017, arXiv:1706.04599; Müller et al. 2019, arXiv:1906.02629"
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #1bd93c52
 def _computing(f):
-    if f['device']=='cpu': yield 'compute',"the cache (fit_head, fine_tune) with the body frozen as high as it goes",f"no GPU, {f['cores']} cores: what is frozen is computed once", \
+    if f['device']=='cpu': yield 'compute',"the cache (fit_head, fine_tune) with the body frozen as high as it goes",f"no GPU, {f['cores']} cores: frozen layers are computed once", \
         "measured in benchmarks/README.md"
     elif f['params']>3e8: yield 'compute',"add_adapter(learn) (LoRA), Autocast", \
         f"{f['params']:,} parameters: weights, gradients, Adam's moments take {16*f['params']/1e9:.0f} GB", "Hu et al. 2021, arXiv:2106.09685"
@@ -179,7 +179,7 @@ def _computing(f):
 def suggest(
     dls, # DataLoaders of `load_data`
 )->pd.DataFrame: # topic, suggestion, reason, source
-    "Where to begin: the plan of `fine_tune`, regularization, cost"
+    "A starting point: the plan of `fine_tune`, regularization, cost"
     f = _facts(dls)
     return pd.DataFrame([*_planned(dls), *_from_afar(f), *_regularizing(f), *_computing(f)], columns=['topic','suggestion','reason','source'])
 
@@ -194,14 +194,14 @@ def _trained(spec, fit, kwargs):
 def cross_validate(
     dls, # From `load_data`; its test rows are left out
     k:int=5, # Number of folds; every class in proportion, rows of one group in one fold
-    fit=3, # Epochs of `fine_tune`, or a function that trains the learner it is given
+    fit=3, # Epochs of `fine_tune`, or a function that trains a learner
     **kwargs, # To `sft_learner`: head, freeze, loss, seed …
-)->pd.DataFrame: # A row a fold: n_train, n_valid, then the metrics on the fold that was held out; below, rows 'mean' and 'std'
-    "Train and evaluate once a fold"
+)->pd.DataFrame: # One row per fold: n_train, n_valid, then the metrics on the held-out fold; below, rows 'mean' and 'std'
+    "Train and evaluate once per fold"
     spec = getattr(dls, 'sft', None)
     if spec is None or not len(spec.rows): raise DataError(f"{type(dls).__name__} has no rows to fold. Pass DataLoaders that load_data made.")
     if not callable(fit) and (isinstance(fit, bool) or not isinstance(fit, int) or fit<0):
-        raise FitError(f"fit={fit!r}: expected a number of epochs, or a function that takes the learner.")
+        raise FitError(f"fit must be a number of epochs, or a function that takes the learner, got {fit!r}.")
     rows = []
     for s in progress(list(fold_specs(spec, k)), 'Folds', unit='fold'):
         scores = evaluate(_trained(s, fit, kwargs), keep=False).metrics

@@ -1,8 +1,8 @@
-"""`audit` looks at the data before a model is blamed: duplicates, leaks, wrong labels, outliers, shift, and what gives the label away
+"""`audit` checks the data for duplicates, leaks, wrong labels, outliers, shift, and cues that give the label away
 
-Most of what goes wrong in fine-tuning is in the data. One call looks for it, before training or after: items that are there twice and leak from training into validation, labels that are
-probably wrong, classes that are rare, items like no other, a validation side that is unlike the training side, and plain numbers such as the size of a picture that predict the label. Each
-finding says what it rests on and what it suggests; what to leave out is a list that `load_data(exclude=…)` takes.
+Most problems of fine-tuning are in the data. One call looks for them, before training or after: items that occur twice and leak from training into validation, labels that are
+probably wrong, classes that are rare, outliers, a validation side that differs from the training side, and plain numbers such as the size of a picture that predict the label. Each
+finding has its evidence and a suggestion; `load_data(exclude=…)` takes the list of items to leave out.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/audit.html.md"""
 
@@ -35,7 +35,7 @@ def _folds(x, y, groups=None, k=5, seed=0):
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #5646d0d2
 def _fold_probs(x, y, n_classes, groups=None, k=5, seed=0):
-    "Probabilities `(rows, classes)` of each row from a linear model that has not seen it; NaN where the model has not seen the row's class either"
+    "Probabilities `(rows, classes)` of each row from a linear model that was not fitted on it; NaN where the model has not seen the row's class either"
     out = np.full((len(x), n_classes), np.nan)
     for a,b in _folds(x, y, groups, k, seed):
         if y.ndim==2: out[b] = linear_probe(x[a], y[a]).predict_proba(x[b])
@@ -52,7 +52,7 @@ def label_quality(
     probs, # `(rows, classes)`, from models that have not seen the row
     y, # `(rows,)` class numbers, or `(rows, classes)` of 0 and 1
 ):  # Quality `(rows,)` from 0 (certainly wrong) to 1, and whether each row is suspect
-    "How far each label is to be trusted"
+    "The quality of each label"
     need('cleanlab', 'inspect')
     if np.ndim(y)==2: return _several_quality(probs, y)
     from cleanlab.filter import find_label_issues
@@ -72,7 +72,7 @@ def _several_quality(probs, y):
 def two_sample_test(
     x, # `(rows, d)` features
     side, # `(rows,)`: whether a row is of the second sample
-    seed:int=0, # Of the halves
+    seed:int=0, # Seed of the halves
 ):  # Area under the ROC curve on the held-out half (.5: no difference), p value
     "Whether two samples can be told apart"
     from scipy.stats import mannwhitneyu
@@ -82,14 +82,14 @@ def two_sample_test(
     if min(side[half].sum(), side[~half].sum(), (1-side[half]).sum(), (1-side[~half]).sum())<5: return .5,1.
     score = linear_probe(x[half], side[half], components=32).predict_proba(x[~half])[:,1]
     a,b = score[side[~half]==1],score[side[~half]==0]
-    found = mannwhitneyu(a, b, alternative='greater')
-    return float(found.statistic/(len(a)*len(b))),float(found.pvalue)
+    test = mannwhitneyu(a, b, alternative='greater')
+    return float(test.statistic/(len(a)*len(b))),float(test.pvalue)
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #c278da63
 def outlier_scores(
-    cosines, # `(rows, k)` of the nearest neighbors
+    cosines, # `(rows, k)` cosines of the nearest neighbors
 ):  # Distance of each row from its neighbors, and whether it is an outlier
-    "How far each item is from those nearest to it"
+    "The distance of each item from its nearest neighbors"
     d = 1-np.asarray(cosines).mean(1)
     low,high = np.percentile(d, [25,75])
     return d,d>high+3*(high-low)
@@ -106,11 +106,11 @@ def _cue_inputs(values):
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #9c98b381
 def cue_skill(
-    values, # `(rows,)`: a number or a word each
+    values, # `(rows,)` numbers or words
     y, # `(rows,)` class numbers
-    seed:int=0, # Of the folds
+    seed:int=0, # Seed of the folds
 ):  # Skill, p value; 0 and 1 where fewer than two classes have four rows
-    "How well one number or word predicts the label"
+    "The skill of one number or word in predicting the label"
     from scipy.stats import chi2_contingency
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -120,8 +120,8 @@ def cue_skill(
     n = len(np.unique(y))
     if n<2: return 0.,1.
     tree = DecisionTreeClassifier(max_leaf_nodes=max(16, 2*n), min_samples_leaf=3, class_weight='balanced', random_state=seed)
-    said = cross_val_predict(tree, x, y, cv=StratifiedKFold(4, shuffle=True, random_state=seed))
-    table,skill = pd.crosstab(said, y),(balanced_accuracy_score(y, said)-1/n)/(1-1/n)
+    predicted = cross_val_predict(tree, x, y, cv=StratifiedKFold(4, shuffle=True, random_state=seed))
+    table,skill = pd.crosstab(predicted, y),(balanced_accuracy_score(y, predicted)-1/n)/(1-1/n)
     return max(0., float(skill)),float(chi2_contingency(table).pvalue) if min(table.shape)>1 else 1.
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #7bb8b24f
@@ -138,9 +138,9 @@ def _leaks(a):
     for kind,severity in (('exact','error'),('near','warning')):
         n = len(d[d.kind==kind])
         how = 'the same content' if kind=='exact' else 'nearly the same content'
-        if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} on two sides of the split (audit.duplicates names them)",
+        if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} on two sides of the split (audit.duplicates lists them)",
                      "Leave out the copies, load_data(exclude=audit.exclude('leak')): those of training, and those of validation "
-                     "that the test has too; or split by group=. What was measured before is too good.")
+                     "that the test has too; or split by group=. Earlier scores are too good.")
 
 def _doubles(a):
     d = a.duplicates[~a.duplicates.across]
@@ -178,7 +178,7 @@ def _classes(a):
     if few: yield 'imbalance','note',len(few),f"{_count(len(few), 'class')} with fewer than 10 training rows: {', '.join(map(str, few[:8]))}", "Collect more of them, or join classes."
     lost = [c for c in a.classes.index if 'valid' in a.classes and not a.classes.valid[c]]
     if lost: yield 'imbalance','warning',len(lost), \
-        f"{_count(len(lost), 'class')} without a validation row: {', '.join(map(str, lost[:8]))}", "Nothing is known of how well they are found: hold out some."
+        f"{_count(len(lost), 'class')} without a validation row: {', '.join(map(str, lost[:8]))}", "Their quality cannot be measured: hold out some rows."
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #304e47b4
 def _names(a):
@@ -192,50 +192,50 @@ def _names(a):
 def _shifts(a):
     for side,(area,p) in a.shift.items():
         if p<.001 and area>.6: yield 'shift','warning',int((a.rows.split==side).sum()),f"a linear model tells {side} rows from training rows (area {area:.2f}, p {p:.1g})", \
-            f"Was {side} collected otherwise, or later? Its numbers are then those of another kind of data; split at random to see the difference."
+            f"Was {side} collected otherwise, or later? Its scores then describe another kind of data; split at random to see the difference."
 
 def _cues(a):
     for c in a.cues.itertuples():
         if c.skill>=.2 and c.p<.001: yield 'cue','warning',len(a.rows),f"{c.cue} alone predicts the label with skill {c.skill:.2f} (0 is chance, 1 always right)", \
-            f"Make sure that the model does not live by it: ev.slices({c.cue!r}), or evaluate on rows where {c.cue} and label do not go together."
+            f"Make sure that the model does not rely on it: ev.slices({c.cue!r}), or evaluate on rows where {c.cue} and label do not go together."
 
 def _outliers(a):
     n = int(a.rows.outlier.sum())
     if n: yield 'outliers','note',n,f"{_count(n, 'item')} {'is' if n==1 else 'are'} far from all others", \
-        "Look at audit.rows[audit.rows.outlier]: broken files, another kind of data, or rare and precious ones."
+        "Look at audit.rows[audit.rows.outlier]: broken files, another kind of data, or rare and valuable items."
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #f5210bc4
 _SEVERITY = dict(error=0, warning=1, note=2)
 
 class Audit:
-    "What was found in the data"
+    "Findings in the data, with their evidence"
     def __init__(self,
         spec, # `DataSpec` that was audited
         rows:pd.DataFrame, # item, inputs, target, split; quality and suspect (of the label), distance and outlier
         duplicates:pd.DataFrame, # From `duplicate_pairs`
         cues:pd.DataFrame, # cue, skill, p
-        classes:pd.DataFrame, # A row a class, a column a split
-        shift:dict, # side -> (area, p): whether it can be told from training
+        classes:pd.DataFrame, # One row per class, one column per split
+        shift:dict, # side -> (area, p): whether it differs from training
         trained:bool=False, # Whether a trained model judged the labels of validation
     ):
         self.spec,self.rows,self.duplicates,self.cues,self.classes,self.shift,self.trained = spec,rows,duplicates,cues,classes,shift,trained
-        found = [o for f in (_leaks, _doubles, _conflicts, _labels, _classes, _names, _shifts, _cues, _outliers) for o in f(self)]
-        table = pd.DataFrame(found, columns=['kind','severity','rows','what','suggestion'])
+        findings = [o for f in (_leaks, _doubles, _conflicts, _labels, _classes, _names, _shifts, _cues, _outliers) for o in f(self)]
+        table = pd.DataFrame(findings, columns=['kind','severity','rows','what','suggestion'])
         self.findings = table.sort_values('severity', key=lambda s: s.map(_SEVERITY), kind='stable', ignore_index=True)
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #c913e254
 @patch
 def __repr__(self:Audit):
     n,found = self.findings.severity.value_counts(),self.findings[['kind','severity','rows','what']]
-    said = ', '.join(_count(n.get(s, 0), s) for s in _SEVERITY)
-    return f"Audit of {_count(len(self.rows), 'row')}: {said}\n{found.to_string(index=False) if len(found) else 'Nothing was found.'}"
+    counts = ', '.join(_count(n.get(s, 0), s) for s in _SEVERITY)
+    return f"Audit of {_count(len(self.rows), 'row')}: {counts}\n{found.to_string(index=False) if len(found) else 'Nothing was found.'}"
 
 @patch
 def _repr_html_(self:Audit): return self.findings.to_html(index=False)
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #0b6c3cfd
 def _held_probs(learn, rows):
-    "Probabilities of the validation rows from a learner that has not learnt from them"
+    "Probabilities of the validation rows from a learner that was not trained on them"
     from sft_nb.evaluation.evaluate import evaluate
     mine,held = learn.dls.sft.split('valid')['item'],rows[rows.split=='valid']['item']
     if list(mine)!=list(held):
@@ -250,8 +250,8 @@ def _judged(spec, rows, x, learn):
     if y is None or len(at)<20: return quality,suspect
     probs = _fold_probs(x[at], y, len(spec.vocab), group_codes(rows.iloc[at]))
     if learn is not None: probs[(rows.split.iloc[at]=='valid').to_numpy()] = _held_probs(learn, rows)
-    told = np.isfinite(probs).all(1)
-    if told.any(): quality[at[told]],suspect[at[told]] = label_quality(probs[told], y[told])
+    judged = np.isfinite(probs).all(1)
+    if judged.any(): quality[at[judged]],suspect[at[judged]] = label_quality(probs[judged], y[judged])
     return quality,suspect
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #9a054e1a
@@ -259,11 +259,11 @@ def _cue_table(spec, rows, measures):
     y = spec.task.target.codes(rows[spec.task.target.column], spec)
     if y is None or y.ndim==2: return pd.DataFrame(columns=['cue','skill','p'])
     cues = {**{c:rows[c] for c in _cue_columns(rows, spec)}, **{c:measures[c] for c in measures if measures[c].nunique()>1}}
-    found = pd.DataFrame([(c, *cue_skill(v.to_numpy(), y)) for c,v in cues.items()], columns=['cue','skill','p'])
-    return found.sort_values('skill', ascending=False, kind='stable', ignore_index=True)
+    table = pd.DataFrame([(c, *cue_skill(v.to_numpy(), y)) for c,v in cues.items()], columns=['cue','skill','p'])
+    return table.sort_values('skill', ascending=False, kind='stable', ignore_index=True)
 
 def _sides(rows, x):
-    "Whether validation and test can be told from training"
+    "Whether validation and test differ from training"
     out,train = {},(rows.split=='train').to_numpy()
     for side in ('valid','test'):
         other = (rows.split==side).to_numpy()
@@ -275,7 +275,7 @@ def audit(
     dls, # DataLoaders of `load_data`
     learn=None, # A trained learner of these data; None: before training
 )->Audit: # `.findings`, `.duplicates`, `.suspects()`, `.cues`, `.exclude(…)`, `.to_html(path)`
-    "Look for what is wrong with the data"
+    "Look for problems in the data"
     from sft_nb.data.spec import data_summary
     spec = getattr(dls, 'sft', None)
     if spec is None or not spec.has_rows: raise DataError(f"A {type(dls).__name__} has no rows to audit. Pass DataLoaders that load_data made.")
@@ -294,7 +294,7 @@ def _joined(
     self:Audit,
     pairs, # Some of `duplicates`
 ):  # `(rows,)` numbers, equal for rows that pairs join, also by way of a third
-    "Which rows belong together"
+    "Groups of rows that belong together"
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
     at = {o:i for i,o in enumerate(self.rows['item'])}
@@ -318,18 +318,18 @@ def _copies(self:Audit):
 @patch
 def suspects(
     self:Audit,
-    n:int|None=None, # How many; None: those that are called suspect
-)->pd.DataFrame: # Rows, the label that is trusted least first
+    n:int|None=None, # Number of rows; None: the suspect ones
+)->pd.DataFrame: # Rows, the lowest label quality first
     "Rows whose label is probably wrong"
-    found = self.rows.sort_values('quality', kind='stable')
-    return found[found.suspect] if n is None else found[found.quality.notna()].head(n)
+    ranked = self.rows.sort_values('quality', kind='stable')
+    return ranked[ranked.suspect] if n is None else ranked[ranked.quality.notna()].head(n)
 
 @patch
 def exclude(
     self:Audit,
     *kinds, # 'leak': training items that another side has, validation items of the test; 'duplicates': all copies but one of a side; 'labels': suspect ones of training. None: the first two
 )->list: # Names of items, for `load_data(exclude=…)`
-    "What to leave out; the test set stays whole, and validation where there is no test"
+    "Items to leave out; the test set stays whole, and validation where there is no test"
     kinds = kinds or ('leak','duplicates')
     for k in kinds:
         if k not in ('leak','duplicates','labels'): raise DataError(f"exclude({k!r}): valid are 'leak', 'duplicates' and 'labels'.")
@@ -342,7 +342,7 @@ def exclude(
 # %% ../../nbs/diagnosis/03_audit.ipynb #a407d648
 @patch
 def _with_content(self:Audit, pairs):
-    "`pairs` with what the first input has; a sound is not shown"
+    "`pairs` with the content of the first input; sounds are not shown"
     k = self.spec.task.inputs[0]
     if k.icon: return pairs
     of = dict(zip(self.rows['item'], self.rows[k.column]))
@@ -357,10 +357,10 @@ def _page_tables(self:Audit):
     task = self.spec.task
     shown,drawn = ['item',*(k.column for k in task.inputs if not k.icon),task.target.column,'split'],{k.column:k for k in task.inputs if k.pictured}
     first = {c:k for k in task.inputs[:1] if k.pictured for c in ('content','other_content')}
-    yield 'Items that are there twice',self._with_content(self.duplicates.head(100)),first
+    yield 'Items that occur twice',self._with_content(self.duplicates.head(100)),first
     yield 'Labels that are probably wrong',self.suspects().head(100)[[*shown,'quality']],drawn
     yield 'Items far from all others',self.rows[self.rows.outlier].head(50)[[*shown,'distance']],drawn
-    yield 'What predicts the label',self.cues,{}
+    yield 'Cues that predict the label',self.cues,{}
     yield 'Classes',self.classes.reset_index(),{}
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #0fcbf170

@@ -1,6 +1,6 @@
-"""Simple models that a fine-tuned one has to beat: the majority, words or colors under a logistic regression, the untuned features
+"""`ev.baselines()`: the majority, words or colors with a logistic regression, the untuned features
 
-A score says little by itself. Each baseline here is trained on the training rows and predicts the rows of an evaluation; `ev.compare()` sets the model against all of them.
+A score alone tells little. Each baseline is trained on the training rows and predicts the rows of an evaluation; `ev.compare()` compares the model with all of them.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/baselines.html.md"""
 
@@ -16,7 +16,7 @@ from ..evaluation.results import Evaluation
 
 # %% ../../nbs/diagnosis/01_baselines.ipynb #0c894c5e
 def _untuned(spec, train, rows):
-    "What enters the head, of the training rows and of others"
+    "Features of the training rows and of other rows"
     from sft_nb.data.load import make_loaders
     from sft_nb.diagnosis.features import item_features
     from sft_nb.training.learner import sft_learner
@@ -39,26 +39,26 @@ def _as_it_comes(ev, spec):
     from sft_nb.evaluation.evaluate import evaluate
     from sft_nb.training.learner import sft_learner
     rows = ev.rows[[*spec.task.input_columns, 'target']].rename(columns={'target':spec.task.target.column})
-    found = evaluate(sft_learner(make_loaders(spec)), on=rows)
-    found.rows['item'] = list(ev.rows['item'])
-    return Evaluation(found.rows, ev.task, on='untuned', spec=ev.spec, score_options=ev.score_options)
+    result = evaluate(sft_learner(make_loaders(spec)), on=rows)
+    result.rows['item'] = list(ev.rows['item'])
+    return Evaluation(result.rows, ev.task, on='untuned', spec=ev.spec, score_options=ev.score_options)
 
 # %% ../../nbs/diagnosis/01_baselines.ipynb #305dc9ea
 def baseline_names(
-    task:Task, # Of the data
+    task:Task, # Task of the data
 )->list: # For instance ['majority', 'words', 'untuned']
     "The baselines that fit a task, the cheapest first"
     return list(task.target.baselines(task.inputs))
 
 def make_baselines(
-    ev:Evaluation, # Of the model that has to beat them
-    names=None, # Which of `baseline_names`; None: all
-    dls=None, # Where the training rows are, for an evaluation that was not made by a learner; None: the data of the learner
+    ev:Evaluation, # Evaluation of the model that has to beat them
+    names=None, # Some of `baseline_names`; None: all
+    dls=None, # Data with the training rows, for an evaluation that was not made by a learner; None: the data of the learner
 )->dict: # name -> `Evaluation` of the same rows
     "Simple models on the same rows; each is made once, and kept with the evaluation. `ev.baselines` calls it"
     spec = dls.sft if dls is not None else ev.spec
     if spec is None or not (spec.rows.split=='train').any():
-        raise DataError("This evaluation knows no training rows, so that there is nothing to make baselines of. Pass the data: ev.baselines(dls=dls).")
+        raise DataError("Baselines need training rows, and this evaluation has none. Pass the data: ev.baselines(dls=dls).")
     have = baseline_names(spec.task)
     for o in names or ():
         if o not in have: raise TaskError(f"There is no baseline {o!r} for task {spec.task.name!r}.{near(o, have)}")

@@ -1,8 +1,8 @@
-"""`check_data` reads data as `load_data` would and says what was understood, what is wrong with which rows, and what to type next; nothing is trained
+"""`check_data` reads data like `load_data` and reports columns, classes and splits, unusable rows, and the next command; nothing is trained
 
 Before a model is trained one wants to know whether the data were read as they were meant. `check_data` takes the arguments of `load_data`, reads, checks
-and splits in the same way, and gives a `DataCheck`: what was understood (columns, classes, splits, lengths), every row that cannot be used, what was said
-on the way, and the findings of the audit that need no model.
+and splits in the same way, and gives a `DataCheck`: columns, classes, splits and lengths as they were understood, every row that cannot be used, all messages
+of reading, and the findings of the audit that need no model.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/check.html.md"""
 
@@ -26,10 +26,10 @@ from .audit import Audit, _cue_table, _disagreeing
 
 # %% ../../nbs/diagnosis/05_check.ipynb #37921996
 def _numbers(values, unit=''):
-    "Least, median and largest of some numbers, in words"
+    "Smallest, largest and median of some numbers, in words"
     v = np.asarray(values, dtype=float)
     v = v[np.isfinite(v)]
-    return f'{v.min():,.4g} to {v.max():,.4g}{unit}, median {np.median(v):,.4g}' if len(v) else 'not known'
+    return f'{v.min():,.4g} to {v.max():,.4g}{unit}, median {np.median(v):,.4g}' if len(v) else 'unknown'
 
 def _sampled(rows, n): return rows if len(rows)<=n else rows.sample(n, random_state=0)
 
@@ -49,14 +49,14 @@ def _class_fact(spec, most=12):
     return f"{len(counts):,}: {shown}{' …' if len(counts)>most else ''}{' (a row may have several)' if spec.multi_label else ''}"
 
 def _column_fact(task, options):
-    "Which column is which"
+    "The columns and their names in the source"
     given = options.get('input')
     names = given if isinstance(given, dict) else dict(zip(task.input_columns, [given] if isinstance(given, str) else given or ()))
     names = {**names, **({task.target.column:options['target']} if options.get('target') else {})}
     return ', '.join(f'{k} (column {names[k]})' if names.get(k, k)!=k else k for k in task.columns)
 
 def _facts(spec, what, n, options):
-    "(what, value) pairs, in the order in which one reads them"
+    "(what, value) pairs, in reading order"
     task,own = spec.task,{*spec.task.columns,*spec.task.adds,'item','row','split','group'}
     yield 'source',what
     yield 'rows',f"{n:,}, of which {len(spec.rows):,} can be used"
@@ -70,8 +70,8 @@ def _facts(spec, what, n, options):
 # %% ../../nbs/diagnosis/05_check.ipynb #e986b646
 def quick_audit(
     spec, # As `dls.sft`
-)->Audit: # As from `audit`, without what features of a model tell: suspect labels, outliers, shift
-    "What content alone tells of the data, in seconds"
+)->Audit: # Like that of `audit`, without the findings from features of a model: suspect labels, outliers, shift
+    "The findings that need no model, in seconds"
     rows = spec.rows.reset_index(drop=True)
     pairs = duplicate_pairs(rows, spec.task, None, item_prints(rows, spec.task, decode=False))
     seen = rows.assign(quality=np.nan, suspect=False, distance=np.nan, outlier=False)
@@ -80,14 +80,14 @@ def quick_audit(
 
 # %% ../../nbs/diagnosis/05_check.ipynb #029f0d44
 class DataCheck:
-    "What `load_data` would make of data"
+    "The result of reading data like `load_data`"
     def __init__(self,
-        task:Task, # Which task the data are for
-        facts:list, # (what, value) pairs: what was understood
+        task:Task, # Task of the data
+        facts:list, # (what, value) pairs: the facts of the data
         problems:pd.DataFrame, # item, row, problem: rows that cannot be used
-        messages:list, # What was said while reading
+        messages:list, # Messages of reading
         audit:Audit|None=None, # From `quick_audit`; None: too few rows are left
-        command:str|None=None, # What to type next; None: the problems come first
+        command:str|None=None, # The next command; None: fix the problems first
     ):
         self.task,self.facts,self.problems,self.messages = task,pd.DataFrame(facts, columns=['what','value']),problems,messages
         self.audit,self.command = audit,command
@@ -118,17 +118,17 @@ def _finding_lines(audit):
 @patch
 def __repr__(self:DataCheck):
     wide = max(map(len, self.facts.what), default=0)
-    found = list(_finding_lines(self.audit)) if self.audit is not None else []
+    findings = list(_finding_lines(self.audit)) if self.audit is not None else []
     lines = [f'{o.what.ljust(wide)}  {o.value}' for o in self.facts.itertuples()]
-    lines += _block('What was decided', self.messages)
+    lines += _block('Decisions', self.messages)
     lines += _block(f'Problems ({len(self.problems):,})', _problem_lines(self.problems))
-    lines += _block('Findings', found)
+    lines += _block('Findings', findings)
     return '\n'.join([*lines, '', f'Next: {self.command}' if self.command else 'Next: fix these rows, and check again.'])
 
 @patch
 def _repr_html_(self:DataCheck):
     from sft_nb.inspection.report import rows_html
-    parts = [('Understood', self.facts), ('What was decided', pd.DataFrame(dict(message=self.messages))), ('Problems', self.problems), ('Findings', self.findings)]
+    parts = [('Understood', self.facts), ('Decisions', pd.DataFrame(dict(message=self.messages))), ('Problems', self.problems), ('Findings', self.findings)]
     return ''.join(f'<h4>{t}</h4>{rows_html(o)}' for t,o in parts if len(o))
 
 # %% ../../nbs/diagnosis/05_check.ipynb #f888c306
@@ -146,12 +146,12 @@ def _next(task, source, asked, problems):
 def check_data(
     task:str|Task, # As in `load_data`
     source, # As in `load_data`
-    **options, # Those of `load_data`, such as valid, input, target, group, label_delim; `bad` is not taken: all bad rows are listed
+    **options, # Options of `load_data`, such as valid, input, target, group, label_delim; `bad` is not taken: all bad rows are listed
 )->DataCheck: # `.facts`, `.problems`, `.messages`, `.findings`, `.spec`, `.command`; shown as text or HTML
-    "Read data as `load_data` would and say what is there; a source that cannot be read at all raises as it does there"
+    "Read data like `load_data` and report the result; a source that cannot be read at all raises the same error"
     from sft_nb.data.load import load_data
     task = get_task(task)
-    if 'bad' in options: raise DataError("bad: check_data lists all bad rows; leave it out.")
+    if 'bad' in options: raise DataError("bad: check_data lists all bad rows. Leave it out.")
     what = str(source) if _is_path(source) else f'a {type(source).__name__}'
     with collect_messages() as messages:
         try: spec = load_data(task, source, bad='skip', **options).sft

@@ -1,8 +1,8 @@
-"""Items that are in the data twice: the same bytes, the same picture, nearly the same text
+"""`duplicate_pairs` finds the same bytes, the same picture, nearly the same text
 
-A picture that is in training and in validation makes the validation say too much; one that is there twice with two labels cannot be learnt. Exact duplicates are found by hash. Near ones
-(saved again, scaled, reworded by a comma) are looked for among neighbors: of perceptual hashes and of the features of a pretrained model, by indices whose cost grows little faster than the
-number of items, and are then compared by content, so that items which a model merely finds alike are not called the same.
+A picture in both training and validation makes the validation too optimistic; one that occurs twice with two labels cannot be learned. Exact duplicates are found by hash. Near ones
+(saved again, scaled, with another comma) are searched among neighbors: of perceptual hashes and of the features of a pretrained model, by indices whose cost grows little faster than the
+number of items, and are then compared by content, so that items which only a model finds alike are not called the same.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/duplicates.html.md"""
 
@@ -24,11 +24,11 @@ from ..data.labels import is_blank
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #bc2c6452
 @dataclass
 class Prints:
-    "What tells items apart by content; each has one entry an item"
+    "Fingerprints of the content of items; each field has one entry per item"
     exact:list # Hashes: equal for equal content
-    bits:np.ndarray|None=None # `(items, 8)` uint8: hashes that are near for near content
+    bits:np.ndarray|None=None # `(items, 8)` uint8: hashes that are close for similar content
     thumbs:np.ndarray|None=None # `(items, d)` float32, each of length 1
-    seen:np.ndarray|None=None # `(items,)`: whether there is a picture; an item that has none is compared by its text
+    seen:np.ndarray|None=None # `(items,)`: whether there is a picture; an item without one is compared by its text
     words:list|None=None # Texts without case, punctuation other than faces such as :) and doubled spaces
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #9daa8e18
@@ -39,10 +39,10 @@ def _stacked(found, key):
 
 def item_prints(
     rows:pd.DataFrame, # With the inputs
-    task:Task, # Names the inputs
-    decode:bool=True, # False: pictures and sounds are compared by the bytes of their files alone, which finds exact copies and takes no time
-)->Prints: # One entry an item
-    "Hashes and small copies of every item; pictures are decoded for it"
+    task:Task, # Task with the inputs
+    decode:bool=True, # False: pictures and sounds are compared by the bytes of their files alone, which finds exact copies quickly
+)->Prints: # One entry per item
+    "Hashes and small copies of every item; pictures are decoded"
     cells = {k:list(rows[k.column]) for k in task.inputs}
     out = Prints([''.join(hashlib.sha256(content_hash(v, k.files)).hexdigest() for k,v in zip(cells, vs)) for vs in zip(*cells.values())])
     for k,vs in cells.items():
@@ -64,9 +64,9 @@ def _reduced(x, components=64):
 
 def neighbors(
     x, # `(items, d)` features
-    k:int=10, # How many, the item itself not counted
+    k:int=10, # Number of neighbors, the item itself not counted
 ):  # Cosines `(items, k)` and places `(items, k)`, the nearest first; -1 where there are fewer
-    "The nearest items of each by the cosine of their features, from a graph that is searched (HNSW): a few may be missed"
+    "The nearest items of each by the cosine of their features, from a searched graph (HNSW): a few may be missed"
     faiss = need('faiss', 'inspect')
     x = _reduced(x)
     index = faiss.IndexHNSWFlat(x.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
@@ -91,7 +91,7 @@ def _hash_pairs(bits, radius=3, most=50):
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #eae7c61e
 def _same_content(p, i, j):
-    "How alike two items are by content, 0 to 1"
+    "Similarity of two items by content, 0 to 1"
     alike = []
     if p.thumbs is not None and (p.seen[i] or p.seen[j]): alike.append(float(p.thumbs[i]@p.thumbs[j]))
     if p.words is not None:
@@ -119,24 +119,24 @@ def _worded_pairs(p):
     return {(int(alone[a]),int(alone[b])) for g in groups if p.words[alone[g[0]]] for a,b in _star(g, np.zeros(len(alone), bool))}
 
 def _near_pairs(p, x, least, k=8):
-    found = set() if p.bits is None else _seen_pairs(p)
-    if p.words is not None: found |= _worded_pairs(p)
+    pairs = set() if p.bits is None else _seen_pairs(p)
+    if p.words is not None: pairs |= _worded_pairs(p)
     if x is not None and len(x)>k+1:
         cosines,places = neighbors(x, k)
         i,c = np.nonzero((cosines>.8 if p.words or p.thumbs is not None else cosines>.995) & (places>=0))
-        found |= {(min(int(a),int(b)),max(int(a),int(b))) for a,b in zip(i, places[i,c])}
-    said = {(a,b):_same_content(p, a, b) for a,b in found}
-    return {k:(1. if v is None else v) for k,v in said.items() if v is None or v>=least}
+        pairs |= {(min(int(a),int(b)),max(int(a),int(b))) for a,b in zip(i, places[i,c])}
+    alike = {(a,b):_same_content(p, a, b) for a,b in pairs}
+    return {k:(1. if v is None else v) for k,v in alike.items() if v is None or v>=least}
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #ae190312
 def duplicate_pairs(
     rows:pd.DataFrame, # Rows of the data: item, the inputs, the target, split
-    task:Task, # Names the inputs and the target
-    features=None, # `(rows, d)`: whose neighbors are compared too; None: hashes alone
-    prints:Prints|None=None, # From `item_prints`; None: made here
-    least:float|None=None, # How alike the content of near duplicates is, 0 to 1; None: .99 for pictures, .9 for texts
+    task:Task, # Task with the inputs and the target
+    features=None, # `(rows, d)` features whose neighbors are compared too; None: hashes alone
+    prints:Prints|None=None, # From `item_prints`; None: computed
+    least:float|None=None, # Least similarity of near duplicates, 0 to 1; None: .99 for pictures, .9 for texts
 )->pd.DataFrame: # kind ('exact' or 'near'), item, split, label, and the same of the other; alike
-    "Items that are there twice, pair by pair, those across the split first"
+    "Items that occur twice, pair by pair, those across the split first"
     p = prints or item_prints(rows, task)
     is_train,pairs = (rows.split=='train').to_numpy(),{}
     for g in _groups_of(p.exact): pairs.update({o:('exact', 1.) for o in _star(g, is_train)})

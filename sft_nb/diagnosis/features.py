@@ -1,6 +1,6 @@
-"""One vector an item, from the pretrained body, out of the cache
+"""`item_features` takes one vector per item from the pretrained body, and keeps them in the cache
 
-Before anything is trained, a pretrained model says which items are alike. `item_features` runs the body once over the rows and keeps what it gives in the cache of activations, so
+Before any training, a pretrained model shows which items are alike. `item_features` runs the body once over the rows and keeps its output in the cache of activations, so
 that baselines, the audit of the data and the ranking of checkpoints share one pass.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/features.html.md"""
@@ -31,7 +31,7 @@ def _vectors(h):
 
 # %% ../../nbs/diagnosis/00_features.ipynb #2415ac73
 def _learner(data):
-    "A learner with the checkpoint as it comes; one that is given stays as it is"
+    "A learner with the unchanged checkpoint; a given learner stays as it is"
     if isinstance(data, SFTLearner): return data
     if not len(getattr(getattr(data, 'sft', None), 'rows', ())): raise DataError(f"A {type(data).__name__} has no rows. Pass DataLoaders that load_data made, or their learner.")
     return sft_learner(data)
@@ -39,20 +39,20 @@ def _learner(data):
 def _border(model, group):
     "Index of the group at whose input features are taken"
     cuts = model.borders()
-    if not cuts: raise TaskError(f"{type(model.net).__name__} cannot be cut: there is no place to take features from.")
+    if not cuts: raise TaskError(f"{type(model.net).__name__} cannot be cut, so there is no place to take features from. Take another checkpoint.")
     if group is None: return max(cuts)
     at = find_group(model, group)
     if at in cuts: return at
     raise GroupError(f"No features can be taken at {group!r}. Valid: {', '.join(repr(list(model.groups)[i]) for i in cuts)}.")
 
 def item_features(
-    data, # DataLoaders of `load_data` (the checkpoint as it comes), or a learner (the body as it is now)
+    data, # DataLoaders of `load_data` (the unchanged checkpoint), or a learner (its current body)
     rows=None, # Rows of the data, or others with the same inputs; None: all of the data
     group:str|int|None=None, # Layer group at whose input they are taken; None: the highest, the head
 )->np.ndarray: # `(rows, d)` float32, in the order of the rows
-    "What the body says of each item; computed once and kept in the cache"
+    "The output of the body for each item, computed once and kept in the cache"
     learn = _learner(data)
-    rows,found = learn.spec.rows if rows is None else rows,[]
+    rows,vectors = learn.spec.rows if rows is None else rows,[]
     acts = activations(learn, _border(learn.model, group), rows)
-    for i in range(0, len(rows), 512): found.append(_vectors(acts.batch(range(i, min(len(rows), i+512)))).numpy().astype(np.float32))
-    return np.concatenate(found)
+    for i in range(0, len(rows), 512): vectors.append(_vectors(acts.batch(range(i, min(len(rows), i+512)))).numpy().astype(np.float32))
+    return np.concatenate(vectors)

@@ -1,8 +1,8 @@
-"""`learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
+"""`learning_curve` shows how accuracy grows with the number of labelled rows, with a forecast for twice as many
 
 Is it worth labelling more? The features of the frozen body are in the cache, so that a head on a quarter of the rows, on half of them and on all of them
-costs seconds. `learning_curve` fits such heads, several for each size, and shows their accuracy on the validation rows with intervals, and what the trend
-says of twice the number.
+costs seconds. `learning_curve` fits such heads, several for each size, and shows their accuracy on the validation rows with intervals, and the forecast of the trend
+for twice the number.
 
 Docs: https://sft-nb.github.io/sft_nb/diagnosis/learning_curve.html.md"""
 
@@ -63,7 +63,7 @@ class LearningCurve:
         d,c,last = self.doubled,self.check,self.table.iloc[-1]
         return (f"{self.table.round(3).to_string(index=False)}\n"
                 f"{d['rows']:,} rows would give about {d['accuracy']:.3f} ({d['low']:.3f} to {d['high']:.3f}), {d['accuracy']-last.accuracy:+.3f}.\n"
-                f"The same forecast of {c['rows']:,} rows from the smaller sizes was {c['forecast']:.3f}, measured is {c['measured']:.3f}.\n"
+                f"The same forecast of {c['rows']:,} rows from the smaller sizes was {c['forecast']:.3f}, the measured accuracy is {c['measured']:.3f}.\n"
                 "A linear head on frozen features; a model that is fine-tuned gains more from rows.")
     def _repr_html_(self):
         from html import escape

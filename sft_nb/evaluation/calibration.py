@@ -1,8 +1,9 @@
-"""Whether probabilities mean what they say, and one number that mends them
+"""`ev.calibration()` compares confidence with accuracy; `calibrate` finds the one temperature that corrects it
 
-A model that says .9 should be right nine times out of ten. Fine-tuned networks are often too sure (arXiv:1706.04599). `ev.calibration()` shows by how much; `calibrate` finds the one
+A model that predicts with probability .9 should be right nine times out of ten. Fine-tuned networks are often overconfident (arXiv:1706.04599).
+`ev.calibration()` shows by how much; `calibrate` finds the one
 temperature by which the scores are divided so that the held-out rows become most probable, and keeps it with the model: `evaluate`, `predict` and the saved folder apply it.
-Which class is predicted does not change. Test rows are never calibrated on.
+The predicted class does not change. Test rows are never used for calibration.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/calibration.html.md"""
 
@@ -23,7 +24,7 @@ from .evaluate import evaluate
 # %% ../../nbs/evaluation/06_calibration.ipynb #e1439611
 def cooled(
     probs, # `(rows, classes)`
-    temperature:float, # Above 1: less sure; below 1: more sure
+    temperature:float, # Above 1: less confident; below 1: more confident
     multi_label:bool=False, # Each class is a decision of its own
 )->np.ndarray: # `(rows, classes)`
     "Probabilities after the scores are divided by a temperature"
@@ -49,22 +50,22 @@ def fit_temperature(
     "The temperature under which the targets are most probable"
     from scipy.optimize import minimize_scalar
     multi = np.ndim(target)==2
-    found = minimize_scalar(lambda t: _row_loss(cooled(probs, np.exp(t), multi), target).mean(), bounds=(-np.log(50), np.log(50)), method='bounded')
-    return float(np.exp(found.x))
+    best = minimize_scalar(lambda t: _row_loss(cooled(probs, np.exp(t), multi), target).mean(), bounds=(-np.log(50), np.log(50)), method='bounded')
+    return float(np.exp(best.x))
 
 # %% ../../nbs/evaluation/06_calibration.ipynb #7d18c842
 class Calibration:
-    "How sure a model is against how often it is right; and the temperature that mends it"
+    "Confidence of a model against its accuracy, and the temperature that corrects it"
     def __init__(self,
         table:pd.DataFrame, # low, high, rows, confidence, accuracy, accuracy_low, accuracy_high
-        before:dict, # log_loss and ece as they are
-        after:dict|None=None, # The same after scaling, on rows that the temperature was not found on; None: not scaled
-        temperature:float|None=None, # From all rows; None: not looked for
+        before:dict, # log_loss and ece without a temperature
+        after:dict|None=None, # The same after scaling, on rows that the temperature was not fitted to; None: not scaled
+        temperature:float|None=None, # Fitted to all rows; None: not fitted
     ): self.table,self.before,self.after,self.temperature = table,before,after,temperature
 
     def __repr__(self):
         text = f"Calibration: log loss {self.before['log_loss']:.4f}, calibration error {self.before['ece']:.4f}"
-        if self.temperature is None: return f'{text}; no temperature was looked for'
+        if self.temperature is None: return f'{text}; no temperature was fitted'
         return f"{text}; with temperature {self.temperature:.3f}: {self.after['log_loss']:.4f}, {self.after['ece']:.4f}"
     def _repr_html_(self):
         import html
@@ -88,7 +89,7 @@ def _quality(probs, t):
     return {k:float(v[0]) for k,v in s(np.ones((1,len(t))), areas=False).items() if k in ('log_loss','ece')}
 
 def _crossed(probs, t, seed=0):
-    "Each half after the temperature of the other"
+    "Each half scaled by the temperature of the other"
     half,out = np.random.default_rng(seed).permutation(len(t))%2,np.zeros(probs.shape)
     for h in (0,1): out[half==h] = cooled(probs[half==h], fit_temperature(probs[half!=h], t[half!=h]), t.ndim==2)
     return out
@@ -106,10 +107,10 @@ def _kept(ev):
 @patch
 def calibration(
     self:Evaluation,
-    bins:int=15, # Of equal width
+    bins:int=15, # Number of bins of equal width
     plot:bool=False, # Draw it as well
 )->Calibration: # `.table`, `.before`, `.after`, `.temperature`
-    "Confidence against accuracy; on any rows but the test rows also the temperature that would mend it"
+    "Confidence against accuracy; on any rows but test rows also the temperature that would correct it"
     if self.task.target.interval:
         from sft_nb.evaluation.intervals import interval_calibration
         return interval_calibration(self)
@@ -124,7 +125,7 @@ def calibration(
 # %% ../../nbs/evaluation/06_calibration.ipynb #d67fb67d
 @patch
 def plot(self:Calibration):
-    "Accuracy over confidence; the diagonal is a model that means what it says"
+    "Accuracy over confidence; the diagonal is a perfectly calibrated model"
     import matplotlib.pyplot as plt
     t = self.table
     fig,(ax,below) = plt.subplots(2, 1, figsize=(5,5.5), sharex=True, gridspec_kw=dict(height_ratios=[4,1]))
@@ -139,24 +140,24 @@ def plot(self:Calibration):
 # %% ../../nbs/evaluation/06_calibration.ipynb #45b85951
 def calibrate(
     learn, # A learner, or a `Predictor`
-    on='valid', # 'valid', or other labelled data that are neither for training nor for the test
+    on='valid', # 'valid', or other labelled data that are neither training nor test rows
     **kwargs, # To `evaluate`
-)->Calibration: # What was found; `learn.model.temperature` is what is applied from now on
+)->Calibration: # The fit; `learn.model.temperature` is applied from now on
     "Find the temperature of a model and keep it"
     if isinstance(on, str) and on in ('test','train'):
-        why = 'what is found on them could not be tested any more' if on=='test' else 'the model has learnt them, and is sure of them'
+        why = 'a temperature fitted to them could no longer be tested' if on=='test' else 'the model before trained on them, and is overconfident there'
         raise DataError(f"on={on!r}: the {on} rows are not for calibration, since {why}. Valid: 'valid', or other labelled data.")
     model,spec = model_and_spec(learn)
     if spec.task.target.interval:
         from sft_nb.evaluation.intervals import _calibrate_interval
         return _calibrate_interval(learn, on, **kwargs)
     spec.task.target.need_classes(spec.task, " to calibrate.")
-    was,model.temperature = model.temperature,1.
-    try: found = evaluate(learn, on, keep=True, **kwargs).calibration()
+    before,model.temperature = model.temperature,1.
+    try: calibration = evaluate(learn, on, keep=True, **kwargs).calibration()
     except BaseException:
-        model.temperature = was
+        model.temperature = before
         raise
-    if found.temperature is None: raise DataError("Fewer than 20 rows do not tell a temperature. Pass more: calibrate(learn, on=DATA).")
-    if found.after['log_loss']<found.before['log_loss']: model.temperature = found.temperature
-    else: print(f"Temperature {found.temperature:.3f} does not help on rows that it was not found on: the probabilities stay as they are.")
-    return found
+    if calibration.temperature is None: raise DataError("Calibration needs at least 20 labelled rows. Pass more: calibrate(learn, on=DATA).")
+    if calibration.after['log_loss']<calibration.before['log_loss']: model.temperature = calibration.temperature
+    else: print(f"Temperature {calibration.temperature:.3f} does not help on rows that it was not fitted to: the probabilities stay unchanged.")
+    return calibration

@@ -1,7 +1,7 @@
-"""Is one model better than another? Paired, with intervals
+"""`ev.compare` draws rows for both models at once, and gives the interval of each difference
 
-Two models that are evaluated on the same rows share the luck of these rows: what counts is the difference row by row. `compare` draws rows for both at once and gives the interval of each
-difference; where it spans zero it says so. Without another model it compares with the baselines of `diagnosis.baselines`.
+Two models that are evaluated on the same rows share the luck of these rows: only the difference row by row counts. `compare` draws rows for both at once and gives the interval of each
+difference; where it spans zero the verdict is "no difference shown". Without another model it compares with the baselines of `diagnosis.baselines`.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/compare.html.md"""
 
@@ -28,16 +28,16 @@ def _matched(ev, other):
     a,b = ev.rows['item'],other.rows['item']
     if len(a)!=len(b) or set(a)!=set(b):
         only = next(iter(set(a)^set(b)), None)
-        raise DataError(f"{len(a):,} rows cannot be compared with {len(b):,} others: item {only!r} is in one of them alone. Evaluate both models on the same rows.")
+        raise DataError(f"{len(a):,} rows cannot be compared with {len(b):,} others: only one of them has item {only!r}. Evaluate both models on the same rows.")
     if a.is_unique: other = _take(other, pd.Series(np.arange(len(b)), list(b)).loc[list(a)].to_numpy())
     for i,s,t in zip(a, ev.rows.target, other.rows.target):
         if (sorted(s)!=sorted(t) if ev.multi_label else s!=t): raise DataError(f"Item {i!r} has target {s!r} in one evaluation and {t!r} in the other. Evaluate both on the same data.")
     return _scored_alike(ev, other)
 
 def _scored_alike(ev, other):
-    "`other`, counted as `ev` is"
+    "`other`, scored with the settings of `ev`"
     if other.score_options==ev.score_options: return other
-    say(f"Both evaluations are compared by the scores of this one ({ev.score_options or 'nothing is named'}); the other was counted by {other.score_options or 'nothing that is named'}.")
+    say(f"Both evaluations are compared by the score settings of this one ({ev.score_options or 'none'}); those of the other are {other.score_options or 'none'}.")
     other = _take(other, np.arange(len(other)))
     other.score_options = ev.score_options
     return other
@@ -47,7 +47,7 @@ def mcnemar(
     a, # `(rows,)`: whether the first is right
     b, # `(rows,)`: whether the second is right
 )->float: # p value
-    "Exact test of McNemar: of the rows on which one of two is right, whether each has one half"
+    "Exact test of McNemar: whether each of two is right on one half of the rows on which only one is right"
     from scipy.stats import binomtest
     a,b = np.asarray(a, dtype=bool),np.asarray(b, dtype=bool)
     only_a,only_b = int((a & ~b).sum()),int((b & ~a).sum())
@@ -58,8 +58,8 @@ def _both(ev, other, draws, seed):
     "Values of both, and of both in every draw"
     ones = np.ones((1, len(ev)))
     pair = [ev.scores(),other.scores()]
-    now = [{k:float(v[0]) for k,v in s(ones).items()} for s in pair]
-    return now,drawn(pair, len(ev), group_codes(ev.rows), draws or 1000, seed)
+    values = [{k:float(v[0]) for k,v in s(ones).items()} for s in pair]
+    return values,drawn(pair, len(ev), group_codes(ev.rows), draws or 1000, seed)
 
 def _verdict(target, metric, low, high):
     if not low*high>0: return 'no difference shown'
@@ -68,13 +68,13 @@ def _verdict(target, metric, low, high):
 
 def _paired(ev, other, name, draws, seed):
     other = _matched(ev, other)
-    now,every = _both(ev, other, draws, seed)
+    values,every = _both(ev, other, draws, seed)
     rows = []
-    for k in now[0]:
-        if k not in now[1]: continue
+    for k in values[0]:
+        if k not in values[1]: continue
         low,high = interval(every[0][k]-every[1][k])
         p = mcnemar(ev.rows.correct, other.rows.correct) if k=='accuracy' and 'group' not in ev.rows else np.nan
-        rows.append((name, k, now[0][k], now[1][k], now[0][k]-now[1][k], low, high, p, _verdict(ev.task.target, k, low, high)))
+        rows.append((name, k, values[0][k], values[1][k], values[0][k]-values[1][k], low, high, p, _verdict(ev.task.target, k, low, high)))
     return pd.DataFrame(rows, columns=['against','metric','value','other','difference','low','high','p','verdict'])
 
 # %% ../../nbs/evaluation/05_compare.ipynb #67133c66
@@ -82,8 +82,8 @@ def _paired(ev, other, name, draws, seed):
 def compare(
     self:Evaluation,
     other=None, # An `Evaluation` of the same rows, the name of a baseline, or a dict of evaluations by name; None: all baselines
-    draws:int|None=None, # How often the rows are drawn; None: 1000
-    seed:int=0, # Of the draws
+    draws:int|None=None, # Number of draws; None: 1000
+    seed:int=0, # Seed of the draws
 )->pd.DataFrame: # against, metric, value, other, difference, low, high, p (McNemar, of the accuracy), verdict: 'better', 'worse', 'different' (a length ratio), 'no difference shown'
     "This model against another on the same rows, with 95 % intervals of the differences"
     if other is None or isinstance(other, str): other = self.baselines(None if other is None else [other])

@@ -1,7 +1,7 @@
-"""A conversation with a tuned model, turn by turn, each answer shown while it is written
+"""`Conversation` asks for one answer after the other, each shown while it is written
 
-A `Conversation` keeps what was said and asks the model for the next answer, by the template and the system message that it was trained with. `sft_nb chat` runs one in a terminal, and
-`ChatBox` one in a notebook. What the model reads is what training and `predict` have in front of an answer, token for token; so the answer to a first message is that of `predict`.
+A `Conversation` keeps the messages and asks the model for the next answer, with the template and the system message of training. `sft_nb chat` runs one in a terminal, and
+`ChatBox` one in a notebook. The model reads the same tokens as training and `predict` have in front of an answer; so the answer to a first message is that of `predict`.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/conversation.html.md"""
 
@@ -19,7 +19,7 @@ from .prediction import model_and_spec
 
 # %% ../../nbs/evaluation/08_conversation.ipynb #94d59e76
 class Conversation:
-    "What was said to a chat model, and what it answered"
+    "A conversation with a chat model: the messages so far, and the next answer"
     def __init__(self,
         learn, # A `Predictor` or an `SFTLearner` of a task that answers conversations
         system:str|None=None, # System message; None: that of training
@@ -29,20 +29,20 @@ class Conversation:
         check_converses(spec.task)
         self.coder,self.system,self.messages,self.stopped = chat_coder(spec),system,[],True
         self.max_new_tokens = max_new_tokens or self.coder.max_new_tokens
-    def __repr__(self): return '\n'.join(f"{m['role']}: {m['content']}" for m in self.messages) or 'a conversation in which nothing was said'
+    def __repr__(self): return '\n'.join(f"{m['role']}: {m['content']}" for m in self.messages) or 'an empty conversation'
     def reset(self):
-        "Forget what was said"
+        "Remove all messages"
         self.messages = []
 
 def check_converses(
     task, # A `Task`
 ):
-    "Refuse a task that answers no conversations"
-    if not task.converses: raise TaskError(f"A model of task {task.name!r} answers no conversations. Take one of task 'chat', or call predict (sft_nb predict DIR ITEMS).")
+    "Refuse a task that does not answer conversations"
+    if not task.converses: raise TaskError(f"A model of task {task.name!r} does not answer conversations. Use one of task 'chat', or call predict (sft_nb predict DIR ITEMS).")
 
 # %% ../../nbs/evaluation/08_conversation.ipynb #3e29244b
 def _pieces(tokenizer, write):
-    "What transformers gives tokens to while it writes"
+    "A streamer: transformers passes tokens to it while it writes"
     from transformers import TextStreamer
     class Pieces(TextStreamer):
         def on_finalized_text(self, text, stream_end=False): write(text)
@@ -50,25 +50,25 @@ def _pieces(tokenizer, write):
 
 @patch
 def _asked(self:Conversation, text):
-    "The messages with a new one, which can be answered"
+    "The messages with a new one, if it can be answered"
     first = [] if self.system is None else [dict(role='system', content=self.system)]
     messages = [*first, *self.messages, dict(role='user', content=text)]
-    if problem := self.coder.problem(messages): raise DataError(f'{problem}. Say it otherwise, or begin a new conversation (reset, in a terminal /reset).')
+    if problem := self.coder.problem(messages): raise DataError(f'{problem}. Rephrase the message, or begin a new conversation (reset, in a terminal /reset).')
     return messages
 
 @patch
 @torch.no_grad()
 def answer(self:Conversation,
-    text:str, # What the user says
-    write=None, # Called with each piece of the answer as it is written; None: nothing is
-)->str: # The whole answer; `stopped` says whether it came to its end
-    "Say something, and let the model answer"
+    text:str, # Message of the user
+    write=None, # Called with each piece of the answer as it is written; None: no calls
+)->str: # The whole answer; `stopped` tells whether it reached its end
+    "Send a message, and return the answer of the model"
     messages = self._asked(text)
     ids = torch.tensor(self.coder.encode([messages]), device=next(self.model.parameters()).device)
     streamer = None if write is None else _pieces(self.coder.tokenizer, write)
     with eval_mode(self.model): out = self.model.net.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.max_new_tokens, streamer=streamer)
     tokens = out[0,ids.shape[1]:].tolist()
-    said = self.coder.say([tokens])[0]
+    reply = self.coder.say([tokens])[0]
     self.stopped = len(tokens)<self.max_new_tokens or tokens[-1]==self.coder.end_id
-    self.messages += [messages[-1], dict(role='assistant', content=said)]
-    return said
+    self.messages += [messages[-1], dict(role='assistant', content=reply)]
+    return reply

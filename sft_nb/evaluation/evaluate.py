@@ -1,7 +1,7 @@
-"""`evaluate` predicts every row and keeps what is needed to look at it
+"""`evaluate` predicts every row and keeps target, prediction, probability and loss
 
-`evaluate` runs a learner or a saved model over labelled rows, batch by batch, and keeps one row an item: target, prediction, probability, loss. What was computed for a batch is
-let go before the next one. The result is an `Evaluation`, which holds no model.
+`evaluate` runs a learner or a saved model over labelled rows, batch by batch, and keeps one row per item: target, prediction, probability, loss. The outputs of a batch are
+freed before the next one. The result is an `Evaluation`, which holds no model.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/evaluate.html.md"""
 
@@ -29,7 +29,7 @@ from .prediction import checks_while_loading, in_row_order, model_and_spec, mode
 _SPLITS = ('train', 'valid', 'test')
 
 def _split_rows(spec, on):
-    if not spec.has_rows: raise DataError(f"on={on!r}: a saved model carries no data. Pass some: a folder, a table file or a DataFrame.")
+    if not spec.has_rows: raise DataError(f"on={on!r}: a saved model carries no data. Pass on= a folder, a table file or a DataFrame.")
     rows = spec.rows[spec.rows.split==on]
     if len(rows): return rows
     have = [o for o in _SPLITS if (spec.rows.split==o).any()]
@@ -69,7 +69,7 @@ def _evaluation(learn, rows, cols, spec, probs, on, place=None):
 # %% ../../nbs/evaluation/02_evaluate.ipynb #75e41755
 _PART = 8192
 
-class _Unread(Exception): "What could not be read while the model did"
+class _Unread(Exception): "Rows that could not be read while the model ran"
 
 def _readable(outs, problems):
     for o in outs:
@@ -84,7 +84,7 @@ def _one_part(learn, rows, batch_size, keep, on, problems=None):
     return _evaluation(learn, rows, cols, spec, probs, on, place)
 
 def _in_parts(learn, rows, batch_size, keep, on, out, problems=None):
-    "An `Evaluation` of rows; of lazy ones part after part"
+    "An `Evaluation` of rows; of lazy ones part by part"
     from sft_nb.evaluation.tables import parquet_parts
     size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.input_columns if c in rows) else len(rows),[]
     with nullcontext(made.append) if out is None else parquet_parts(out) as append:
@@ -104,7 +104,7 @@ def _other_rows(on, spec, asked, contents=True):
     return rows
 
 def _of_other(learn, on, spec, out, how, asked):
-    "An `Evaluation` of other data; files are read once where the loader checks them, and again, for all problems, where one of them cannot be read"
+    "An `Evaluation` of other data; files are read once where the loader checks them, and again to list all problems where one is unreadable"
     if checks_while_loading(spec.task) and out is None and not hasattr(on, '__next__'):
         try: return _in_parts(learn, _other_rows(on, spec, asked, False), *how, 'other data', None, {})
         except (BadRows,_Unread): pass
@@ -114,19 +114,19 @@ def _of_other(learn, on, spec, out, how, asked):
 def evaluate(
     learn, # An `SFTLearner`, a `Predictor`, or predictions with their targets: a DataFrame or a table file
     on='valid', # 'valid', 'test' or 'train' of the learner's data; or other labelled data as `load_data` reads them
-    batch_size:int|None=None, # Items a batch; None: 64
+    batch_size:int|None=None, # Items per batch; None: 64
     keep:bool|None=None, # Keep the probability of every class; None: where there are at most 100 classes
     input=None, # Column of the input in other data; None: the task's own name
     target:str|None=None, # Column of the target in other data; None: the task's own name
     bad:str='raise', # Other data: 'raise' lists all bad rows, 'skip' leaves them out
-    split:str|None=None, # Other data with a split: 'test', 'valid', 'train' or 'all'; None: the test rows, else those for validation
+    split:str|None=None, # Other data with a split: 'test', 'valid', 'train' or 'all'; None: the test rows, else the validation rows
     lazy:bool|None=None, # Other data: as in `load_data`
     folder=None, # Other data: as in `load_data`
     ending:str|None=None, # Other data: as in `load_data`; None: as the model was trained
     sheet=None, # Other data: as in `load_data`
     out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
-)->Evaluation: # One row an item, in the order of the data
-    "Predict all rows, in batches, and keep what is needed to look at them"
+)->Evaluation: # One row per item, in the order of the data
+    "Predict all rows, in batches, and keep one row per item"
     if isinstance(learn, (str,Path,pd.DataFrame)):
         from sft_nb.evaluation.tables import evaluate_table
         return evaluate_table(learn, sheet=sheet)

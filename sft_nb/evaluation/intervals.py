@@ -1,8 +1,8 @@
-"""Whether the interval around a predicted number holds the share of rows that it promises
+"""`ev.calibration()` measures how many rows the interval around a predicted number really holds
 
-A class comes with a probability, a number with an interval. `ev.calibration()` says of several levels how wide the interval has to be and, on rows that had no part in it,
-how many it holds; `calibrate` keeps the margin of the 90 % interval with the model, so that `evaluate` and `predict` give it. A saved folder gets it from the held-out rows where nothing
-else was asked for.
+A class comes with a probability, a number with an interval. `ev.calibration()` tells for several levels how wide the interval has to be and, on rows that it was not fitted to,
+how many it holds; `calibrate` keeps the margin of the 90 % interval with the model, so that `evaluate` and `predict` give it. A saved folder gets it from the held-out rows by
+default.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/intervals.html.md"""
 
@@ -24,8 +24,8 @@ from .evaluate import evaluate
 # %% ../../nbs/evaluation/07_intervals.ipynb #fe9ef91e
 @dataclass
 class IntervalCalibration:
-    "How wide an interval has to be to hold a share of the rows, and whether it does"
-    table:pd.DataFrame # level, margin, coverage, low, high: the margin of all rows, and the coverage with its 95 % interval, in which no row took part in its own margin
+    "Width of the interval that holds a share of the rows, and the share that it really holds"
+    table:pd.DataFrame # level, margin, coverage, low, high: the margin of all rows, and the coverage with its 95 % interval, where no row took part in its own margin
     def __repr__(self): return '\n'.join(f'{o.level:.0%} interval: prediction ± {o.margin:.4g}, holds {o.coverage:.1%} ({o.low:.1%} to {o.high:.1%})' for o in self.table.itertuples())
     def _repr_html_(self): return self.table.to_html(index=False)
 
@@ -38,7 +38,7 @@ def _held(errors, units, level):
 
 def interval_calibration(
     ev:Evaluation, # Of numbers
-    levels:tuple=(.5,.8,.9,.95), # Shares of rows; one that too few rows tell is left out
+    levels:tuple=(.5,.8,.9,.95), # Shares of rows; a level that needs more rows is left out
 )->IntervalCalibration: # `.table`
     "Margins and coverages; `ev.calibration` calls it"
     errors = (ev.rows.prediction-ev.rows.target).to_numpy(dtype=float)
@@ -51,10 +51,10 @@ def _calibrate_interval(
     learn, # A learner, or a `Predictor`
     on='valid', # As in `calibrate`
     **kwargs, # To `evaluate`
-)->IntervalCalibration: # What was found; `learn.spec.scaling['margin']` is what is applied from now on
+)->IntervalCalibration: # The fit; `learn.spec.scaling['margin']` is applied from now on
     "Find the margin of the 90 % interval and keep it; `calibrate` calls it"
     _,spec = model_and_spec(learn)
     ev = evaluate(learn, on, **kwargs)
-    found = interval_calibration(ev)
+    calibration = interval_calibration(ev)
     spec.scaling.update(spec.task.target.calibrated(ev))
-    return found
+    return calibration

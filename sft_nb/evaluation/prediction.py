@@ -1,7 +1,7 @@
-"""From rows to predictions: eval mode, batches of like length, class probabilities, and a queue of items worth a label
+"""Eval mode, batches of similar length, class probabilities; `label_queue` puts the items that are worth a label first
 
-Everything that predicts goes through here: `evaluate`, a saved `Predictor`, attributions and exported files. Rows are read and checked as `load_data` does it, computed with texts
-of like length together, and put back into their order. Where labels cost time, the items that the model is least certain of teach it most: `label_queue` puts those first.
+All predictions go through this module: those of `evaluate`, a saved `Predictor`, attributions and exported files. Rows are read and checked as in `load_data`, computed with texts
+of similar length together, and put back into their order. Where labels cost time, the items that the model is least certain of teach it most: `label_queue` puts those first.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/prediction.html.md"""
 
@@ -23,7 +23,7 @@ from ..data.spec import longest_first
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #977828e3
 def _scored(model, dl):
-    "Yields what the model says of each batch"
+    "Yield the outputs of the model for each batch"
     dev = next(model.parameters()).device
     for b in dl:
         b = to_device(b, dev)
@@ -31,10 +31,10 @@ def _scored(model, dl):
         yield scaled_scores(model, z)
 
 def scaled_scores(
-    model, # Its `temperature` is 1 where it was not calibrated
-    z, # What the model returned
+    model, # Its `temperature` is 1 unless it was calibrated
+    z, # Output of the model
 ):  # Of the same kind
-    "Scores divided by the temperature of the model; what a sequence model writes is left alone"
+    "Scores divided by the temperature of the model; the texts of a sequence model stay as they are"
     t = getattr(model, 'temperature', 1.)
     return z/t if t!=1 and isinstance(z, torch.Tensor) else z
 
@@ -42,30 +42,30 @@ def model_outputs(
     model, # Run in eval mode, without gradient
     spec, # Its task makes the batches
     rows:pd.DataFrame, # With the inputs
-    batch_size:int, # Items a step
+    batch_size:int, # Items per step
     desc:str, # For the progress bar
-    problems:dict|None=None, # Where the loader of the task checks what it reads: filled with place of a row -> problem; None: rows were checked before
-    remarks:bool=True, # Say what was cut off the rows and what the tokenizer does not know; False: it was said when they were loaded
-):  # A generator: scores `(batch, classes)`, or what a sequence model wrote, per batch
-    "What the model says of rows, in their order"
+    problems:dict|None=None, # Filled with place of a row -> problem, where the loader of the task checks the rows; None: rows were checked before
+    remarks:bool=True, # Print the parts of rows that were cut off and the tokens that are unknown; False: printed when they were loaded
+):  # A generator: per batch, scores `(batch, classes)` or the texts of a sequence model
+    "Outputs of the model for rows, in their order"
     if not len(rows): return
     dl = spec.task.item_loader(spec, rows, batch_size, **({} if problems is None else {'problems':problems}))
     with eval_mode(model), model.folding() if hasattr(model, 'folding') else nullcontext(): yield from progress(_scored(model, dl), desc, total=len(dl), unit='batch')
-    told = getattr(getattr(dl, 'coder', None), 'remarks', None)
-    for o in told(spec.checkpoint.ref) if remarks and told else (): say(o)
+    new_remarks = getattr(getattr(dl, 'coder', None), 'remarks', None)
+    for o in new_remarks(spec.checkpoint.ref) if remarks and new_remarks else (): say(o)
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #dcb8e5c3
 def checks_while_loading(
     task, # A `Task`
 )->bool: # Whether its `item_loader` takes `problems`
-    "Whether the loader of a task finds what cannot be read, so that no pass before it needs to"
+    "Whether the loader of a task finds unreadable rows, so that no earlier pass is needed"
     return 'problems' in inspect.signature(task.item_loader).parameters
 
 def sorted_by_length(
-    spec, # Its task knows the length of a row
+    spec, # Its task gives the length of a row
     rows:pd.DataFrame, # With the inputs
-)->tuple: # (rows of like length together, place of each row among them; None: all have one size, and nothing was sorted)
-    "An order in which little padding is computed"
+)->tuple: # (rows sorted by length, place of each row among them; None: all have one size, and nothing was sorted)
+    "Rows in an order with little padding"
     order = longest_first(spec, rows)
     return (rows,None) if order is None else (rows.iloc[order],np.argsort(order))
 
@@ -73,15 +73,15 @@ def in_row_order(
     o, # A frame or an array with a row per item, or None
     place, # From `sorted_by_length`
 ):  # Of the same kind
-    "The order that the rows had before they were sorted by length"
+    "Rows in the order before `sorted_by_length`"
     if o is None or place is None: return o
     return o[place] if isinstance(o, np.ndarray) else o.iloc[place].reset_index(drop=True)
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #ab7b2200
 def decoded_outputs(
-    outs, # What `model_outputs` yields
-    spec, # Its task reads them
-)->pd.DataFrame: # prediction, probability; a row per item
+    outs, # Outputs, from `model_outputs`
+    spec, # Its task decodes them
+)->pd.DataFrame: # prediction, probability; one row per item
     "Predictions and their probabilities"
     parts = [spec.task.decode(spec, o) for o in outs]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(dict(prediction=[], probability=[]))
@@ -90,15 +90,15 @@ def decoded_outputs(
 def model_and_spec(
     learn, # An `SFTLearner` or a `Predictor`; anything else is refused
 )->tuple: # (`SFTModel`, `DataSpec`)
-    "The two things that prediction needs"
+    "Model and spec, the two parts that prediction needs"
     model,spec = getattr(learn, 'model', None),getattr(learn, 'spec', None)
     if model is None or spec is None:
-        raise TaskError(f"A {type(learn).__name__} is not a learner of sft_learner and no Predictor of load_predictor.")
+        raise TaskError(f"learn must be a learner of sft_learner or a Predictor of load_predictor, got a {type(learn).__name__}.")
     return model,spec
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #8787e044
 def _item_names(rows, source, spec):
-    "The items by name; a text that was given as such is its own name"
+    "The names of items; a text that was passed directly is its own name"
     given = spec.task.input_columns[0]
     if isinstance(source, (str,Path)) and len(rows)==1 and rows[given].iloc[0]==str(source): return [str(source)]
     listed = isinstance(source, (list,tuple)) and all(isinstance(o, str) for o in source)
@@ -106,7 +106,7 @@ def _item_names(rows, source, spec):
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #bb1539c7
 def _source_name(source):
-    "What data are called in messages, as `load_data` calls them"
+    "The name of data in messages, as in `load_data`"
     if isinstance(source, (str,Path)):
         path = Path(source).expanduser()
         return str(path) if path.is_dir() else path.name
@@ -115,22 +115,22 @@ def _source_name(source):
 _SIDES = ('test','valid','train','all')
 
 def _side(rows, split, what):
-    "Rows of one side, and those of which it is not known; of data that have sides the test rows, else those for validation"
+    "Rows of one split, and those without a known split; without `split`, the test rows where there are some, else the validation rows"
     if split not in (None, *_SIDES): raise DataError(f"split={split!r}.{near(split, _SIDES)}")
     n = Counter(rows.split) if 'split' in rows else Counter()
     have = [s for s in _SIDES if n[s]]
     if split=='all' or split is None and not have: return rows
     if split is None and have==['train']:
         raise DataError(f"{what}: all {n['train']:,} rows are of split 'train', and a model is not judged by what it was trained on. "
-                        "Pass other data, or split='train' (--split train) to do so all the same.")
+                        "Pass other data, or split='train' (--split train) to evaluate them anyway.")
     split = split or have[0]
     if not n[split]: raise DataError(f"split={split!r}: {what} has no rows of this split. It has {', '.join(f'{n[s]:,} {s}' for s in have) or 'no column split'}.")
-    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[s]:,} {s}' for s in have)} rows (split= or --split takes others)")
+    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[s]:,} {s}' for s in have)} rows (split= or --split selects others)")
     return rows[~rows.split.isin(set(have)-{split})]
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
 def _rows_of(source, spec, columns):
-    "What `table_rows` reads; of objects within a row, the fields that training read where the data have them"
+    "The result of `table_rows`; of objects within a row, the fields that training read, where the data have them"
     from sft_nb.data.rows import table_rows
     fields = {k:spec.options[k] for k in ('input','target') if '.' in str(spec.options.get(k, '')) and columns.get(k) is None}
     if columns.get('labelled') is False: fields.pop('target', None)
@@ -144,8 +144,8 @@ def _rows_of(source, spec, columns):
 def _read_labelled(source, spec, split, columns, contents=True):
     "(rows of the side asked for, labels in the spelling of the model's classes; index -> problems; what was read)"
     from sft_nb.data.load import row_problems, split_problems
-    asked,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target.column
-    rows,_,what = _rows_of(source, spec, dict(asked, **columns))
+    options,t = {k:spec.options[k] for k in ('label_delim','empty_label') if spec.options.get(k)},spec.task.target.column
+    rows,_,what = _rows_of(source, spec, dict(options, **columns))
     rows = _side(rows, split, what)
     if spec.multi_label: rows = rows.assign(**{t:pd.Series([o if o is None or isinstance(o, list) else [o] for o in rows[t]], index=rows.index, dtype=object)})
     rows = rows.assign(**{t:pd.Series(spec.task.target.matched(rows[t], spec.vocab), index=rows.index, dtype=object)})
@@ -165,14 +165,14 @@ def _read_items(source, spec, columns, contents):
 # %% ../../nbs/evaluation/01_prediction.ipynb #f3ee7abb
 def read_checked(
     source, # Data as `load_data` takes them, or items
-    spec, # What the model knows: task, classes, preprocessing
+    spec, # The `DataSpec` of the model: task, classes, preprocessing
     bad:str='raise', # 'raise' lists all unusable rows, 'skip' leaves them out
     labelled:bool=True, # Whether the target is read and must be known to the model
-    contents:bool=True, # False: what stands in files is not read here, but where the model reads it
+    contents:bool=True, # False: contents of files are checked later, when the model reads them
     split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
     **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, as `load_data` has them
-)->tuple: # (rows, frame of item, row and problem of what was left out)
-    "Rows of other data, checked as those of training were"
+)->tuple: # (rows, frame of item, row and problem of the rows left out)
+    "Rows of other data, checked like training rows"
     from sft_nb.data.problems import BadRows
     from sft_nb.data.table_files import Own
     if columns.get('input') is None and spec.preprocess.get('pair'): columns['input'] = spec.options.get('input')
@@ -186,11 +186,11 @@ def read_checked(
 def label_queue(
     learn, # An `SFTLearner`, or a `Predictor`
     items, # Unlabelled: a folder, a table, a list, as `Predictor.predict` takes them
-    n:int|None=None, # The first so many; None: all
-    batch_size:int=64, # Items a step
+    n:int|None=None, # Number of items; None: all
+    batch_size:int=64, # Items per step
     input=None, # Column of the input in a table; None: the task's own name
 )->pd.DataFrame: # item, the inputs, prediction, probability; the least certain first
-    "Unlabelled items in the order in which a label helps"
+    "Unlabelled items, those whose label helps most first"
     from sft_nb.data.rows import unique_names
     model,spec = model_and_spec(learn)
     rows,_ = read_checked(items, spec, labelled=False, input=input)

@@ -1,7 +1,7 @@
-"""An `Evaluation` holds one row an item: metrics with intervals, confusion, worst rows
+"""An `Evaluation` holds the rows of a model's predictions: metrics with intervals, confusion, worst rows
 
-Training prints its metrics and forgets the rows. An `Evaluation` keeps one row an item, with what was predicted, how sure the model was, and
-what it cost, so that one can ask which items are wrong and not only how many. It is made by `evaluate`, or from a plain table of predictions, and holds no model.
+Training prints its metrics and drops the rows. An `Evaluation` keeps one row per item, with the prediction, its probability and
+its loss, so that one can ask which items are wrong and not only how many. `evaluate` makes it, or `evaluate_table` from a plain table of predictions; it holds no model.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/results.html.md"""
 
@@ -21,25 +21,25 @@ from ..data.task import Task
 
 # %% ../../nbs/evaluation/00_results.ipynb #e472888c
 def how_scored(
-    task:Task, # What kind of data they are
-    spec=None, # What `load_data` or a saved folder knows; None: nothing is known
+    task:Task, # Task of the rows
+    spec=None, # The `DataSpec` of `load_data` or of a saved folder; None: unknown
 )->dict: # As `Evaluation.score_options`
-    "What the scores of a task follow from"
+    "The settings that the scores of a task depend on"
     return dict(task.target.score_options(spec)) if spec is not None else {}
 
 # %% ../../nbs/evaluation/00_results.ipynb #a6f9a79f
 class Evaluation:
-    "One row an item: target, prediction, probability, loss; and what follows from them"
+    "One row per item: target, prediction, probability, loss; and the metrics of these rows"
     made_by = None # Weak reference to the learner or predictor, where `evaluate` made it
     def __init__(self,
         rows:pd.DataFrame, # item, the inputs, target, prediction, probability, loss, correct, then other columns of the data; `group` is used for the intervals
-        task:Task, # What kind of data they are
+        task:Task, # Task of the rows
         vocab=(), # Names of the classes
-        multi_label:bool=False, # Several labels a row: targets and predictions are lists of names
+        multi_label:bool=False, # Several labels per row: targets and predictions are lists of names
         probabilities:np.ndarray|None=None, # `(rows, classes)`, in the order of `vocab`; None: not kept
-        on:str='', # Which rows they are: 'valid', 'test', 'train', or a word for show
-        spec=None, # The `DataSpec` of the learner, for baselines; None: not known
-        score_options:dict|None=None, # How the task's score counts, for instance the language of speech; None: what follows from `spec`
+        on:str='', # Origin of the rows: 'valid', 'test', 'train', or a word for display
+        spec=None, # The `DataSpec` of the learner, for baselines; None: unknown
+        score_options:dict|None=None, # Settings of the task's scores, for instance the language of speech; None: those of `spec`
     ):
         self.rows,self.task,self.vocab,self.multi_label,self.probabilities,self.on,self.spec = rows,task,list(vocab),multi_label,probabilities,on,spec
         self.score_options = how_scored(task, spec) if score_options is None else dict(score_options)
@@ -65,17 +65,17 @@ def scores(self:Evaluation):
 @patch
 def _by_class(self:Evaluation, scores, draws, seed):
     n = len(self)
-    now = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
+    values = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
     low,high = interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(self.rows), draws, seed)]))
-    return pd.DataFrame({'class':self.vocab, 'support':now['support'].astype(int), **{k:now[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
+    return pd.DataFrame({'class':self.vocab, 'support':values['support'].astype(int), **{k:values[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
 @patch
 def report(
     self:Evaluation,
-    by_class:bool=False, # One row a class, instead of one a metric
-    draws:int|None=None, # How often the rows are drawn for the intervals; None: 1000
-    seed:int=0, # Of the draws
-)->pd.DataFrame: # metric, value, low, high, and in `.attrs['scores']` how a text's are counted; or class, support, precision, recall, f1 and the interval of f1
+    by_class:bool=False, # One row per class, instead of one per metric
+    draws:int|None=None, # Number of draws for the intervals; None: 1000
+    seed:int=0, # Seed of the draws
+)->pd.DataFrame: # metric, value, low, high, and in `.attrs['scores']` the settings of text scores; or class, support, precision, recall, f1 and the interval of f1
     "The metrics with their 95 % intervals"
     if by_class and (table := self.task.target.class_table(self, draws or 1000, seed)) is not None: return table
     if by_class: self.task.target.need_classes(self.task, ". Call report() without by_class.")
@@ -90,8 +90,8 @@ def report(
 def confusion(
     self:Evaluation,
     plot:bool=False, # Draw it as well
-)->pd.DataFrame: # Counts, a row for each target, a column for each prediction; with several labels a row for each class: tn, fp, fn, tp
-    "How often each class is taken for which"
+)->pd.DataFrame: # Counts, one row per target, one column per prediction; with several labels one row per class: tn, fp, fn, tp
+    "Counts of predictions per target class"
     self.task.target.need_classes(self.task, " to confuse. Look at worst().")
     t,p = self._pairs()
     if self.multi_label:
@@ -130,12 +130,12 @@ def most_confused(
     self:Evaluation,
     min_val:int=1, # Pairs that occur less often are left out
 )->list: # (target, prediction, rows), the most frequent first
-    "The pairs of classes that are mixed up"
-    if self.multi_label: raise TaskError("With several labels a row no class is taken for another. Look at confusion().")
+    "The pairs of classes that are confused"
+    if self.multi_label: raise TaskError("most_confused needs one label per row, these rows have several. Use confusion() instead.")
     table = self.confusion()
     counts = table.to_numpy()*(1-np.eye(len(table), dtype=int))
-    found = [(table.index[i], table.columns[j], int(counts[i,j])) for i,j in np.argwhere(counts>=max(1, min_val))]
-    return sorted(found, key=lambda o: -o[2])
+    pairs = [(table.index[i], table.columns[j], int(counts[i,j])) for i,j in np.argwhere(counts>=max(1, min_val))]
+    return sorted(pairs, key=lambda o: -o[2])
 
 @patch
 def plot_confusion_matrix(
@@ -150,9 +150,9 @@ def plot_confusion_matrix(
 @patch
 def worst(
     self:Evaluation,
-    n:int=9, # How many rows
+    n:int=9, # Number of rows
 )->pd.DataFrame: # Rows of `.rows`, the worst first
-    "The rows of the highest loss; where the task has none, wrong ones first, the most certain before the others"
+    "The rows of the highest loss; where the task has no loss, wrong rows first, the most certain at the top"
     by = dict(by='loss', ascending=False) if self.rows.loss.notna().any() else dict(by=['correct','probability'], ascending=[True,False])
     return self.rows.sort_values(**by, kind='stable').head(n)
 
@@ -170,9 +170,9 @@ def _picture_grid(ev, rows, cols):
     fig,axs = plt.subplots(-(-len(rows)//cols), cols, figsize=(2.6*cols,3*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,(_,r) in zip(axs.flat, rows.iterrows()):
-        cell,said = r[drawn[0].column],[shorten(r[k.column], 30) for k in texts if isinstance(r.get(k.column), str)]
+        cell,captions = r[drawn[0].column],[shorten(r[k.column], 30) for k in texts if isinstance(r.get(k.column), str)]
         if not _missing(cell): ax.imshow(drawn[0].picture(cell, 256))
-        more = ''.join(f'\n{o}' for o in said)
+        more = ''.join(f'\n{o}' for o in captions)
         ax.set_title(_plain(f'{_short(r.target)} → {_short(r.prediction)}\n{"" if r.probability!=r.probability else f"{r.probability:.2f}, "}loss {r.loss:.2f}{more}'), fontsize=9)
     plt.close(fig)
     return fig
@@ -180,7 +180,7 @@ def _picture_grid(ev, rows, cols):
 @patch
 def show_worst(
     self:Evaluation,
-    n:int=9, # How many rows
+    n:int=9, # Number of rows
     cols:int=3, # Pictures side by side
 ):  # A matplotlib figure, or `worst(n)` where the task has no pictures
     "Show the rows of the highest loss"
@@ -191,10 +191,10 @@ def show_worst(
 @patch
 def top_losses(
     self:Evaluation,
-    k:int|None=None, # How many; None: all
+    k:int|None=None, # Number of rows; None: all
     largest:bool=True, # False: the smallest losses
 ):  # Losses and places in `rows`, both `(k,)`
-    "The highest losses and where they are; rows without a loss are left out"
+    "The highest losses and their places; rows without a loss are left out"
     loss = self.rows.loss.to_numpy(dtype=float)
     order = np.argsort(-loss if largest else loss, kind='stable')
     order = order[~np.isnan(loss[order])][:k]
@@ -203,7 +203,7 @@ def top_losses(
 @patch
 def plot_top_losses(
     self:Evaluation,
-    k:int=9, # How many rows
+    k:int=9, # Number of rows
     largest:bool=True, # False: those of the smallest losses
     cols:int=3, # Pictures side by side
 ):  # A matplotlib figure, or the rows where the task has no pictures
@@ -215,8 +215,8 @@ def plot_top_losses(
 @patch
 def baselines(
     self:Evaluation,
-    names=None, # Which of `baseline_names`; None: all
-    dls=None, # Where the training rows are, for an evaluation that was not made by a learner; None: the data of the learner
+    names=None, # Some of `baseline_names`; None: all
+    dls=None, # Data with the training rows, for an evaluation that was not made by a learner; None: the data of the learner
 )->dict: # name -> `Evaluation` of the same rows
     "Simple models on the same rows; each is made once"
     from sft_nb.diagnosis.baselines import make_baselines
@@ -226,11 +226,11 @@ def baselines(
 def to_html(
     self:Evaluation,
     path='report.html', # File to write; an existing one is replaced
-    title:str='Predictions', # Of the page
+    title:str='Predictions', # Title of the page
     max_rows:int=500, # Rows in the gallery, those of the highest loss; the counts are of all rows
-    explain:int=24, # The first so many rows get attributions, where the model is at hand
-    learn=None, # What predicted; None: the learner or predictor that made this evaluation, where it still exists
-    sounds:int=50, # The first so many rows hold their sound
+    explain:int=24, # Number of rows, from the first, with attributions, where the model is available
+    learn=None, # The learner or predictor; None: the one that made this evaluation, where it still exists
+    sounds:int=50, # Number of rows, from the first, that hold their sound
 )->Path: # `path`
     "Write the Inspector as one page that needs no kernel"
     from sft_nb.inspection.page import evaluation_page

@@ -1,7 +1,7 @@
-"""`ev.slices` finds the kinds of rows on which a model is worse, by columns or by plain numbers of the items, and says which differences are more than chance
+"""`ev.slices` compares kinds of rows, by columns or by plain numbers of the items, and tests which differences are more than chance
 
-A model may be worse on long texts or on dark pictures, and a label may be given away by the size of a file. Both questions need the same plain numbers, which `item_measures` takes
-without a model. `ev.slices` cuts an evaluation by them and by any column; `audit` looks whether one of them predicts the label.
+A model may be worse on long texts or on dark pictures, and the size of a file may give away its label. Both questions need the same plain numbers, which `item_measures` takes
+without a model. `ev.slices` cuts an evaluation by them and by any column; `audit` checks whether one of them predicts the label.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/slices.html.md"""
 
@@ -26,31 +26,31 @@ def _measured(rows, task):
 
 def measure_names(
     rows:pd.DataFrame, # With the inputs
-    task:Task|None=None, # Whose inputs they are; None: by the columns
+    task:Task|None=None, # Task of the rows; None: by the columns
 )->list: # For instance ['length', 'words']
-    "The numbers that can be taken of these rows"
+    "Names of the numbers that these rows allow"
     return [n for k in _measured(rows, task) for n in k.measured]
 
 def item_measures(
     rows:pd.DataFrame, # With the inputs
-    task:Task|None=None, # Whose inputs they are; None: by the columns
-)->pd.DataFrame: # A column a number, a row an item, with the index of `rows`; NaN where the input is missing
-    "Plain numbers of every item; pictures are decoded for it, one after another"
+    task:Task|None=None, # Task of the rows; None: by the columns
+)->pd.DataFrame: # One column per number, one row per item, with the index of `rows`; NaN where the input is missing
+    "Plain numbers of every item; pictures are decoded one after another"
     out = {}
     for k in _measured(rows, task):
         if not k.measured: continue
-        found = [{} if is_blank(v) else k.measures(v) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
-        out.update({n:[o.get(n, np.nan) for o in found] for n in k.measured})
+        measures = [{} if is_blank(v) else k.measures(v) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
+        out.update({n:[o.get(n, np.nan) for o in measures] for n in k.measured})
     return pd.DataFrame(out, index=rows.index)
 
 # %% ../../nbs/evaluation/04_slices.ipynb #7c60f4af
 def _values(ev, by):
-    "(name, one value a row)"
+    "(name, one value per row)"
     rows = ev.rows
     if callable(by): return getattr(by, '__name__', 'function').replace('<lambda>', 'function'),pd.Series([by(r) for _,r in rows.iterrows()], rows.index)
     if by in rows: return by,rows[by]
     if by in (names := measure_names(rows, ev.task)): return by,item_measures(rows, ev.task)[by]
-    raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *names])} Valid too: a function of a row.")
+    raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *names])} A function of a row is valid too.")
 
 def _span(a, b): return f'{a:.4g} to {b:.4g}' if a<b else f'{a:.4g}'
 
@@ -62,8 +62,8 @@ def _cut(name, values, bins):
         named = {str(l):l for l in set().union(*each)}
         out = {f'{name} = {k}':np.array([named[k] in v for v in each]) for k in class_order(named)}
     elif pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique()>max(bins, 5):
-        found = pd.qcut(values, bins, duplicates='drop')
-        out = {f'{name} {_span(values[found==o].min(), values[found==o].max())}':(found==o).to_numpy() for o in found.cat.categories}
+        parts = pd.qcut(values, bins, duplicates='drop')
+        out = {f'{name} {_span(values[parts==o].min(), values[parts==o].max())}':(parts==o).to_numpy() for o in parts.cat.categories}
     else:
         named = {str(v):v for v in values.dropna().unique()}
         out = {f'{name} = {k}':(values==named[k]).to_numpy(dtype=bool, na_value=False) for k in class_order(named)}
@@ -124,15 +124,15 @@ def slices(
     bins:int=4, # Quantiles that a number is cut into
     least:int=10, # Slices of fewer rows are left out
     score:str|None=None, # 'correct', 'loss' or another column of numbers; None: 'correct' for classes, else 'loss'
-    draws:int=1000, # For the intervals
-    seed:int=0, # Of the draws
+    draws:int=1000, # Draws for the intervals
+    seed:int=0, # Seed of the draws
 )->pd.DataFrame: # slice, rows, value, rest, difference, low, high, p, p_corrected, verdict; the worst slice first
-    "How good the model is on kinds of rows, with a test for each"
+    "The quality of the model on kinds of rows, with a test for each"
     name,numbers = _score_of(self, score)
     known,cut = ~np.isnan(numbers),{}
     for o in by if isinstance(by, (list,tuple)) else [by]: cut.update(_cut(*_values(self, o), bins))
     cut = {k:m[known] for k,m in cut.items() if least<=m[known].sum()<known.sum()}
-    if not cut: raise DataError(f"No slice has at least {least} rows and leaves some. Pass a smaller least=, or cut by something else.")
+    if not cut: raise DataError(f"No slice has at least {least} rows and leaves other rows to compare with. Pass a smaller least=, or another by=.")
     units = group_codes(self.rows[known])
     units = None if units is None else pd.factorize(units)[0]
     table = _slice_table(numbers[known], cut, units, draws, seed)

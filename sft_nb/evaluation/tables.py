@@ -1,7 +1,7 @@
-"""An `Evaluation` out of any table of predictions, kept as Parquet and opened again
+"""`evaluate_table` makes an `Evaluation` of any table of predictions; `ev.save` keeps one as Parquet, `load_evaluation` opens it
 
-Predictions come from many places: another library, a service, a colleague. A table with targets and predictions becomes an `Evaluation` with all that belongs to it. And an
-evaluation is kept as one Parquet file, so that it can be looked at, compared and reported where the model is not.
+Predictions come from many places: another library, a service, a colleague. A table with targets and predictions becomes an `Evaluation` with all its methods. And an
+evaluation is kept as one Parquet file, so that it can be viewed, compared and reported without the model.
 
 Docs: https://sft-nb.github.io/sft_nb/evaluation/tables.html.md"""
 
@@ -27,11 +27,11 @@ from .results import Evaluation, how_scored
 
 # %% ../../nbs/evaluation/03_tables.ipynb #68b7f5dc
 def _check_cells(frame, columns, empty):
-    "Every row says what is right and what was said; `empty`: whether a cell says nothing"
-    if not len(frame): raise DataError("The table has no rows. Pass one with a row an item.")
+    "Refuse rows without a target or a prediction; `empty`: whether a cell is empty"
+    if not len(frame): raise DataError("The table has no rows. Pass one with one row per item.")
     for c in columns:
         lost = [i for i,v in enumerate(frame[c]) if empty(v)]
-        if lost: raise DataError(f"Column {c!r} is empty in {len(lost):,} of {len(frame):,} rows, the first is row {lost[0]}. Fill them or leave these rows out.")
+        if lost: raise DataError(f"Column {c!r} is empty in {len(lost):,} of {len(frame):,} rows, such as row {lost[0]}. Fill these cells or leave the rows out.")
 
 # %% ../../nbs/evaluation/03_tables.ipynb #79888608
 def _read_table(source, sheet=None):
@@ -44,11 +44,11 @@ def _read_table(source, sheet=None):
 # %% ../../nbs/evaluation/03_tables.ipynb #66866f7c
 def _in_order(frame, task, prediction, multi=False):
     "The columns of an evaluation, then all others"
-    if prediction not in frame: raise DataError(f"The table has no column {prediction!r} for the prediction.{near(prediction, frame.columns)} Name it by prediction=COLUMN.")
-    n,said = len(frame),list(frame[prediction])
-    own = dict(target=list(frame.target), prediction=said, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
+    if prediction not in frame: raise DataError(f"The table has no column {prediction!r} for the prediction.{near(prediction, frame.columns)} Pass prediction=COLUMN.")
+    n,predicted = len(frame),list(frame[prediction])
+    own = dict(target=list(frame.target), prediction=predicted, probability=frame.get('probability', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
-               correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, said)])
+               correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, predicted)])
     where = [f'row {i}' for i in range(n)]
     first = {'item':unique_names(map(str, frame['item']), where) if 'item' in frame else where, **{c:list(frame[c]) for c in task.input_columns if c in frame}}
     rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
@@ -56,39 +56,39 @@ def _in_order(frame, task, prediction, multi=False):
 
 # %% ../../nbs/evaluation/03_tables.ipynb #dd393be5
 def evaluate_table(
-    table, # A DataFrame, or a CSV, TSV, Excel, JSON-lines or Parquet file: a row an item
-    task:str|Task|None=None, # Which kind of data; None: by the columns, else 'text'
-    target:str='target', # Column of what is right
-    prediction:str='prediction', # Column of what was said; not needed where every class has a column of probabilities
-    vocab=None, # Names of the classes; None: those that occur, in the order of `class_order`
-    probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are
-    on:str='a table', # 'test' where they are test rows, which are not calibrated on
-    language:str|None=None, # Of texts of speech, whose rules the scores follow; None: not known
-    sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
-    target_kind:str|None=None, # 'class' or 'number', as in `load_data`; None: as the task has it, and numbers where the target is plainly that
+    table, # A DataFrame, or a CSV, TSV, Excel, JSON-lines or Parquet file: one row per item
+    task:str|Task|None=None, # Task of the data; None: by the columns, else 'text'
+    target:str='target', # Column of the targets
+    prediction:str='prediction', # Column of the predictions; not needed where every class has a column of probabilities
+    vocab=None, # Names of the classes; None: the names that occur, in the order of `class_order`
+    probabilities:np.ndarray|None=None, # `(rows, classes)` in the order of `vocab`; None: columns with the names of the classes, where there are some
+    on:str='a table', # 'test' for test rows, which are never used for calibration
+    language:str|None=None, # Language of speech texts, whose rules the scores follow; None: unknown
+    sheet=None, # Name of a sheet of an Excel file, or its number from 1; None: the first
+    target_kind:str|None=None, # 'class' or 'number', as in `load_data`; None: that of the task, or numbers where all targets are numbers
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
-    "An `Evaluation` out of plain predictions"
+    "An `Evaluation` of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
         return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on, language, target_kind)
 
 def _how(task, language):
-    "How the scores of a table count, where a language is named"
+    "The settings of the scores of a table, where a language is given"
     if language is None: return how_scored(task)
     how = task.target.score_options(SimpleNamespace(options=dict(language=language)))
-    if 'language' not in how: raise DataError(f"language={language!r}: the scores of task {task.name!r} know no language. Leave it out.")
+    if 'language' not in how: raise DataError(f"language={language!r}: the scores of task {task.name!r} do not depend on a language. Leave it out.")
     return how
 
 def _kind_of(task, cells, target_kind):
-    "The task with the kind of target that is named, or that the cells plainly have"
+    "The task with the given kind of target, or that of the cells"
     if target_kind is not None: return task.with_target(target_kind)
     return next((task.with_target(t.kind) for t in task.other_targets if t.recognized(cells) is not None), task)
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None, target_kind=None):
-    "What `evaluate_table` returns, for a table that was read"
+    "The result of `evaluate_table`, for a table that was read"
     task = task_of(frame.columns) if task is None else get_task(task)
     task = _kind_of(task, frame.get(target, ()), target_kind)
     how,kind = _how(task, language),task.target
-    if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Name it by target=COLUMN.")
+    if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Pass target=COLUMN.")
     _check_cells(frame, [c for c in (target,prediction) if c in frame], kind.empty)
     frame,vocab,multi,probabilities = kind.from_table(frame, target, prediction, vocab, probabilities)
     frame = kind.filled(_in_order(frame, task, prediction, multi), vocab, multi, probabilities)
@@ -108,7 +108,7 @@ def _arrow(ev, schema=None):
     if schema is not None and _PROBS in schema.names: schema = schema.remove(schema.get_field_index(_PROBS))
     try: table = pa.Table.from_pandas(_storable(ev.rows, ev.task), schema=schema, preserve_index=False)
     except (pa.ArrowInvalid,pa.ArrowTypeError) as e:
-        raise DataError(f"A column cannot be kept as Parquet: {' '.join(map(str, e.args))[:300]} Drop it: ev.rows = ev.rows.drop(columns=…).") from e
+        raise DataError(f"A column cannot be saved as Parquet: {' '.join(map(str, e.args))[:300]} Drop it: ev.rows = ev.rows.drop(columns=…).") from e
     if ev.probabilities is not None:
         flat = pa.array(np.ascontiguousarray(ev.probabilities, dtype=np.float32).ravel())
         table = table.append_column(_PROBS, pa.FixedSizeListArray.from_arrays(flat, len(ev.vocab)))
@@ -120,11 +120,11 @@ def _arrow(ev, schema=None):
 @patch
 def save(
     self:Evaluation,
-    path, # File to write, by custom with the ending .parquet; an existing one is replaced
+    path, # File to write, usually with the ending .parquet; an existing one is replaced
 )->Path: # `path`
-    "Keep the evaluation as one Parquet file"
+    "Save the evaluation as one Parquet file"
     import pyarrow.parquet as pq
-    if _PROBS in self.rows: raise DataError(f"The rows have a column {_PROBS!r}, which is the name under which the probabilities are kept. Rename it.")
+    if _PROBS in self.rows: raise DataError(f"The rows have a column {_PROBS!r}, the name under which the probabilities are saved. Rename it.")
     out = io.BytesIO()
     pq.write_table(_arrow(self), out, compression='zstd')
     return write_atomic(path, out.getvalue())
@@ -133,15 +133,15 @@ def save(
 def _info(schema, path):
     try: info = json.loads((schema.metadata or {}).get(b'sft_nb', b'null'))
     except ValueError: info = None
-    if not isinstance(info, dict): raise DataError(f"{path} is a table, but no saved evaluation. Open it by evaluate_table({str(path)!r}).")
+    if not isinstance(info, dict): raise DataError(f"{path} is a table, but not a saved evaluation. Open it with evaluate_table({str(path)!r}).")
     if info.get('format')!=_FORMAT: raise DataError(f"{path} has format {info.get('format')}, this sft_nb reads {_FORMAT}. Upgrade it: pip install -U sft_nb")
     return info
 
 # %% ../../nbs/evaluation/03_tables.ipynb #548debac
 def load_evaluation(
     path, # A file of `Evaluation.save`
-    language:str|None=None, # Of texts of speech, where the file does not name it (those of older versions); None: as it was saved
-)->Evaluation: # As it was saved
+    language:str|None=None, # Language of speech texts, where the file does not name it (those of older versions); None: as it was saved
+)->Evaluation: # The evaluation as it was saved
     "Open a saved evaluation"
     import pyarrow as pa, pyarrow.parquet as pq
     try: table = pq.read_table(path)
@@ -165,7 +165,7 @@ Evaluation.load = staticmethod(load_evaluation)
 def parquet_parts(
     path, # File to write; an existing one is replaced at the end
 ): # Yields a function that appends an `Evaluation`
-    "Write one evaluation after the other into a file that `load_evaluation` opens as one"
+    "Write evaluations one after the other into a file that `load_evaluation` opens as one"
     import pyarrow.parquet as pq
     path,files = Path(path),[]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""A causal language model with named groups: cut exactly at any layer, its output layer run only where a token is learned, writing answers by itself
+"""`CausalModel`: cut exactly at any layer, its output layer run only where a token is learned; it writes answers
 
-A network of transformers that reads from left to right. Its forward pass is the library's own: to start at a layer, what stands below it is replaced by what it would hand over. The output
+A network of transformers that reads from left to right. Its forward pass is the library's own: to start at a layer, the modules below it are replaced by their output. The output
 layer, which is the largest matrix of a small model, runs at the places where a token is learned and nowhere else. `chat` has the batches.
 
 Docs: https://sft-nb.github.io/sft_nb/models/causal_model.html.md"""
@@ -43,7 +43,7 @@ CAUSAL_FAMILIES = ('llama','qwen2','qwen3','mistral','smollm3','gemma','gemma2',
 _OWN = ('input_ids', 'attention_mask')
 
 def _reading(m, x, mask):
-    "What the body is given beside its tokens: the mask, or for packed rows blocks in which each conversation stands by itself, and positions that begin anew"
+    "Inputs of the body besides tokens: the mask, or for packed rows one block per conversation, and positions that begin anew"
     if 'conversation' not in x: return dict(attention_mask=mask, use_cache=False)
     own = x['conversation'][:,None,:,None]==x['conversation'][:,None,None,:]
     own = own & torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril()
@@ -54,12 +54,12 @@ def _reading(m, x, mask):
 
 @contextmanager
 def _body_gives(m, hidden):
-    "The library's forward pass with a body that gives what is known"
+    "The library's forward pass with a body that returns a known output"
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
     with _handing(m.net, {_prefix(m.net)[:-1]:0}, BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)): yield
 
 def _scores(m, hidden, x):
-    "`(batch, k, vocabulary)`: the output layer at the `places` of `x`; where there are none at all"
+    "`(batch, k, vocabulary)`: the output layer at the `places` of `x`, or everywhere where `x` has none"
     places = x.get('places')
     if places is None: at = hidden
     elif 'conversation' in x: at = hidden.flatten(0, 1)[places]
@@ -68,9 +68,9 @@ def _scores(m, hidden, x):
 
 @dataclass(frozen=True)
 class _Part:
-    "The library's forward pass from what enters group `start` to what enters group `end`; one past the head: the scores"
+    "The library's forward pass from the input of group `start` to the input of group `end`; one past the head: the scores"
     stops:tuple # For each group, the module that it enters; None: the inputs
-    silent:tuple # For each group, what hands over where a pass starts from it
+    silent:tuple # For each group, the modules that hand over activations where a pass starts from it
     start:int
     end:int
     def __call__(self, m, h):
@@ -96,7 +96,7 @@ def _parts(m, example):
     return [(a, _Part((None, *layers, *norms), tuple(silent), a, b)) for a,b in zip(starts, [*starts[1:], len(layers)+2])]
 
 def _fits(m, parts, example):
-    "Whether the pieces give what the network gives, padding included"
+    "Whether the pieces give the output of the network, padding included"
     h = example
     try:
         with torch.no_grad(), eval_mode(m):
@@ -134,7 +134,7 @@ class CausalModel(SFTModel):
 # %% ../../nbs/models/11_causal_model.ipynb #79ee4809
 @patch
 def forward(self:CausalModel, x):
-    "Scores `(batch, k, vocabulary)` of the tokens behind some places, or behind all; `Generated` answers where prompts are all there is"
+    "Scores `(batch, k, vocabulary)` of the tokens after some places, or after all; `Generated` answers where there are only prompts"
     if 'border' in x: return self.suffix(x['border'], x['h'])
     if 'input_ids' not in x: return self.generate(x)
     if self.cut and self.checkpointing: return self.suffix(0, x)
@@ -142,7 +142,7 @@ def forward(self:CausalModel, x):
 
 # %% ../../nbs/models/11_causal_model.ipynb #2b51cc0c
 class _Sure:
-    "Hears how probable the most probable token is at each step"
+    "Records the probability of the most probable token at each step"
     def __init__(self): self.steps = []
     def __call__(self, ids, scores):
         self.steps.append((scores.amax(-1)-scores.logsumexp(-1)).float())
@@ -159,13 +159,13 @@ def generate(self:CausalModel,
     most = min(self.generation.get('max_new_tokens') or self.net.generation_config.max_new_tokens or 256, max(1, limit-size))
     out = self.net.generate(input_ids=ids, attention_mask=h['prompt_mask'], logits_processor=[sure], **{**self.generation, 'max_new_tokens':most})
     tokens = _upto(out[:,size-1:], self.net.generation_config.eos_token_id)
-    kept = tokens!=-100
+    written = tokens!=-100
     log = torch.stack(sure.steps, 1)[:,:tokens.shape[1]]
-    return Generated(tokens, ((log*kept).sum(1)/kept.sum(1).clamp(min=1)).exp())
+    return Generated(tokens, ((log*written).sum(1)/written.sum(1).clamp(min=1)).exp())
 
 # %% ../../nbs/models/11_causal_model.ipynb #3970fe0d
 def _writes(net, coder):
-    "Set how a network writes: it stops at the end token of the template, or at its own"
+    "Set the generation config: the network stops at the end token of the template, or at its own"
     config = net.generation_config
     own = config.eos_token_id
     config.eos_token_id = list(dict.fromkeys([coder.end_id, *(own if isinstance(own, list) else [own] if own is not None else [])]))
@@ -181,7 +181,7 @@ def _around(spec, net):
     return CausalModel(net, coder.whole([coder.numbers('one two three four five'), coder.numbers('one two')]))
 
 def _reads_apart(m, coder):
-    "Whether two conversations in one row are read as each is by itself"
+    "Whether two conversations in one row get the scores that each gets alone"
     items = [coder.taught(f'{o} two three', 'four five') for o in ('one', 'six')]
     with torch.no_grad(), eval_mode(m):
         try: packed = m({**coder.learned(items), **coder.packed(items, [[0, 1]])})
@@ -189,19 +189,19 @@ def _reads_apart(m, coder):
         return torch.allclose(packed, m({**coder.whole(items), **coder.learned(items)}), atol=1e-3)
 
 def _check_packing(m, spec):
-    "Refuse to pack what reads across conversations, or in windows that a row may be longer than"
+    "Refuse to pack for a network that reads across conversations, or in windows shorter than a row"
     coder,ref = chat_coder(spec),spec.checkpoint.ref
     window = getattr(m.net.config.get_text_config(), 'sliding_window', None)
     if window and window<coder.max_length:
         raise CheckpointError(f"pack=True: {ref} reads in windows of {window:,} tokens, rows have up to {coder.max_length:,}. Pass max_length={window} or less, or pack=False.")
     if not _reads_apart(m, coder):
-        raise CheckpointError(f"pack=True: {ref} ({m.net.config.model_type}) does not read conversations that share a row as it reads each by itself. Pass pack=False.")
+        raise CheckpointError(f"pack=True: {ref} ({m.net.config.model_type}) gives conversations that share a row other scores than alone. Pass pack=False.")
 
 def chat_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing
     head=None, # None: the model keeps its own output layer
     dropout:float=0., # Rate of the whole network; 0: as the checkpoint has it
-)->CausalModel: # A dict with `places` -> `(batch, k, vocabulary)` scores; without `Generated`
+)->CausalModel: # A dict with `places` -> `(batch, k, vocabulary)` scores; a dict without -> `Generated`
     "A causal language model of transformers in named groups"
     _keeps_head(head, 'a causal language model')
     model = _around(spec, spec.checkpoint.hf_model('AutoModelForCausalLM', pretrained=spec.pretrained, **_dropouts(network_config(spec.checkpoint), dropout)))
@@ -210,8 +210,8 @@ def chat_model(
 
 # %% ../../nbs/models/11_causal_model.ipynb #47ff9ce1
 def save_chat_model(
-    model:CausalModel, # What was trained
-    spec, # What `load_data` knows
+    model:CausalModel, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` open, with the chat template and the way of writing"
@@ -228,10 +228,10 @@ def load_chat_model(
     return _around(spec, opened(folder, 'AutoModelForCausalLM')).eval()
 
 def decode_answers(
-    spec, # What `load_data` or a saved folder knows
-    out:Generated, # What the model wrote
+    spec, # The `DataSpec` of `load_data` or of a saved folder
+    out:Generated, # The tokens that the model wrote
 )->pd.DataFrame: # prediction, probability, stopped: whether it ended by itself
-    "Texts of what a model wrote"
+    "Texts of the tokens that a model wrote"
     coder,tokens = chat_coder(spec),out.tokens.cpu()
     limit = (tokens!=-100).sum(1)
     stopped = ((tokens==coder.end_id).any(1) | (limit<tokens.shape[1]))
@@ -241,11 +241,11 @@ def decode_answers(
 # %% ../../nbs/models/11_causal_model.ipynb #cf57d521
 def answer_losses(
     model:CausalModel, # In any mode; it is run in eval mode
-    spec, # What `load_data` or a saved folder knows
+    spec, # The `DataSpec` of `load_data` or of a saved folder
     rows:pd.DataFrame, # With the answers
-    batch_size:int=8, # Items a step
+    batch_size:int=8, # Items per step
 )->pd.DataFrame: # loss (mean over the tokens, in nats), learned (how many tokens), right (of how many the most probable token is the right one)
-    "What each row costs, and over how many tokens; the scores of a batch are let go before the next one"
+    "Loss of each row, and over how many tokens; the scores of a batch are freed before the next one"
     dev,out = next(model.parameters()).device,[]
     with torch.no_grad(), eval_mode(model):
         for x,y in chat_item_loader(spec, rows, batch_size, labelled=True):

@@ -1,6 +1,6 @@
-"""Which parameters train, by group, by layer or by rule: `trainable_names` decides, `set_trainable` does it, `group_table` shows it
+"""Parameters train by group, by layer or by rule: `trainable_names` selects them, `set_trainable` freezes the rest, `group_table` shows the result
 
-A group and all above it, the layers above the first so many as Keras counts them, or a rule over names: each says which parameters train. The rest is frozen, in the
+There are three ways to select the parameters that train: a group and all above it, the layers above the first `n` as Keras counts them, or a rule over names. The rest is frozen, in the
 sense of `SFTModel`: no gradient, no dropout, no running statistics.
 
 Docs: https://sft-nb.github.io/sft_nb/models/freeze.html.md"""
@@ -35,7 +35,7 @@ def layer_order(
     model:SFTModel, # Its `example` is run once, without gradient, in eval mode
 )->list: # Names of the layers that Keras would count, in the order in which they first run; the input is not in it
     "Convolution, linear, norm, embedding and pooling layers in the order in which they run"
-    if not len(model.example): raise GroupError("This model has no example to run, so the order of its layers is not known. Say what to freeze by group= or rule=.")
+    if not len(model.example): raise GroupError("This model has no example to run, so the order of its layers is unknown. Pass group= or rule= instead.")
     layers,dev = [(n,m) for n,m in model.named_modules() if _is_layer(m) and not _added(model, n)],next(model.parameters()).device
     with run_order(layers) as at, torch.no_grad(), eval_mode(model): model(*on_device(model.example, dev))
     return list(at)
@@ -75,17 +75,17 @@ def trainable_names(
     model:SFTModel, # The model with the groups
     group:int|str|None=None, # This group and all above it train: fastai's index, a name, or the beginning of one
     layers:int|None=None, # The first `layers` layers are frozen, counted as Keras does: the input is 1
-    rule=None, # What trains besides the head: 'bias' (BitFit), 'norm', a regular expression, or a function of (name, parameter)
+    rule=None, # Parameters that train besides the head: 'bias' (BitFit), 'norm', a regular expression, or a function of (name, parameter)
 )->set: # Names of parameters
     "The parameters that train under a group, a number of layers, or a rule"
-    if sum(o is not None for o in (group,layers,rule))!=1: raise GroupError("Say one of group=, layers= and rule=.")
+    if sum(o is not None for o in (group,layers,rule))!=1: raise GroupError("Pass exactly one of group=, layers=, rule=.")
     if 'head' not in model.groups or len(model.groups)<2: raise GroupError(f"This model has one group ({', '.join(model.groups)}): nothing can be frozen.")
     if layers is not None: on = _by_layers(model, layers)
     elif rule is not None: on = _by_rule(model, rule)
     else: on = {n for g in model.above(group) for n in model.groups[g]}
     if len(on)==sum(map(len, model.groups.values())) and group!=0:
-        said = ', '.join(f'{k}={v!r}' for k,v in dict(group=group, layers=layers, rule=rule).items() if v is not None)
-        raise GroupError(f"{said} freezes nothing. To train everything say so: learn.unfreeze().")
+        given = ', '.join(f'{k}={v!r}' for k,v in dict(group=group, layers=layers, rule=rule).items() if v is not None)
+        raise GroupError(f"{given} freezes nothing. To train everything, call learn.unfreeze().")
     if model.only is None: return on
     if rule is not None and on & model.only <= set(model.groups['head']):
         raise GroupError(f"rule={rule!r} names parameters of the base alone, which stay frozen under an adapter. Call merge_adapter(learn) first.")
@@ -93,7 +93,7 @@ def trainable_names(
 
 # %% ../../nbs/models/02_freeze.ipynb #d4de52a8
 class LayerTable(pd.DataFrame):
-    "One row a layer group, with the totals below"
+    "One row per layer group, with the totals below"
     @property
     def _constructor(self): return LayerTable
     def _shown(self):
@@ -111,10 +111,10 @@ LAYER_COLUMNS = ['group','layers','parameters','trainable','lr','mode','cached']
 # %% ../../nbs/models/02_freeze.ipynb #7d532e83
 def group_table(
     model:SFTModel, # The model with the groups
-    lrs=None, # One learning rate a group, lowest first; None: not known
-    cached=None, # Group name -> what is cached there, as text; None: nothing
+    lrs=None, # One learning rate per group, lowest first; None: unknown
+    cached=None, # Group name -> cached activations, as text; None: none
 )->LayerTable: # A DataFrame with the columns of `LAYER_COLUMNS`
-    "One row a layer group: layers, parameters, what trains, rate, mode, cache"
+    "One row per layer group: layers, parameters, trainable ones, rate, mode, cache"
     params,mods = dict(model.named_parameters()),dict(model.named_modules())
     rows = []
     for i,(g,ns) in enumerate(model.groups.items()):

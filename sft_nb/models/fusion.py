@@ -1,7 +1,7 @@
-"""Two networks side by side: a picture tower and a text tower, each with groups of its own, under one head; built, saved and opened
+"""`FusionModel`: a picture tower and a text tower side by side, each with groups of its own; built, saved and opened
 
-A model for items that are a picture and a text (late fusion). Each tower makes one vector; both are put on one scale, laid side by side, and a small head decides. The groups of the
-towers are `image.…` and `text.…`, and freezing, rates and the cache know that they stand side by side: what is above `image.blocks.5` is the rest of the picture tower and the head,
+A model for items that are a picture and a text (late fusion). Each tower makes one vector; both are normalized and concatenated, and a small head decides. The groups of the
+towers are `image.…` and `text.…`, and freezing, rates and the cache treat them as side by side: above `image.blocks.5` are the rest of the picture tower and the head,
 not the text tower. `towers` makes them.
 
 Docs: https://sft-nb.github.io/sft_nb/models/fusion.html.md"""
@@ -77,12 +77,12 @@ class PairNet(nn.Module):
         self.image,self.text = image,text
     @property
     def pretrained_cfg(self):
-        "What both networks are built by, for the key of the cache"
+        "The configs of both networks, for the key of the cache"
         return f"{getattr(self.image, 'pretrained_cfg', '')} {self.text.config.to_json_string()} {attention_name(self.text.config)}"
 
 # %% ../../nbs/models/08_fusion.ipynb #f7c47d24
 class _Sides(dict):
-    "image, has `(batch, 2)`, and text or the tensors that will become it; `whole` are those of one size a row"
+    "image, has `(batch, 2)`, and text or the tensors that will become it; `whole` are those of one size per row"
     whole = ('image', 'has')
 
 class FusionModel(SFTModel):
@@ -102,7 +102,7 @@ class FusionModel(SFTModel):
 
     def view(self,
         side:str, # 'image' or 'text'
-    ):  # What a piece of that tower takes as its model
+    ):  # The model as a piece of that tower takes it
         "The network of a side"
         if self.dual: return _dual_view(self.net)
         net = getattr(self.net, side)
@@ -111,7 +111,7 @@ class FusionModel(SFTModel):
 # %% ../../nbs/models/08_fusion.ipynb #86b7c4c7
 @patch
 def _measure(self:FusionModel):
-    "Shapes behind each piece of the picture tower"
+    "Shapes after each piece of the picture tower"
     h,view,out = self.example[0],self.view('image'),[]
     with torch.no_grad(), eval_mode(self):
         for _,f in self.towers['image'].pieces:
@@ -170,7 +170,7 @@ def _done(tower, below):
 def cut_at(self:FusionModel,
     border, # Index of a group, or pieces done in each tower
 )->tuple: # Pieces done in the picture tower and in the text tower
-    "What stands below a border"
+    "The pieces below a border"
     return border if isinstance(border, tuple) else tuple(_done(t, set(list(self.groups)[:border])) for t in self.towers.values())
 
 # %% ../../nbs/models/08_fusion.ipynb #e20dc599
@@ -192,9 +192,9 @@ def stages(self:FusionModel):
 @patch
 def suffix(self:FusionModel,
     border, # Index of a group, or pieces done in each tower
-    h, # What `prefix` gave
+    h, # The result of `prefix`
 ):  # `(batch, classes)`
-    "Scores from what enters at a border"
+    "Scores from the activations that enter at a border"
     return self._top(self._go(h, self.cut_at(border), self._ends))
 
 @patch(as_prop=True)
@@ -202,7 +202,7 @@ def _ends(self:FusionModel): return tuple(len(t.pieces) for t in self.towers.val
 
 @patch
 def forward(self:FusionModel, *x):
-    "Pictures and a dict of tokens, or what entered at a border -> scores"
+    "Pictures and a dict of tokens, or activations that entered at a border -> scores"
     if isinstance(x[0], dict): return self.suffix(x[0]['border'], x[0]['h'])
     return self.suffix((0,0), self._begin(*x))
 
@@ -212,7 +212,7 @@ def entering(self:FusionModel,
     borders, # Indices of groups, or pairs of pieces done
     *x, # Pictures and texts
 ):  # A generator of (border, dict of tensors)
-    "What enters at each of some borders"
+    "The activations that enter at each of several borders"
     yield from ((b, self._go(self._begin(*x), (0,0), b)) for b in borders if isinstance(b, tuple))
     if ints := [b for b in borders if not isinstance(b, tuple)]: yield from SFTModel.entering(self, ints, *x)
 
@@ -227,7 +227,7 @@ def _tower_of(model, name):
 def above(self:FusionModel,
     group, # An index (that height in both towers), a name (from there up in its tower), 'image', 'text', or several names with commas or in a list
 )->list: # Names of groups
-    "What trains under `freeze_to`: from a group up to the head"
+    "The groups that train under `freeze_to`: from a group up to the head"
     if isinstance(group, str): group = [o.strip() for o in group.split(',')]
     if not isinstance(group, (list,tuple)): return list(self.groups)[find_group(self, group):]
     on = {'head'}
@@ -248,16 +248,16 @@ def below(self:FusionModel,
 @patch
 def highest_border(self:FusionModel,
     on, # Names of parameters that train
-):  # An index where both towers are cut at one height, else the pieces done in each; None: there is nothing to keep
-    "As far up each tower as nothing trains"
+):  # An index where both towers are cut at one height, else the pieces done in each; None: nothing can be kept
+    "The highest border in each tower with nothing that trains below it"
     still = {g for g,ns in self.groups.items() if on.isdisjoint(ns)}
     cut = tuple(_done(t, still) for t in self.towers.values())
     if not any(cut): return None
     return next((b for b in self.borders() if self.cut_at(b)==cut), cut)
 
 @patch
-def depths(self:FusionModel)->list: # One number a group, lowest group first
-    "How many steps below the head each group stands in its own tower"
+def depths(self:FusionModel)->list: # One number per group, lowest group first
+    "How many steps each group is below the head in its own tower"
     at = {g:len(t.groups)-i for t in self.towers.values() for i,g in enumerate(t.groups)}
     return [at.get(g, 0) for g in self.groups]
 
@@ -298,7 +298,7 @@ def _check_padding(ref, vectors, coder, tokens):
     if not torch.allclose(both[1], alone[0], atol=1e-4): raise CheckpointError(f"{ref}: a text gets another vector in a batch with longer ones than alone. Take another checkpoint.")
 
 def _examples(spec, net):
-    "Two pictures and two texts as the network takes them; what does not fit the network is refused"
+    "Two pictures and two texts as the network takes them; inputs that do not fit the network are refused"
     coder,tokens = _two_texts(spec)
     table = net.config.get_text_config().vocab_size if _is_dual(net) else net.text.get_input_embeddings().num_embeddings
     _check_size(spec.checkpoint.ref, len(coder.tokenizer), table)
@@ -307,8 +307,8 @@ def _examples(spec, net):
 
 # %% ../../nbs/models/08_fusion.ipynb #1ea86677
 def _check_fusion(head, drop_side):
-    if parse_head(head)[0]=='flatten': raise HeadError(f"head={head!r} needs feature maps, towers give vectors. Valid: None, [512], or a module.")
-    if not isinstance(drop_side, (int,float)) or not 0<=drop_side<1: raise HeadError(f"drop_side={drop_side!r} is not a share. Valid: 0 to below 1.")
+    if parse_head(head)[0]=='flatten': raise HeadError(f"head={head!r} needs feature maps, and towers give vectors. Valid: None, [512], or a module.")
+    if not isinstance(drop_side, (int,float)) or not 0<=drop_side<1: raise HeadError(f"drop_side must be at least 0 and below 1, got {drop_side!r}.")
 
 def fuse(
     spec, # `checkpoint`, `preprocess` and `vocab` are read
@@ -329,7 +329,7 @@ def fuse(
 
 # %% ../../nbs/models/08_fusion.ipynb #b9f73c87
 def image_text_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing, vocabulary
     head=None, # None (one linear layer), [512], or a module that takes both vectors side by side
     dropout:float=0., # In front of each linear layer of the head
     drop_side:float=0., # Share of the training rows with both sides of which one is hidden, so that the model learns to do without
@@ -361,11 +361,11 @@ def _save_dual(net, spec, folder):
 
 # %% ../../nbs/models/08_fusion.ipynb #79636cb7
 def save_image_text_model(
-    model:FusionModel, # What was trained
-    spec, # What `load_data` knows
+    model:FusionModel, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
-    "Write `image/` for timm and `text/` for transformers, or one folder for transformers; the head lies beside them"
+    "Write `image/` for timm and `text/` for transformers, or one folder for transformers; the head is saved beside them"
     from sft_nb.checkpoints.weights import quiet_libraries
     folder,net = Path(folder),model.net
     with quiet_libraries():

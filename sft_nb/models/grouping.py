@@ -1,7 +1,7 @@
-"""Where a network is cut into layer groups: by its own matcher, or at its children; and what counts as a layer
+"""`matched_groups` cuts a network by its own matcher, `sequential_groups` at its children; also: what counts as a layer
 
-A network of any library becomes a list of groups, each the names of some of its parameters, the lowest first and the output layer last. Nothing of the network is
-changed or run for it. `model` builds its `SFTModel` on such a list.
+A network of any library becomes a list of groups, each the names of some of its parameters, the lowest first and the output layer last. The network is
+neither changed nor run for it. `model` builds its `SFTModel` on such a list.
 
 Docs: https://sft-nb.github.io/sft_nb/models/grouping.html.md"""
 
@@ -19,15 +19,15 @@ from torch import nn
 # %% ../../nbs/models/00_grouping.ipynb #51ad29ca
 def _numbered(names):
     "The first of `names` that has a number, up to that number: 'blocks.6'"
-    found = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', n) for n in names)
-    return next((m[0] for m in found if m), None)
+    matches = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', n) for n in names)
+    return next((m[0] for m in matches if m), None)
 
 def _under(name, prefixes): return any(name==p or name.startswith(p+'.') for p in prefixes)
 
-def _merge(found, head):
+def _merge(matches, head):
     "Add the head and name the groups, unambiguously"
     out = {}
-    for i,(nm,ps) in enumerate(found):
+    for i,(nm,ps) in enumerate(matches):
         nm = nm or ('stem' if i==0 else f'group.{i}')
         while nm in out or nm=='head': nm += '_'
         out[nm] = ps
@@ -38,16 +38,16 @@ def matched_groups(
     net:nn.Module, # A model with `group_matcher`, as timm's have
     head=(), # Names of the modules that are the output layer
 )->dict: # Group name -> names of its parameters, lowest first; the last is 'head'
-    "Groups as the model's own `group_matcher` has them"
+    "Groups by the model's own `group_matcher`"
     from timm.models import group_parameters
     names = [n for n,_ in net.named_parameters()]
     cut = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
-    found = defaultdict(list)
+    by_cut = defaultdict(list)
     for n in names:
-        if not _under(n, head): found[cut[n]].append(n)
-    runs = [found[k] for k in sorted(found)]
+        if not _under(n, head): by_cut[cut[n]].append(n)
+    runs = [by_cut[k] for k in sorted(by_cut)]
     last = max(cut.values())
-    if len(runs)>1 and max(found)==last and any(cut[n]==last for n in names if _under(n, head)): runs[-2:] = [runs[-2]+runs[-1]]
+    if len(runs)>1 and max(by_cut)==last and any(cut[n]==last for n in names if _under(n, head)): runs[-2:] = [runs[-2]+runs[-1]]
     named = [('stem' if i==0 else _numbered(ps) or f'group.{i}', ps) for i,ps in enumerate(runs)]
     return _merge(named, [n for n in names if _under(n, head)])
 
@@ -68,7 +68,7 @@ def _runs(nm, m, head, depth=0):
     return [(nm, ps)] if ps else []
 
 def _with_loose(runs, nm, loose):
-    "Parameters that stand in no child go with the first one"
+    "Parameters outside of any child go with the first one"
     if not loose: return runs
     return [(runs[0][0], loose+runs[0][1]), *runs[1:]] if runs else [(nm, loose)]
 
@@ -103,7 +103,7 @@ def is_norm(
 def run_order(
     modules, # (name, module) pairs
 ):  # A context of a dict, name -> place in the order in which they first began to run; those that did not run are not in it
-    "Hear which modules run, and in which order; the hooks are gone behind the block"
+    "Record which modules run, and in which order; the hooks are removed after the block"
     at = {}
     hooks = [m.register_forward_pre_hook(lambda *_,n=n: at.update({n:at.get(n, len(at))})) for n,m in modules]
     try: yield at

@@ -1,4 +1,4 @@
-"""New output layers: one linear layer, hidden layers, or a module of yours
+"""`make_head` builds one linear layer, hidden layers, or takes a module of yours
 
 The output layer of a pretrained model answers the question it was trained for; a new one, the head, answers yours. `make_head` builds it.
 
@@ -30,13 +30,13 @@ def _widths(head):
 def parse_head(
     head, # None, a list of widths, 'flatten:WIDTH' (more widths by commas), or a module
 )->tuple: # (kind, widths): kind is 'linear', 'mlp', 'flatten' or 'module'
-    "What kind of output layer is meant"
+    "The kind of output layer, and its hidden widths"
     if head is None: return 'linear',[]
     if isinstance(head, nn.Module): return 'module',[]
-    found = _widths(head)
-    if found is None: raise HeadError(f"head={head!r} ({type(head).__name__}) is not an output layer. {_HEADS}")
-    if any(o<1 for o in found[1]): raise HeadError(f"head={head!r}: a layer has at least one unit. {_HEADS}")
-    return found
+    parsed = _widths(head)
+    if parsed is None: raise HeadError(f"head must describe an output layer, got {head!r} ({type(head).__name__}). {_HEADS}")
+    if any(o<1 for o in parsed[1]): raise HeadError(f"head={head!r}: a layer must have at least one unit. {_HEADS}")
+    return parsed
 
 # %% ../../nbs/models/03_heads.ipynb #078db7c3
 def make_head(
@@ -48,7 +48,7 @@ def make_head(
     "A new output layer"
     kind,widths = parse_head(head)
     if kind=='module': return head
-    if not 0<=dropout<1: raise HeadError(f"dropout={dropout!r} is not a share. Valid: 0 to below 1.")
+    if not 0<=dropout<1: raise HeadError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
     layers = [nn.Flatten()] if kind=='flatten' else []
     for a,b in zip([n_in]+widths, widths+[n_out]):
         if widths: layers.append(nn.Dropout(dropout))

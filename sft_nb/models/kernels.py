@@ -1,8 +1,8 @@
-"""The same network in less time: channels last for convolutions, batch norm folded into them where it is frozen
+"""Channels last for convolutions, and batch norm folded into them where it is frozen
 
-A convolutional network on a CPU spends much of its time in putting numbers in another order, and in batch norm that multiplies and adds what the convolution
-before it could have multiplied and added itself. `conv_layout` says which order suits a network; `folded_copy` gives a copy for prediction in which each
-norm that only reads one convolution is part of it, and the activation behind it is computed along. The results differ by rounding alone.
+A convolutional network on a CPU spends much of its time on reordering numbers in memory, and on batch norm, whose product and sum the convolution
+before it could do itself. `conv_layout` tells which memory order suits a network; `folded_copy` gives a copy for prediction in which each
+norm that only reads one convolution is part of it, and the activation after it is computed in the same step. The results differ by rounding alone.
 
 Docs: https://sft-nb.github.io/sft_nb/models/kernels.html.md"""
 
@@ -36,7 +36,7 @@ def _plain_conv(m): return type(m) is nn.Conv2d or type(m).__name__=='Conv2dSame
 def _plain_norm(m): return not m.training and m.running_mean is not None and (type(m) is nn.BatchNorm2d or hasattr(m, 'act') and hasattr(m, 'drop'))
 
 def _is_hooked(m):
-    "Whether a hook of someone waits for a layer to run"
+    "Whether a layer has hooks"
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 def norm_pairs(
@@ -44,10 +44,10 @@ def norm_pairs(
     *x, # Inputs of a batch
 )->dict: # Name of a norm -> name of the convolution whose output is its input
     "Batch norms that can be folded, in the order in which they run"
-    made,runs,pairs,kept,hooks = {},{},{},[],[]
+    made,runs,pairs,alive,hooks = {},{},{},[],[]
     def after(n, out):
         made[id(out)],runs[n] = n,runs.get(n, 0)+1
-        kept.append(out)
+        alive.append(out)
     def before(n, h):
         pairs[n] = None if n in pairs else made.get(id(h))
     for n,m in net.named_modules():
@@ -61,7 +61,7 @@ def norm_pairs(
 
 # %% ../../nbs/models/04_kernels.ipynb #f89a2f4d
 def _activation_name(act):
-    "(name, numbers) by which oneDNN knows an activation; None: it does not"
+    "(name, numbers) by which oneDNN knows an activation; None: it does not know it"
     if isinstance(act, nn.Identity): return 'none',[]
     if isinstance(act, nn.Hardtanh): return 'hardtanh',[act.min_val, act.max_val]
     return {nn.ReLU:('relu', [])}.get(type(act))
@@ -71,7 +71,7 @@ def _conv_act(x, weight, pad, conv, name, numbers):
     return torch.ops.mkldnn._convolution_pointwise(x, weight, conv.bias, pad, conv.stride, conv.dilation, conv.groups, name, numbers, '')
 
 class _ConvAct(nn.Module):
-    "A convolution with the activation behind it; anywhere but on a CPU in float32 one after the other"
+    "A convolution with the activation after it, in one step on a CPU in float32 and in two steps elsewhere"
     def __init__(self, conv, act):
         super().__init__()
         self.conv,self.act,self.fused = conv,act,_activation_name(act)
@@ -90,7 +90,7 @@ class _ConvAct(nn.Module):
         return x,self.wide if p%2 else self.conv.weight,((p+1)//2,)*2
 
 def _is_fusible(conv, norm, act):
-    "Whether a folded convolution can compute the activation of its norm along"
+    "Whether a folded convolution can compute the activation of its norm in the same step"
     return (_activation_name(act) is not None and torch.backends.mkldnn.is_available() and conv.weight.dtype==torch.float32
             and conv.padding_mode=='zeros' and not isinstance(conv.padding, str) and isinstance(getattr(norm, 'drop', nn.Identity()), nn.Identity))
 
@@ -105,10 +105,10 @@ def _fold(net, norm, conv):
 
 def folded_copy(
     net:nn.Module, # In eval mode
-    *x, # Inputs of a batch that tells the order; not all zeros
+    *x, # Inputs of a batch to record the order with; not all zeros
     names=None, # Names of the norms that may be folded; None: all
     tol:float=1e-4, # Largest difference of the outputs, as a share of the largest number among them
-)->nn.Module|None: # In eval mode, without gradients, in the network's order of memory; None: nothing can be folded, or hooks wait for the layers
+)->nn.Module|None: # In eval mode, without gradients, in the network's order of memory; None: nothing can be folded, or layers have hooks
     "A copy of a network with its batch norms folded into the convolutions before them"
     if any(map(_is_hooked, net.modules())): return None
     pairs = {n:c for n,c in norm_pairs(net, *x).items() if names is None or n in names}

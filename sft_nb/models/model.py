@@ -1,8 +1,8 @@
 """`SFTModel`: a network in named layer groups, with freezing that holds and places where it can be cut
 
 A pretrained network is cut into *layer groups*: the stem, each stage or block, and the new output layer, the head, which is always
-the last group. Freezing, discriminative learning rates, gradual unfreezing and the cache are all said in these groups.
-Every parameter stands in exactly one of them; a tied one in the lowest.
+the last group. Freezing, discriminative learning rates, gradual unfreezing and the cache all refer to these groups.
+Every parameter belongs to exactly one of them; a tied one to the lowest.
 
 Docs: https://sft-nb.github.io/sft_nb/models/model.html.md"""
 
@@ -27,7 +27,7 @@ class SFTModel(nn.Module):
     def __init__(self,
         net:nn.Module, # The network of the library
         groups:dict, # Group name -> names of parameters of this module (`net.…`, `head.…`), lowest first; the last is the head
-        head:nn.Module|None=None, # The output layer; None: it stands inside `net`
+        head:nn.Module|None=None, # The output layer; None: it is part of `net`
         example:tuple=(), # Inputs for one item, to find the order in which layers run
     ):
         super().__init__()
@@ -53,14 +53,14 @@ def _settle(self:SFTModel, groups):
     for g,ns in groups.items():
         for n in ns: owner.setdefault(id(params[n]), g)
     lost = [n for n,p in params.items() if id(p) not in owner]
-    if lost: raise GroupError(f"{len(lost)} parameters stand in no group, the first is {lost[0]!r}. Groups: {', '.join(groups)}.")
+    if lost: raise GroupError(f"{len(lost)} parameters are in no group, such as {lost[0]!r}. Groups: {', '.join(groups)}.")
     out = {g:[] for g in groups}
     for n,p in self.named_parameters(): out[owner[id(p)]].append(n)
     return {g:ns for g,ns in out.items() if ns}
 
 # %% ../../nbs/models/01_model.ipynb #beddd1fa
 def _adapted(model):
-    "Names of the layers that an adapter stands in"
+    "Names of the layers that an adapter wraps"
     return model.adapter.layers if model.adapter else ()
 
 def _near_head(name, owners, group):
@@ -77,11 +77,11 @@ def _place_modules(self:SFTModel):
     mods = {n:m for n,m in self.named_modules() if n}
     owners = {n:[f'{n}.{k}' for k,_ in m.named_parameters() if f'{n}.{k}' in group] for n,m in mods.items()}
     last = max((i for i,n in enumerate(mods) if any(p in body and p.rpartition('.')[0]==n for p in owners[n])), default=-1)
-    place,now = {},next(iter(self.groups))
+    place,current = {},next(iter(self.groups))
     for i,(n,ps) in enumerate(owners.items()):
         gs = {group[p] for p in ps}
-        if len(gs)==1: place[n] = now = gs.pop()
-        elif not _has_params(mods[n]): place[n] = 'head' if i>last and 'head' in self.groups and _near_head(n, owners, group) else now
+        if len(gs)==1: place[n] = current = gs.pop()
+        elif not _has_params(mods[n]): place[n] = 'head' if i>last and 'head' in self.groups and _near_head(n, owners, group) else current
     return place
 
 # %% ../../nbs/models/01_model.ipynb #a2b560c4
@@ -110,7 +110,7 @@ def _still(self:SFTModel):
 def train(self:SFTModel,
     mode:bool=True, # False: eval mode for all
 )->SFTModel: # `self`
-    "Train mode for what trains, eval mode for what is frozen"
+    "Train mode for groups that train, eval mode for frozen ones"
     nn.Module.train(self, mode)
     if mode:
         for m in self._still(): m.training = False
@@ -121,32 +121,32 @@ def find_group(
     model:SFTModel, # The model with the groups
     group:int|str, # fastai's index, a name, or the beginning of exactly one name
 )->int: # Index of the group, 0 is the lowest
-    "Index of the group that is meant"
+    "Index of a group by index, name or beginning of a name"
     names = list(model.groups)
     if isinstance(group, bool) or not isinstance(group, (Integral, str)):
-        raise GroupError(f"A group is an index or a name, not {group!r} ({type(group).__name__}). Groups: {', '.join(names)}.")
+        raise GroupError(f"group must be an index or a name, got {group!r} ({type(group).__name__}). Groups:  {', '.join(names)}.")
     if isinstance(group, Integral):
         if not -len(names) <= group < len(names):
-            raise GroupError(f"There is no group {group}: valid are {-len(names)} to {len(names)-1} ({', '.join(names)}). {_ALL}")
+            raise GroupError(f"There is no group {group}. Valid: {-len(names)} to {len(names)-1} ({', '.join(names)}). {_ALL}")
         return int(group) % len(names)
     hits = [group] if group in names else [n for n in names if n.startswith(group)] if group else []
     if len(hits)==1: return names.index(hits[0])
-    if hits: raise GroupError(f"{group!r} begins {len(hits)} groups: {', '.join(hits)}. Write one of them out.")
+    if hits: raise GroupError(f"{group!r} matches {len(hits)} groups: {', '.join(hits)}. Pass one full name.")
     raise GroupError(f"There is no group {group!r}.{near(group, names)} All groups: {', '.join(names)}.")
 
-_ALL = "learn.unfreeze() trains all of them; to freeze everything there is nothing to fit."
+_ALL = "learn.unfreeze() trains all of them; with everything frozen there would be nothing to fit."
 
 # %% ../../nbs/models/01_model.ipynb #a0e580d0
 @patch
 def above(self:SFTModel,
     group:int|str, # As `find_group` takes it
 )->list: # Names of groups
-    "A group and what is computed from it: what trains under `freeze_to`"
+    "A group and all groups computed from it: those that train under `freeze_to`"
     return list(self.groups)[find_group(self, group):]
 
 @patch
 def below(self:SFTModel,
-    border, # One of `borders()`, or what `highest_border` gave
+    border, # One of `borders()`, or the result of `highest_border`
 )->list: # Names of groups, lowest first
     "The groups that are computed before a border"
     return list(self.groups)[:border]
@@ -160,8 +160,8 @@ def highest_border(self:SFTModel,
     return max((b for b in self.borders() if b<=top), default=None)
 
 @patch
-def depths(self:SFTModel)->list: # One number a group, lowest group first
-    "How many steps below the head each group stands"
+def depths(self:SFTModel)->list: # One number per group, lowest group first
+    "How many steps each group is below the head"
     return list(range(len(self.groups)-1, -1, -1))
 
 # %% ../../nbs/models/01_model.ipynb #c3303dd3
@@ -188,7 +188,7 @@ def stages(self:SFTModel):
 @patch
 def folded_view(self:SFTModel,
     border:int, # Index of a group: those below it are frozen
-):  # What the pieces below the border run with; None: there is nothing to fold
+):  # The copy that the pieces below the border run; None: there is nothing to fold
     "A copy in which frozen batch norms are part of the convolutions before them; networks without such norms have none"
     return None
 
@@ -201,15 +201,15 @@ def _mark(model):
 def folding(self:SFTModel,
     border:int|None=None, # Index of a group; None: the head. Weights below it must not change within the block
 ):  # A context
-    "Let what is frozen run with its batch norms folded: the same numbers but for rounding, in less time"
+    "Run frozen parts with their batch norms folded: the same numbers up to rounding, in less time"
     border = len(self.groups)-1 if border is None else border
-    was,mark = self.folded,_mark(self) if self.keep_folded else None
-    if mark is None or was is None or was[::2]!=(border,mark):
+    before,mark = self.folded,_mark(self) if self.keep_folded else None
+    if mark is None or before is None or before[::2]!=(border,mark):
         view = self.folded_view(border) if isinstance(border, int) else None
         self.folded = None if view is None else (border,view,mark)
     try: yield
     finally:
-        if mark is None: self.folded = was
+        if mark is None: self.folded = before
 
 @patch
 def borders(self:SFTModel)->list:
@@ -222,7 +222,7 @@ def entering(self:SFTModel,
     borders, # Indices of groups, each one of `borders()`
     *x, # The inputs of the model, `(batch, …)`
 ):  # A generator of (border, tensor `(batch, …)` or dict of them), lowest first
-    "What enters each of some groups, in one pass"
+    "The activations that enter each of several groups, in one pass"
     for i,f in self.stages():
         if i in borders: yield i,x[0]
         if i>=max(borders): return
@@ -233,15 +233,15 @@ def prefix(self:SFTModel,
     border:int, # Index of a group, one of `borders()`
     *x, # The inputs of the model, `(batch, …)`
 ):  # A tensor `(batch, …)`, or a dict of them
-    "What enters group `border`"
-    found = next(self.entering([border], *x), None)
-    if found is None: raise GroupError(f"The network cannot be cut at {border!r}. Valid: {', '.join(map(str, self.borders())) or 'nowhere'}.")
-    return found[1]
+    "The activations that enter group `border`"
+    first = next(self.entering([border], *x), None)
+    if first is None: raise GroupError(f"The network cannot be cut at {border!r}. Valid: {', '.join(map(str, self.borders())) or 'nowhere'}.")
+    return first[1]
 
 # %% ../../nbs/models/01_model.ipynb #d29b678f
 @contextmanager
 def _same_stats(model):
-    "Batch norm layers do not count what is run again in this block"
+    "Batch norm layers do not count a forward pass that is run again in this block"
     norms = {m:(m.momentum, m.num_batches_tracked) for m in model.modules() if isinstance(m, RUNNING_NORMS)}
     for m,(_,n) in norms.items(): m.momentum,m.num_batches_tracked = 0.,None if n is None else n.clone()
     try: yield
@@ -251,7 +251,7 @@ def _same_stats(model):
 # %% ../../nbs/models/01_model.ipynb #e920bf4c
 @patch
 def recomputes(self:SFTModel,
-    h, # What enters the pieces, as `suffix` takes it
+    h, # Input of the pieces, as `suffix` takes it
 )->bool: # `checkpointing` where it is set; None: no
     "Whether activations are computed again in the backward pass"
     return bool(self.checkpointing) and torch.is_grad_enabled()
@@ -259,9 +259,9 @@ def recomputes(self:SFTModel,
 @patch
 def suffix(self:SFTModel,
     border:int, # Index of a group, one of `borders()`
-    h, # What `prefix` gave
+    h, # The result of `prefix`
 ):  # The output of the model
-    "The output of the model from what enters group `border`"
+    "The output of the model from the activations that enter group `border`"
     again = self.recomputes(h)
     for i,f in self.stages():
         if i<border: continue
@@ -273,15 +273,15 @@ def suffix(self:SFTModel,
 def regroup(self:SFTModel,
     layers, # Names of the layers that are adapted now, or were until now
 )->SFTModel: # `self`
-    "Take over new names of parameters: each of an adapter stands in the group of the layer that it adapts"
+    "Take over new names of parameters: those of an adapter join the group of the layer that it adapts"
     def plain(n):
         a,cut,b = n.partition('.base_layer.')
         return f'{a}.{b}' if cut and a in layers else n
-    was = {plain(n):g for g,ns in self.groups.items() for n in ns}
-    at = {a:next(g for n,g in was.items() if n.startswith(a+'.')) for a in layers}
+    group_of = {plain(n):g for g,ns in self.groups.items() for n in ns}
+    at = {a:next(g for n,g in group_of.items() if n.startswith(a+'.')) for a in layers}
     lowest = next(g for g in self.groups if g in at.values())
     out = {g:[] for g in self.groups}
-    for n,_ in self.named_parameters(): out[was.get(plain(n)) or next((g for a,g in at.items() if n.startswith(a+'.')), lowest)].append(n)
+    for n,_ in self.named_parameters(): out[group_of.get(plain(n)) or next((g for a,g in at.items() if n.startswith(a+'.')), lowest)].append(n)
     self.groups = self._settle(out)
     self.module_groups = self._place_modules()
     return self

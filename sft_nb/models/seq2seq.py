@@ -1,7 +1,7 @@
-"""An encoder–decoder with named groups: taught by its targets, cut behind its encoder, and generating where it is given none
+"""`SequenceModel`: trained on its targets, cut after its encoder, and generating where it is given none
 
 Translation and speech recognition share this. The encoder reads the input once; the decoder writes the output token by token. In training it is given the target,
-shifted by one (teacher forcing), and in use it reads what it has written itself. What the encoder gives can be cached while the encoder is frozen. `token_targets` has the batches.
+shifted by one (teacher forcing), and in use it reads its own output. The output of the encoder can be cached while the encoder is frozen. `token_targets` makes the batches.
 
 Docs: https://sft-nb.github.io/sft_nb/models/seq2seq.html.md"""
 
@@ -51,11 +51,11 @@ def _side_group(name, prefix, enc, dec, at):
 def shifted(
     net:nn.Module, # An encoder–decoder of transformers
     labels:torch.Tensor, # `(batch, token)`, -100 for padding
-)->torch.Tensor: # `(batch, token)`: what the decoder reads
+)->torch.Tensor: # `(batch, token)`: the inputs of the decoder
     "The labels moved right by one, as the family of the network does it"
     if hasattr(net, 'prepare_decoder_input_ids_from_labels'): return net.prepare_decoder_input_ids_from_labels(labels=labels)
     shift,config = getattr(sys.modules[type(net).__module__], 'shift_tokens_right', None),net.config.get_text_config()
-    if shift is None: raise CheckpointError(f"{type(net).__name__} does not say how its targets are shifted: it is not an encoder–decoder that can be taught.")
+    if shift is None: raise CheckpointError(f"{type(net).__name__} has no rule for shifting its targets. Take an encoder–decoder, such as a Marian, T5 or BART.")
     return shift(labels, *[config.pad_token_id, config.decoder_start_token_id][:len(inspect.signature(shift).parameters)-1])
 
 def taught(
@@ -86,7 +86,7 @@ def sequence_groups(
 
 # %% ../../nbs/models/09_seq2seq.ipynb #d05df91c
 def _fixed(net):
-    "Names of the parameters that the library's own class builds frozen; a network that was loaded has forgotten it"
+    "Names of the parameters that the library's own class builds frozen; a loaded network no longer marks them"
     with torch.device('meta'): fresh = type(net)(copy.deepcopy(net.config))
     return [n for n,p in fresh.named_parameters() if not p.requires_grad]
 
@@ -105,12 +105,12 @@ def fixed_as_buffers(
 
 # %% ../../nbs/models/09_seq2seq.ipynb #1189dd66
 class Generated(NamedTuple):
-    "What a model has written"
-    tokens:torch.Tensor # `(batch, token)`, from behind the start token; -100 behind the end
+    "Tokens that a model has written"
+    tokens:torch.Tensor # `(batch, token)`, after the start token; -100 after the end
     probability:torch.Tensor # `(batch,)`: geometric mean of the probabilities of its tokens
 
 class SequenceModel(SFTModel):
-    "An encoder–decoder of transformers in named groups, cut behind the encoder"
+    "An encoder–decoder of transformers in named groups, cut after the encoder"
     def __init__(self,
         net:nn.Module, # An encoder–decoder of transformers
         example:dict, # Inputs with `labels` for a few items, on the CPU
@@ -147,11 +147,11 @@ def decode(self:SequenceModel,
 
 # %% ../../nbs/models/09_seq2seq.ipynb #821c2a2f
 def _keeps_head(head, what='an encoder–decoder'):
-    if head is not None: raise HeadError(f"head={head!r}: {what} keeps its own output layer. Leave head= out; freeze= says what trains.")
+    if head is not None: raise HeadError(f"head={head!r}: {what} keeps its own output layer. Leave head= out; freeze= selects the parameters that train.")
 
 # %% ../../nbs/models/09_seq2seq.ipynb #38242e27
 def _upto(ids, eos):
-    "Tokens behind the start, -100 behind the first end token"
+    "Tokens after the start, -100 after the first end token"
     out = ids[:,1:].clone()
     ends = torch.zeros_like(out, dtype=torch.bool)
     for e in eos if isinstance(eos, (list,tuple)) else [eos]: ends |= out==e
@@ -168,12 +168,12 @@ def token_losses(
 # %% ../../nbs/models/09_seq2seq.ipynb #1ea0954e
 @patch
 def written(self:SequenceModel, ids):
-    "What `generate` returned as labels"
+    "The output of `generate` as labels"
     return _upto(ids, self.net.generation_config.eos_token_id)
 
 @patch
 def reread(self:SequenceModel, h, ids, tokens):
-    "Scores at each place of what was written; a family that cuts a prompt off is given its text as a target"
+    "Scores at each place of the written tokens; a family that cuts a prompt off is given its text as a target"
     if ids.shape[1]!=tokens.shape[1]+1: return self.decode({**h, 'labels':tokens})
     return self.net(**_encoded(h), decoder_input_ids=ids[:,:-1], use_cache=False).logits
 
@@ -198,24 +198,24 @@ def generate(self:SequenceModel,
 
 # %% ../../nbs/models/09_seq2seq.ipynb #ab54a017
 def sequence_loss(
-    spec=None, # Taken for the sake of `Task.loss`
+    spec=None, # Not used; `Task.loss` passes it
     loss=None, # None, or a loss of your own on `(batch, token, vocabulary)` and `(batch, token)`
     label_smoothing:float=0., # Share of the target spread over the vocabulary
 ):
     "Cross-entropy over the tokens of the targets"
-    if loss is not None and not callable(loss): raise FitError(f"loss={loss!r}: valid are None or a function of (scores, labels).")
+    if loss is not None and not callable(loss): raise FitError(f"loss must be None or a function of (scores, labels), got {loss!r}.")
     return loss or CrossEntropyLossFlat(axis=-1, ignore_index=-100, label_smoothing=label_smoothing)
 
 # %% ../../nbs/models/09_seq2seq.ipynb #85b80ec4
 def sequence_losses(
     model:SequenceModel, # In any mode; it is run in eval mode
-    spec, # What `load_data` or a saved folder knows
+    spec, # The `DataSpec` of `load_data` or of a saved folder
     rows:pd.DataFrame, # With the target
-    batch_size:int=64, # Items a step
+    batch_size:int=64, # Items per step
     loader=None, # (spec, rows, batch_size) -> batches of inputs with labels, in the order of `rows`; a task names its own
     each=token_losses, # (scores, labels) -> `(batch,)`
 )->np.ndarray: # `(rows,)` in nats
-    "Loss of each row: the mean cross-entropy of the tokens of its target, where `each` says nothing else"
+    "Loss of each row: the mean cross-entropy of the tokens of its target, or the result of `each`"
     dev,out = next(model.parameters()).device,[]
     with torch.no_grad(), eval_mode(model):
         for x,y in loader(spec, rows, batch_size): out.append(each(model(to_device(x, dev)), to_device(y, dev)).cpu())
@@ -248,7 +248,7 @@ def _around(spec, net):
     return SequenceModel(net, {**coder.batch(coder.encode(['one two three','one'])), 'labels':y})
 
 def translation_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing
     head=None, # None: the decoder is the head
     dropout:float=0., # Rate of the whole network; 0: as the checkpoint has it
 )->SequenceModel: # A dict of `input_ids`, `attention_mask` and `labels` -> `(batch, token, vocabulary)` scores; without labels `Generated`
@@ -259,8 +259,8 @@ def translation_model(
 
 # %% ../../nbs/models/09_seq2seq.ipynb #39db2089
 def save_translation_model(
-    model:SequenceModel, # What was trained
-    spec, # What `load_data` knows
+    model:SequenceModel, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` open"
@@ -279,10 +279,10 @@ def load_translation_model(
 
 # %% ../../nbs/models/09_seq2seq.ipynb #fe4754b5
 def decode_translations(
-    spec, # What `load_data` or a saved folder knows
-    out:Generated, # What the model wrote
+    spec, # The `DataSpec` of `load_data` or of a saved folder
+    out:Generated, # The tokens that the model wrote
 )->pd.DataFrame: # prediction, probability
-    "Texts of what a model wrote"
+    "Texts of the tokens that a model wrote"
     coder,tokens = pair_coder(spec),out.tokens.cpu()
     if (end := coder.tokenizer.eos_token_id) is not None: coder.tally.unfinished += int((tokens!=end).all(1).sum())
     return pd.DataFrame(dict(prediction=coder.say(tokens), probability=out.probability.cpu().numpy()))

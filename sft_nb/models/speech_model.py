@@ -1,8 +1,9 @@
-"""Speech models of transformers in named groups: CTC encoders such as wav2vec2 and HuBERT, and Whisper with a window of any length
+"""`CTCModel` for wav2vec2, HuBERT and their kin, `WhisperModel` with a window of any length
 
 Connectionist temporal classification (Graves et al. 2006) needs no decoder: the encoder gives scores for each frame of 20 ms, and all ways in which a text can be
-spread over the frames, with blanks between its letters, are summed. What a frame says depends on the clip alone, never on what it is batched with.
-Whisper (arXiv:2212.04356 §2.2) writes with a decoder (`seq2seq`), and always hears 30 seconds; here its window may be cut to the longest clip, so that the encoder does not work on silence.
+spread over the frames, with blanks between its letters, are summed. The scores of a frame depend on the clip alone, never on the other clips of its batch.
+Whisper (arXiv:2212.04356 §2.2) writes with a decoder (`seq2seq`), and always hears 30 seconds;
+its window may be cut to the longest clip, so that the encoder does not work on silence.
 
 Docs: https://sft-nb.github.io/sft_nb/models/speech_model.html.md"""
 
@@ -34,7 +35,7 @@ from .seq2seq import _keeps_head
 def _ctc_layers(net, base):
     layers = [n for n,m in net.named_modules() if n.startswith(f'{base}.encoder.layers.') and n.count('.')==3]
     if layers: return layers
-    raise CheckpointError(f"{type(net).__name__} has no {base}.encoder.layers: it is not an encoder whose layers are known here. Valid: wav2vec2, HuBERT and their kin.")
+    raise CheckpointError(f"{type(net).__name__} has no {base}.encoder.layers, so its layers are unknown. Valid: wav2vec2, HuBERT and their kin.")
 
 def ctc_groups(
     net:nn.Module, # A `…ForCTC` of transformers
@@ -50,7 +51,7 @@ def ctc_groups(
 
 # %% ../../nbs/models/10_speech_model.ipynb #3fdab8ba
 class CTCModel(SFTModel):
-    "A speech encoder with an output layer for each frame, cut behind its convolutions and below its head"
+    "A speech encoder with an output layer for each frame, cut after its convolutions and below its head"
     def __init__(self,
         net:nn.Module, # A `…ForCTC` of transformers
         example:dict, # `input_values` and `attention_mask` of a few clips
@@ -69,7 +70,7 @@ class CTCModel(SFTModel):
 
 # %% ../../nbs/models/10_speech_model.ipynb #fad49408
 def _each(f, rows, lengths):
-    "Run `f` on the own places of each row; what it gives, padded, and its lengths"
+    "Run `f` on the places of each row without padding; the results, padded, and their lengths"
     out = [f(o[None,:n])[0] for o,n in zip(rows, lengths.tolist())]
     return nn.utils.rnn.pad_sequence(out, batch_first=True),torch.tensor([len(o) for o in out], device=rows.device)
 
@@ -106,7 +107,7 @@ def hidden(self:CTCModel,
 def scores(self:CTCModel,
     h, # From `hidden`
 )->torch.Tensor: # `(batch, frame, token)`
-    "Run the output layer; padded frames say blank"
+    "Run the output layer; padded frames predict blank"
     z,off = self.net.lm_head(self.net.dropout(h['hidden'])),h['mask'][...,None]==0
     blank = torch.full_like(z[:1,:1], OFF_SCORE)
     blank[...,self.net.config.pad_token_id] = 0.
@@ -156,17 +157,17 @@ def cut_window(
     encoder:nn.Module, # Of a Whisper; its positions are a buffer, as `fixed_as_buffers` leaves them
     positions:int, # How many the encoder takes; 50 a second
 ):  # The encoder takes that many inside the block
-    "Let the encoder of a Whisper hear a shorter window"
+    "Cut the window of a Whisper encoder"
     table = encoder.embed_positions
-    whole,was = table.weight,encoder.config.max_source_positions
-    if not 1<=positions<=len(whole): raise CheckpointError(f"A window of {positions} positions: this Whisper has 1 to {len(whole)} ({len(whole)/50:g} s).")
+    whole,before = table.weight,encoder.config.max_source_positions
+    if not 1<=positions<=len(whole): raise CheckpointError(f"window must be 1 to {len(whole)} positions ({len(whole)/50:g} s) for this Whisper, got {positions}.")
     table.weight,table.num_embeddings,encoder.config.max_source_positions = whole[:positions],positions,positions
     try: yield encoder
-    finally: table.weight,table.num_embeddings,encoder.config.max_source_positions = whole,len(whole),was
+    finally: table.weight,table.num_embeddings,encoder.config.max_source_positions = whole,len(whole),before
 
 # %% ../../nbs/models/10_speech_model.ipynb #e4fa996e
 class WhisperModel(SequenceModel):
-    "A Whisper in named groups, cut behind its encoder"
+    "A Whisper in named groups, cut after its encoder"
     def __init__(self,
         net:nn.Module, # A `WhisperForConditionalGeneration`
         example:dict, # `input_features` `(batch, mel, column)` and `labels`, on the CPU
@@ -185,7 +186,7 @@ class WhisperModel(SequenceModel):
 
 # %% ../../nbs/models/10_speech_model.ipynb #d7b79165
 def _room(model, positions):
-    "How many tokens may be written behind the prompt, where the encoder heard so many positions"
+    "How many tokens may be written after the prompt, for a number of positions of the encoder"
     most = model.net.config.max_target_positions-len(model.prompt)
     return most if positions==model.net.config.max_source_positions else min(most, model.limit)
 
@@ -200,7 +201,7 @@ def _without_prompt(model, tokens):
 @torch.no_grad()
 def generate(self:WhisperModel,
     h, # From `encode`, or inputs
-)->Generated: # Tokens behind the start token, -100 behind the end; the probability is that of the text and its end
+)->Generated: # Tokens after the start token, -100 after the end; the probability is that of the text and its end
     "Write a text for each row"
     from transformers import GenerationMixin
     hidden = h['hidden'] if 'hidden' in h else self.encode({'input_features':h['input_features']})['hidden']
@@ -234,7 +235,7 @@ def _auto(kind): return 'AutoModelForSpeechSeq2Seq' if kind=='whisper' else 'Aut
 def _letters(coder): return dict(vocab_size=len(coder.tokenizer), pad_token_id=coder.tokenizer.pad_token_id)
 
 def speech_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing
     head=None, # None: that of the library
     dropout:float=0., # Rate of the whole network; 0: as the checkpoint has it
 ):  # A `WhisperModel` or a `CTCModel`
@@ -246,14 +247,14 @@ def speech_model(
 
 # %% ../../nbs/models/10_speech_model.ipynb #00f81ff0
 def _keep_language(how, language):
-    "Write down what a Whisper is told, so that another library tells it the same; nothing is to be taken from the config of the network again"
+    "Save the prompt settings of a Whisper, so that another library uses the same; none are taken from the config of the network again"
     how._from_model_config = False
     if not language: return
     how.language,how.task = language,'transcribe'
 
 def save_speech_model(
-    model, # What was trained
-    spec, # What `load_data` knows
+    model, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
     "Write a folder that `AutoProcessor` and `AutoModelForSpeechSeq2Seq` or `AutoModelForCTC` open; a Whisper hears its whole window again"
@@ -283,16 +284,16 @@ def speech_loss(
 ):
     "Cross-entropy over the tokens of a Whisper, the CTC loss of others"
     if spec.preprocess['kind']=='whisper': return sequence_loss(spec, loss, label_smoothing)
-    if label_smoothing: raise FitError(f"label_smoothing={label_smoothing!r}: the CTC loss has none. Leave it out.")
-    if loss is not None and not callable(loss): raise FitError(f"loss={loss!r}: valid are None or a function of (scores, labels).")
+    if label_smoothing: raise FitError(f"label_smoothing={label_smoothing!r}: the CTC loss has no label smoothing. Leave it out.")
+    if loss is not None and not callable(loss): raise FitError(f"loss must be None or a function of (scores, labels), got {loss!r}.")
     return loss or CTCLoss(_blank(spec))
 
 # %% ../../nbs/models/10_speech_model.ipynb #6806f0a5
 def decode_transcripts(
-    spec, # What `load_data` or a saved folder knows
+    spec, # The `DataSpec` of `load_data` or of a saved folder
     out, # `Generated` of a Whisper, or scores `(batch, frame, token)` of a CTC model
 )->pd.DataFrame: # prediction, probability
-    "Texts of what a model wrote"
+    "Texts of the tokens that a model wrote"
     coder = speech_coder(spec)
     if isinstance(out, Generated): tokens,p = out.tokens.cpu(),out.probability.cpu().numpy()
     else: tokens,p = best_tokens(out, coder.tokenizer.pad_token_id)
@@ -301,10 +302,10 @@ def decode_transcripts(
 # %% ../../nbs/models/10_speech_model.ipynb #91194db1
 def speech_losses(
     model, # A `WhisperModel` or a `CTCModel`
-    spec, # What `load_data` or a saved folder knows
+    spec, # The `DataSpec` of `load_data` or of a saved folder
     rows:pd.DataFrame, # With `audio` and `text`
-    batch_size:int=64, # Items a step; at most 16 are taken
-)->np.ndarray: # `(rows,)` in nats a token or letter
+    batch_size:int=64, # Items per step; at most 16 are taken
+)->np.ndarray: # `(rows,)` in nats per token or letter
     "Loss of each row"
     each = token_losses if spec.preprocess['kind']=='whisper' else partial(ctc_row_losses, blank=_blank(spec))
     return sequence_losses(model, spec, rows, min(batch_size, 16), partial(speech_rows_loader, labelled=True), each)

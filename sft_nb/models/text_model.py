@@ -1,7 +1,7 @@
-"""A transformers network with pooling and a head, named groups, and cuts between its layers; built, saved and opened for text tasks
+"""`TextModel`: a transformers network with pooling and a head that can be cut between its layers; built, saved and opened for text tasks
 
 `TextModel` puts a network of transformers, the pooling of its token vectors and an output layer together. Its groups are the embeddings, each layer under the
-name that the library gives it, and the head; the families of `FAMILIES` can be cut between any two of them, so that what is frozen below is computed once.
+name that the library gives it, and the head; the families of `FAMILIES` can be cut between any two of them, so that frozen layers are computed once.
 
 Docs: https://sft-nb.github.io/sft_nb/models/text_model.html.md"""
 
@@ -33,7 +33,7 @@ def pool_tokens(
     mask:torch.Tensor, # `(batch, token)`, 1 for tokens and 0 for padding
     how:str='mean', # One of `POOLINGS`
 )->torch.Tensor: # `(batch, component)`
-    "One vector a text"
+    "One vector per text"
     if how=='cls': return hidden[:,0]
     if how=='last': return hidden[torch.arange(len(hidden), device=hidden.device),(mask.cumsum(1)*mask).argmax(1)]
     if how not in ('mean','max'): raise HeadError(f"pooling={how!r}.{near(how, POOLINGS)}")
@@ -94,31 +94,31 @@ def _hooked(*hooks):
 
 def _givers(net, body, layers, example):
     "(names of the modules whose output enters each layer and leaves the body, None where there is none; name -> how many values a module returns)"
-    ended,found = [],[]
+    ended,sources = [],[]
     def same(a, b): return torch.is_tensor(a) and (a.data_ptr(), a.numel())==(b.data_ptr(), b.numel())
-    def find(t): found.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
+    def find(t): sources.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
     with _hooked(*(m.register_forward_hook(lambda _,x,y,n=n: ended.append((n, y))) for n,m in body.named_modules() if n), body.register_forward_hook(lambda _,x,y: find(y[0])),
                  *(body.get_submodule(n).register_forward_pre_hook(lambda _,a,k: find(_entering(a, k)), with_kwargs=True) for n in layers)):
         with torch.no_grad(), eval_mode(net): net(**example)
-    return found,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
+    return sources,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
 
 # %% ../../nbs/models/06_text_model.ipynb #dea72915
 @contextmanager
 def _handing(body, silent, value):
     "Modules run nothing and give a value; `silent`: name -> how many values the module returns"
     mods = [body.get_submodule(n) for n in silent]
-    was = [vars(m).get('forward') for m in mods]
+    before = [vars(m).get('forward') for m in mods]
     for m,size in zip(mods, silent.values()): m.forward = lambda *_,size=size,**__: (value, *[None]*(size-1)) if size else value
     try: yield
     finally:
-        for m,f in zip(mods, was):
+        for m,f in zip(mods, before):
             del m.forward
             if f is not None: m.forward = f
 
-class _Reached(Exception): "What enters a layer is known"
+class _Reached(Exception): "The input of a layer is known"
 
 def _until(run, layer):
-    "What enters a layer of a forward pass that ends there"
+    "The input of a layer, by a forward pass that ends there"
     def reach(m, a, k): raise _Reached(_entering(a, k))
     with _hooked(layer.register_forward_pre_hook(reach, with_kwargs=True)):
         try: run()
@@ -138,16 +138,16 @@ def _mark(net, x):
 def _begun(m, x): return dict(mask=x['attention_mask'], **(dict(taken=_mark(m.net, x)) if m.head is None and _looks_at(m.net)=='last' else {}))
 
 def _tokens(m, h):
-    "Inputs that stand for what is handed over: as many tokens, the padding token behind the one that a classifier looks for"
+    "Inputs in place of the activations handed over: as many tokens, with the padding token after the one that a classifier looks for"
     pad = m.net.config.pad_token_id or 0
     return dict(input_ids=torch.where(h.get('taken', h['mask']).bool(), int(pad==0), pad), attention_mask=h['mask'])
 
 # %% ../../nbs/models/06_text_model.ipynb #ad3e5938
 @dataclass(frozen=True)
 class _Pass:
-    "The library's forward pass from what enters group `start` to what enters group `end`; one past the head: the scores"
+    "The library's forward pass from the input of group `start` to the input of group `end`; one past the head: the scores"
     layers:tuple # Names of the layers in the body
-    silent:tuple # For each group, what hands over where a pass starts from it
+    silent:tuple # For each group, the modules that hand over activations where a pass starts from it
     start:int
     end:int
     def __call__(self, m, h):
@@ -164,12 +164,12 @@ class _Pass:
         return vector if self.end==n+1 else m.top(vector)
 
 def _one_pass(pieces):
-    "Pieces that follow each other, as one where they are of one forward pass"
+    "Consecutive pieces, merged where they belong to one forward pass"
     return [replace(pieces[0], end=pieces[-1].end)] if pieces and isinstance(pieces[0], _Pass) else pieces
 
 # %% ../../nbs/models/06_text_model.ipynb #953ada78
 def _inner(m, example):
-    "Cuts between all groups, where the family is known and each layer is given what a module gives"
+    "Cuts between all groups, where the family is known and the input of each layer is the output of a module"
     layers = [g for g in m.groups if g not in ('embeddings','head')]
     if m.net.config.model_type not in FAMILIES or list(m.groups)!=['embeddings',*layers,'head'] or not layers: return None
     givers,sizes = _givers(m.net, m.body, layers, example)
@@ -181,13 +181,13 @@ def _pooled(m, x): return m.features(x)
 def _own_top(m, h): return m.top(h)
 
 def _cuts(m):
-    "Pieces of the forward pass: between the groups where they can be told, else at the pooled vector, else none; none without an example to check them by"
+    "Pieces of the forward pass: between the groups where these are found, else at the pooled vector, else none; none without an example to check them by"
     if not len(m.example): return []
     options = [_inner(m, m.example[0]), [(0, _pooled), (len(m.groups)-1, _own_top)] if m.head is not None and len(m.groups)>1 else None]
     return next((o for o in options if o and _same(m, o)), [])
 
 def _same(m, cuts):
-    "Whether the pieces give what the network gives, padding included"
+    "Whether the pieces give the output of the network, padding included"
     h = m.example[0]
     try:
         with torch.no_grad(), eval_mode(m):
@@ -240,7 +240,7 @@ def _parts(mask, least=.25):
 # %% ../../nbs/models/06_text_model.ipynb #44480f4f
 @patch
 def scores(self:TextModel, border, h):
-    "What the model says of inputs, or of what enters a border"
+    "The scores of inputs, or of activations that enter a border"
     if border is not None: return self.suffix(border, h)
     if self.cut and self.checkpointing: return self.suffix(0, h)
     return self.net(**h, **self.more).logits if self.head is None else self.top(self.features(h))
@@ -256,7 +256,7 @@ def forward(self:TextModel, *x):
 
 # %% ../../nbs/models/06_text_model.ipynb #8a42e298
 def _no_pooler(spec):
-    "Leave out the pooler, where the class of the model knows how"
+    "Leave out the pooler, where the class of the model allows it"
     import transformers
     cls = transformers.MODEL_MAPPING[type(network_config(spec.checkpoint))]
     cls = cls[0] if isinstance(cls, tuple) else cls
@@ -271,11 +271,11 @@ def _set_padding(spec, net, head):
 def _check_size(ref, tokens, known):
     "Every token has a vector"
     if tokens>known:
-        raise CheckpointError(f"{ref}: its tokenizer knows {tokens:,} tokens, its network {known:,}. They belong to different models: copy both from one place.")
+        raise CheckpointError(f"{ref}: its tokenizer has {tokens:,} tokens, its network {known:,}. They belong to different models: copy both from the same model.")
 
 # %% ../../nbs/models/06_text_model.ipynb #c212a8b8
 def _write_sentence_layout(folder, width, preprocess):
-    "The files by which sentence-transformers knows how token vectors become one"
+    "The files that tell sentence-transformers how token vectors become one"
     names = dict(cls='cls_token', mean='mean_tokens', max='max_tokens', last='lasttoken')
     modes = {f'pooling_mode_{n}':how==preprocess['pooling'] for how,n in names.items()}
     at = 'sentence_transformers.models'
@@ -304,7 +304,7 @@ def _library_args(spec, dropout):
     if dropout:
         name = next((o for o in _DROPOUTS if hasattr(config, o)), None)
         if name is None:
-            raise HeadError(f"dropout={dropout!r}: the classifier of a {config.model_type} model has no rate to set. Leave out one of dropout and head='hf'.")
+            raise HeadError(f"dropout={dropout!r}: the classifier of a {config.model_type} model has no rate to set. Pass dropout or head='hf', not both.")
         kw[name] = dropout
     return kw
 
@@ -325,14 +325,14 @@ def _assemble(spec, net, head, dropout):
 def _check_head(head):
     if isinstance(head, str) and head=='hf': return
     if parse_head(head)[0]=='flatten':
-        raise HeadError(f"head={head!r} needs feature maps, a text has none. Valid: None, [512], 'hf' (the library's own), or a module.")
+        raise HeadError(f"head={head!r} needs feature maps, and a text has none. Valid: None, [512], 'hf' (the library's own), or a module.")
 
 def _net(spec, head, dropout, build):
     if head=='hf': return build('AutoModelForSequenceClassification', **_library_args(spec, dropout))
     return build('AutoModel', **_no_pooler(spec))
 
 def text_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing, vocabulary
     head=None, # None (pooling and one linear layer), [512], a module, or 'hf': the classifier of the library
     dropout:float=0., # In front of each linear layer of the head
 )->TextModel: # A dict of `input_ids` and `attention_mask` `(batch, token)` -> `(batch, classes)` scores
@@ -342,8 +342,8 @@ def text_model(
 
 # %% ../../nbs/models/06_text_model.ipynb #0a63cadf
 def save_text_model(
-    model:TextModel, # What was trained
-    spec, # What `load_data` knows
+    model:TextModel, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
     "Write a Hugging Face folder, and `head.safetensors` where the head is not the library's own"

@@ -1,7 +1,7 @@
-"""A timm network in named groups, with cuts between them; built, saved and opened for image tasks
+"""`PictureModel`: a timm network that can be cut between its groups; built, saved and opened for image tasks
 
-What every task with an image encoder shares. timm says which module is the classifier and how a network is cut into groups; `PictureModel` adds the places between the groups
-where the forward pass can be cut, so that what is frozen below is computed once. `image_model` puts a new head on, and the saved folder is one that timm opens.
+Every task with an image encoder shares this module. timm tells which module is the classifier and how a network is cut into groups; `PictureModel` adds the places between the groups
+where the forward pass can be cut, so that frozen groups are computed once. `image_model` puts a new head on, and the saved folder is one that timm opens.
 
 Docs: https://sft-nb.github.io/sft_nb/models/timm_model.html.md"""
 
@@ -89,12 +89,12 @@ class PictureModel(SFTModel):
         parts = [list(super(PictureModel, self).entering(borders, o)) for o in self._parts(x[0])]
         return ((same[0][0], torch.cat([h for _,h in same])) for same in zip(*parts))
     def _parts(self, x):
-        "Of pictures without a gradient so many that a processor's cache holds their activations; else all"
+        "Pictures without a gradient in parts whose activations fit into a processor's cache; else all at once"
         if x.device.type!='cpu' or self.layout!=torch.channels_last or self.training or torch.is_grad_enabled(): return [x]
         return x.as_subclass(torch.Tensor).split(max(8, _CACHED_PIXELS//x[0,0].numel()))
     def features(self,
         x:torch.Tensor, # `(batch, 3, side, side)`
-    ):  # What the head takes; without a head the scores
+    ):  # Input of the head; without a head the scores
         "Run the network below the head"
         return self.net.forward_features(x) if self.head is not None else self.net(x)
 
@@ -162,7 +162,7 @@ def _random_batch(example):
 
 # %% ../../nbs/models/05_timm_model.ipynb #3394d3d7
 def _same(model, cuts):
-    "Whether the pieces give what the network gives"
+    "Whether the pieces give the output of the network"
     try:
         with torch.no_grad(), eval_mode(model):
             x = h = _in_layout(_random_batch(model.example[0]).to(model.example[0]), getattr(model, 'layout', torch.contiguous_format))
@@ -174,7 +174,7 @@ def _same(model, cuts):
 @patch
 def folded_view(self:PictureModel,
     border:int, # Index of a group: those below it are frozen
-):  # What the pieces below the border run with; None: there is nothing to fold
+):  # The copy that the pieces below the border run; None: there is nothing to fold
     "A copy of the network with the batch norms below a border folded into convolutions"
     if not self.cut or self.adapter: return None
     low,x = set(self.below(border)),_in_layout(_random_batch(self.example[0]).to(next(self.net.parameters()).device), self.layout)
@@ -184,7 +184,7 @@ def folded_view(self:PictureModel,
 
 # %% ../../nbs/models/05_timm_model.ipynb #3ec04267
 def _drop_unused(net, example):
-    "Replace what `forward_features` does not run by nothing"
+    "Replace modules that `forward_features` does not run by `nn.Identity`"
     with run_order((m,m) for m in net.modules()) as ran, torch.no_grad(): h = net.eval().forward_features(example)
     for n,m in list(net.named_children()):
         if next(m.parameters(), None) is not None and not ran.keys() & set(m.modules()): setattr(net, n, nn.Identity())
@@ -196,17 +196,17 @@ def _replace(net, name, new):
     setattr(net.get_submodule(parent), leaf, new)
 
 def _place_head(net, head, n_out, dropout):
-    "Put a new head where timm's classifier stands"
+    "Put a new head in the place of timm's classifier"
     names = _classifier(net)
     if len(names)!=1: raise HeadError(f"{type(net).__name__} has {len(names)} classifiers ({', '.join(names)}): only head=None fits it.")
     old = net.get_submodule(names[0])
     if parse_head(head)[0]=='mlp' and not isinstance(old, nn.Linear):
-        raise HeadError(f"head={head!r}: the classifier of {type(net).__name__} is a {type(old).__name__}, not a linear layer. Take head=None or a module.")
+        raise HeadError(f"head={head!r}: the classifier of {type(net).__name__} is a {type(old).__name__}, not a linear layer. Pass head=None or a module.")
     _replace(net, names[0], make_head(getattr(old, 'in_features', 0), n_out, head, dropout))
 
 # %% ../../nbs/models/05_timm_model.ipynb #1b8372d3
 def _take_dropout(net):
-    "The rate of the dropout that a network has in front of its classifier, which is switched off in it: it belongs to the head"
+    "The rate of the network's own dropout before its classifier; it is switched off there, since the head applies it"
     names = _classifier(net)
     if len(names)!=1: return 0.
     parent,_,leaf = names[0].rpartition('.')
@@ -219,7 +219,7 @@ def _take_dropout(net):
 
 # %% ../../nbs/models/05_timm_model.ipynb #2ebc16c5
 def image_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
+    spec, # The `DataSpec` of the data: checkpoint, preprocessing, vocabulary
     head=None, # None, [512], 'flatten:1024', or a module
     dropout:float=0., # In front of the classifier
 )->PictureModel: # `(batch, 3, size, size)` normalized pictures -> `(batch, classes)` scores
@@ -232,7 +232,7 @@ def image_model(
         if kind!='linear': _place_head(net, head, n_out, dropout)
         names,rate = _classifier(net),(dropout or own) if kind=='linear' else 0.
         model = PictureModel(net, _groups(net, names), example=(example,), head_names=names, dropout=rate)
-        if rate and not model.cut: raise HeadError(f"dropout={rate}: {type(net).__name__} has no place in front of its classifier to put it. Take dropout=0.")
+        if rate and not model.cut: raise HeadError(f"dropout={rate}: {type(net).__name__} has no place for dropout before its classifier. Pass dropout=0.")
         return model
     net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
@@ -252,8 +252,8 @@ def _split_state(model):
 
 # %% ../../nbs/models/05_timm_model.ipynb #4a75049a
 def save_image_model(
-    model:PictureModel, # What was trained
-    spec, # What `load_data` knows
+    model:PictureModel, # The trained model
+    spec, # The `DataSpec` of the data
     folder, # Existing folder to write into
 ):
     "Write a timm folder, and `head.safetensors` where the head is not timm's own"

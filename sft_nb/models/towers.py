@@ -1,7 +1,7 @@
-"""Groups and pieces of one side of a network: a picture tower, a text tower, or both sides of a CLIP-like network
+"""`picture_tower`, `text_tower`, or `dual_towers` for both sides of a CLIP-like network
 
-What `fusion` puts under one head. A tower knows its layer groups and the pieces of its forward pass, so that it can be frozen and cached up to any height.
-`timm_model` and `text_model` know the families.
+Towers are the parts that `fusion` puts under one head. A tower has its layer groups and the pieces of its forward pass, so that it can be frozen and cached up to any height.
+`timm_model` and `text_model` list the families that can be cut.
 
 Docs: https://sft-nb.github.io/sft_nb/models/towers.html.md"""
 
@@ -32,7 +32,7 @@ def _named(side, groups, prefix):
     return {f'{side}.{short[g]}':[f'{prefix}{n}' for n in ns] for g,ns in groups.items()}
 
 def _gives(pieces, view, x, want):
-    "Whether the pieces give what the network gives"
+    "Whether the pieces give the output of the network"
     try:
         with torch.no_grad():
             for _,f in pieces: x = f(view, x)
@@ -52,7 +52,7 @@ def picture_tower(
     inner = _picture_pieces(view)
     if inner: inner = [*inner[:-1], (inner[-1][0], _chain(inner[-1][1], _pool))]
     with torch.no_grad(): want = net(x)
-    if want.ndim!=2: raise CheckpointError(f"{type(net).__name__} gives {tuple(want.shape)} for a picture batch, not one vector a picture. Take another picture model.")
+    if want.ndim!=2: raise CheckpointError(f"{type(net).__name__} gives {tuple(want.shape)} for a picture batch, not one vector per picture. Take another picture model.")
     return Tower(_named('image', groups, 'net.image.'), inner if inner and _gives(inner, view, x, want) else [(0, _whole_picture)])
 
 # %% ../../nbs/models/07_towers.ipynb #cc882f2c
@@ -112,7 +112,7 @@ def dual_towers(
     ran = dict(image=_ran(net, _clip_picture, view, picture), text=_ran(net, _clip_text, view, text))
     tops = {s:{n.partition('.')[0] for n in at} for s,at in ran.items()}
     if tops['image'] & tops['text']:
-        raise CheckpointError(f"{type(net).__name__} uses {sorted(tops['image'] & tops['text'])[0]!r} for pictures and for texts: its sides cannot be told apart. Take IMAGE+TEXT.")
+        raise CheckpointError(f"{type(net).__name__} uses {sorted(tops['image'] & tops['text'])[0]!r} for pictures and for texts: its sides cannot be separated. Pass IMAGE+TEXT.")
     mine = {s:[n for n,_ in net.named_parameters() if (n.partition('.')[0] in tops['image'])==(s=='image')] for s in ran}
     pieces = dict(image=_clip_picture, text=_clip_text)
     towers = {s:Tower(_named(s, _side_groups(net, ran[s], mine[s]), 'net.'), [(0, pieces[s])]) for s in ran}

@@ -1,4 +1,4 @@
-"""The task `audio`: a sound → its class, or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
+"""The task `audio`, one class or several, by the encoder of Whisper, wav2vec2 and its kin, or a spectrogram transformer
 
 A folder per class, or a table with the columns `audio` and `label` (`data.sound_classes`, `models.sound_model`). Sounds of any length and rate; a long one is heard in windows, all of them.
 
@@ -38,7 +38,7 @@ class AudioTask(Task):
     inputs,target,checkpoint = (SoundInput(),),ClassTarget(),'pip:whisper-tiny.en'
     adds,extra,modules = ('seconds',),'speech',('soundfile','soxr')
     recipe = dict(epochs=2, base_lr=2e-4, decay=.8)
-    options = dict(window="seconds that the encoder hears at once; longer sounds are heard in several windows; default what nine of ten training sounds fit into; 'whole' for all it can",
+    options = dict(window="seconds that the encoder hears at once; longer sounds are heard in several windows; default: nine of ten training sounds fit; 'whole' for the longest window",
                    max_seconds='longer sounds are bad rows; default 600')
     def loaders(self, spec, batch_size=None, num_workers=None, augment=True, **options):
         from sft_nb.data.sound_classes import sound_loaders

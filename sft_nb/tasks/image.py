@@ -1,4 +1,4 @@
-"""The task `image`: a picture → its class, by any timm model and a new head
+"""The task `image`, by any timm model with a new head
 
 A picture in, one class out, or several where the data say so. The network is any timm model; its groups are timm's own stages or blocks (`models.timm_model`).
 
@@ -21,7 +21,7 @@ class ImageTask(Task):
     name,summary = 'image','A picture → its class, or several'
     other_targets = (NumberTarget(),)
     inputs,target,checkpoint = (ImageInput(),),ClassTarget(),'pip:efficientnet-lite0'
-    options = dict(size="side of the square that the network sees, in pixels; default: what suits the pictures, at most the checkpoint's",
+    options = dict(size="side of the square that the network sees, in pixels; default: a side that suits the pictures, at most the checkpoint's",
                    resize="'crop' (as timm evaluates), 'pad' or 'squish'")
     def loaders(self, spec, batch_size=None, num_workers=None, augment=True, **options):
         from sft_nb.data.images import picture_loaders

@@ -1,4 +1,4 @@
-"""The task `image_text`: a picture and a text → its class, by two networks under one head, or one CLIP-like network
+"""The task `image_text`, by two networks under one head, or one CLIP-like network
 
 A table with the columns `image`, `text` and `label` (`models.fusion`). A row may lack its picture or its text, not both.
 
@@ -25,7 +25,7 @@ class ImageTextTask(Task):
     recipe = dict(epochs=0, freeze_epochs=10, head_lr=2e-3, base_lr=2e-4, decay=.7, unfreeze_to=.7)
     options = dict(size="side of the square that the picture tower sees, in pixels; default the checkpoint's", resize="'crop' (as timm evaluates), 'pad' or 'squish'",
                    max_length='tokens after which a text is cut; default as the checkpoint was trained',
-                   pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")
+                   pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default that of the checkpoint")
     def check_rows(self, rows, spec):
         from sft_nb.data.image_text import check_captions
         return check_captions(rows, spec)

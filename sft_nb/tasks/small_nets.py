@@ -1,7 +1,7 @@
-"""A Whisper, a wav2vec2, a Marian and a Llama in miniature, with random weights, made on the spot
+"""A Whisper, a wav2vec2, a Marian and a Llama with random weights, made on the spot
 
-Lessons, contract tests and a demonstration need checkpoints that are there without a network. Each function writes a folder in the layout of its library,
-which opens as a downloaded one does; the same seed gives the same weights. `texts` has `word_pieces`, a tokenizer for small classifiers of texts.
+Examples, contract tests and a demonstration need checkpoints without a download. Each function writes a folder in the layout of its library,
+which opens like a downloaded one; the same seed gives the same weights. `texts` has `word_pieces`, a tokenizer for small classifiers of texts.
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/small_nets.html.md"""
 
@@ -55,7 +55,7 @@ def _whisper_net(tok, width, layers, seconds, seed, languages):
     return net
 
 def _as_published(how, number, languages):
-    "How a Whisper writes, as the published ones say it: not taken from the config of the network, with numbers for languages and tasks where there are several"
+    "The generation config of a Whisper, like that of published ones: independent of the config of the network, with token numbers of languages and tasks where there are several"
     how._from_model_config,how.is_multilingual,how.max_length,how.return_timestamps = False,len(languages)>1,64,False
     how.no_timestamps_token_id,how.prev_sot_token_id,how.suppress_tokens,how.alignment_heads = number('<|notimestamps|>'),number('<|startofprev|>'),[1,2],[[0,0]]
     how.forced_decoder_ids = [[1,how.no_timestamps_token_id]]
@@ -68,9 +68,9 @@ def small_whisper(
     folder, # Folder to make
     width:int=48, # Components
     layers:int=1, # On each side
-    seconds:int=1, # What it hears
-    seed:int=0, # Of the random weights
-    languages:tuple=('en',), # Codes in the order of Whisper's own list (en, zh, de, es, ru …); one: it is for that language alone
+    seconds:int=1, # Window in seconds
+    seed:int=0, # Seed of the random weights
+    languages:tuple=('en',), # Codes in the order of Whisper's own list (en, zh, de, es, ru …); one: a checkpoint for that language alone
 )->Path: # `folder`: a checkpoint in Whisper's layout
     "A small Whisper with random weights, whose tokens are bytes"
     from transformers import WhisperFeatureExtractor, WhisperProcessor
@@ -83,8 +83,8 @@ def small_whisper(
 # %% ../../nbs/tasks/00_small_nets.ipynb #ae00c4ad
 def small_ctc(
     folder, # Folder to make
-    letters:str='ABCDEFGHIJKLMNOPQRSTUVWXYZ', # What it can write, besides the space
-    seed:int=0, # Of the random weights
+    letters:str='ABCDEFGHIJKLMNOPQRSTUVWXYZ', # Letters that it can write, besides the space
+    seed:int=0, # Seed of the random weights
     **kw, # For `Wav2Vec2Config`
 )->Path: # `folder`: a checkpoint in the layout of wav2vec2
     "A small wav2vec2 with random weights, and a vocabulary of letters"
@@ -101,8 +101,8 @@ def small_ctc(
 # %% ../../nbs/tasks/00_small_nets.ipynb #64705a5f
 def small_spectrogram_net(
     folder, # Folder to make
-    seconds:int=1, # What it hears
-    seed:int=0, # Of the random weights
+    seconds:int=1, # Window in seconds
+    seed:int=0, # Seed of the random weights
     **kw, # For `ASTConfig`
 )->Path: # `folder`: a checkpoint in the layout of an Audio Spectrogram Transformer
     "A small Audio Spectrogram Transformer with random weights"
@@ -125,7 +125,7 @@ def _pieces(texts, size):
     return out.getvalue()
 
 def sentence_pieces(
-    texts, # What the tokenizer is trained on
+    texts, # Texts that the tokenizer is trained on
     folder:Path, # Gets source.spm, target.spm and vocab.json
     size:int, # Number of pieces; less where the texts have fewer
 ):  # A `MarianTokenizer`
@@ -147,12 +147,12 @@ def _marian_config(tok, width, layers):
                         eos_token_id=tok.eos_token_id, bos_token_id=None, decoder_start_token_id=pad, forced_eos_token_id=None, scale_embedding=True, activation_function='gelu')
 
 def small_marian(
-    texts, # What the tokenizer is trained on
+    texts, # Texts that the tokenizer is trained on
     folder, # Folder to make
     size:int=4000, # Number of pieces
     width:int=256, # Components of a token vector, a multiple of 32
     layers:int=3, # On each side
-    seed:int=0, # Of the random weights
+    seed:int=0, # Seed of the random weights
 )->Path: # `folder`: a checkpoint in Marian's layout
     "A small Transformer with random weights and a tokenizer trained on the texts"
     from transformers import MarianMTModel
@@ -181,13 +181,13 @@ def _byte_pieces(texts, size, longest):
 
 # %% ../../nbs/tasks/00_small_nets.ipynb #c588cd3a
 def small_llama(
-    texts, # What the tokenizer is trained on
+    texts, # Texts that the tokenizer is trained on
     folder, # Folder to make
     size:int=400, # Tokens; 259 bytes and marks are among them
     width:int=32, # Components of a token vector, a multiple of 16
     layers:int=2, # Of the network
     longest:int=256, # Tokens that it can read
-    seed:int=0, # Of the random weights
+    seed:int=0, # Seed of the random weights
     **kw, # For `LlamaConfig`
 )->Path: # `folder`: a checkpoint in Llama's layout
     "A small Llama with random weights, whose template is ChatML; its output layer is tied to the embeddings"
@@ -206,7 +206,7 @@ def small_llama(
 def word_pieces(
     texts, # Words between spaces become pieces, all others are spelled
 ):  # A tokenizer of transformers
-    "A WordPiece tokenizer for lessons and tests, of the words and letters of a few texts"
+    "A WordPiece tokenizer for examples and tests, of the words and letters of a few texts"
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
     special,letters = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]'],[chr(o) for o in range(97, 123)]

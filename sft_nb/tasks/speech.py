@@ -1,4 +1,4 @@
-"""The task `speech`: a sound → what is said, by Whisper or a CTC model such as wav2vec2 and HuBERT
+"""The task `speech`, by Whisper or a CTC model such as wav2vec2 and HuBERT
 
 A table with the columns `audio` and `text` (`models.speech_model`). Models are judged by the word error rate of the texts that they write.
 
@@ -16,7 +16,7 @@ from ..data.task import register, Task
 
 # %% ../../nbs/tasks/06_speech.ipynb #ed021bca
 class SpokenText(TextTarget):
-    "What is said, scored by error rates under the rule of its language"
+    "The text of a sound, scored by error rates under the rule of its language"
     column,shown,lower = 'text',('wer','cer'),('wer','cer','wer_plain','cer_plain')
     def coder(self, spec):
         from sft_nb.data.speech import speech_coder
@@ -40,8 +40,8 @@ class SpeechTask(Task):
     adds,extra,modules = ('seconds',),'speech',('soundfile','soxr','jiwer')
     recipe = dict(epochs=0, freeze_epochs=3, head_lr=1e-4)
     options = dict(window="seconds that a Whisper hears in training; default the longest clip; 'whole' for all it can",
-                   language='code of the language: what a Whisper for several is told, and whose rules the scores follow',
-                   num_beams='beams of the search that writes; default 1, greedy', max_seconds='longer clips are bad rows; default what a Whisper hears, 30 for others')
+                   language='code of the language: prompt of a Whisper for several, and rules of the scores',
+                   num_beams='beams of the search that writes; default 1, greedy', max_seconds='longer clips are bad rows; default the window of a Whisper, 30 for others')
 
 # %% ../../nbs/tasks/06_speech.ipynb #ae86d8bf
 @patch

@@ -1,4 +1,4 @@
-"""The task `text`: a text, or a pair of texts → its class, by any encoder or GPT-like model of transformers
+"""The task `text`: a text or a pair of texts, by any encoder or GPT-like model of transformers
 
 A text or a pair of texts in, one class out, or several where the data say so (`models.text_model`).
 
@@ -24,7 +24,7 @@ class TextTask(Task):
     adds,modules = ('tokens',),('transformers',)
     recipe = dict(epochs=2, base_lr=6e-4, decay=.8, unfreeze_to=.4)
     options = dict(max_length="tokens after which a text is cut; default as the checkpoint was trained",
-                   pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default as the checkpoint says")
+                   pooling="how token vectors become one: 'mean', 'cls', 'last' or 'max'; default that of the checkpoint")
     def loaders(self, spec, batch_size=None, num_workers=None, augment=True, **options):
         from sft_nb.data.texts import text_loaders
         return text_loaders(spec, batch_size, num_workers, augment, **options)

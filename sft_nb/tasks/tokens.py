@@ -1,4 +1,4 @@
-"""The task `tokens`: a text, or a list of words → a tag for each word, by any encoder of transformers
+"""The task `tokens`: names, parts of speech and other tags, by any encoder of transformers
 
 Names, places and products in a text, or parts of speech: one tag per word out of CoNLL files, JSON lines or spans (`data.tag_target`), learned by a transformers network
 (`models.token_model`).

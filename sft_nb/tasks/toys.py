@@ -1,6 +1,6 @@
-"""Data and a network of a few seconds for each task, made on the spot; the lessons and the tests run on them
+"""`make_toy`: data and a network for each task that train in seconds, made on the spot, for examples and tests
 
-A toy is a small data set that can be learnt by heart and a network with random weights, of the same kind as the real ones.
+A toy is a small data set that can be learned by heart, with a network with random weights, of the same kind as the real ones.
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/toys.html.md"""
 
@@ -34,10 +34,10 @@ def _graded(labels):
 
 def toy_pictures(
     folder, # Where the pictures are drawn
-    n:int=8, # Pictures a class
-    numbers:bool=False, # A table with a number in the place of the class
+    n:int=8, # Pictures per class
+    numbers:bool=False, # A table with a number instead of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one item and returns what its error must name
-    "Round and square shapes, a folder a class"
+    "Round and square shapes, one folder per class"
     rng,folder = np.random.default_rng(0),Path(folder)
     for i in range(n):
         for name in ('round','square'):
@@ -69,7 +69,7 @@ def _small_bert(tok, folder):
 # %% ../../nbs/tasks/01_toys.ipynb #c21c9b1d
 def toy_texts(
     folder, # Where the table and the network are written
-    numbers:bool=False, # A number in the place of the class
+    numbers:bool=False, # A number instead of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Short sentences of two moods, and a BERT of two layers with random weights"
     from sft_nb.tasks.small_nets import word_pieces
@@ -117,7 +117,7 @@ def _toy_networks(folder, texts):
 # %% ../../nbs/tasks/01_toys.ipynb #22dc493f
 def toy_captions(
     folder, # Where the table, the pictures and the networks are written
-    numbers:bool=False, # A number in the place of the class
+    numbers:bool=False, # A number instead of the class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Shapes with words, and two networks with random weights"
     folder = Path(folder)
@@ -185,9 +185,9 @@ def _note(rng, rising, seconds, rate=8000):
 
 def toy_notes(
     folder, # Where the sounds and the network are written
-    n:int=8, # Sounds a class
+    n:int=8, # Sounds per class
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one item and returns what its error must name
-    "Tones that rise and tones that fall, a folder a class, one of each longer than a window; a Whisper with random weights"
+    "Tones that rise and tones that fall, one folder per class, one of each longer than a window; a Whisper with random weights"
     from sft_nb.tasks.small_nets import small_whisper
     sf,folder,rng = need('soundfile', 'speech'),Path(folder),np.random.default_rng(0)
     for name in ('rising','falling'):

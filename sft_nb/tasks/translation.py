@@ -1,4 +1,4 @@
-"""The task `translation`: a sentence → the same in another language, by Marian, T5, BART, mBART, M2M100 or NLLB
+"""The task `translation`, by Marian, T5, BART, mBART, M2M100 or NLLB
 
 A table with the columns `source` and `target`, and any encoder–decoder of transformers (`models.seq2seq`). Models are judged by the texts that they write: BLEU and chrF.
 

@@ -1,9 +1,9 @@
-"""`add_adapter` puts LoRA, DoRA or IA³ into any network here; `merge_adapter` and `save_adapter` take the result out
+"""`add_adapter` puts one into any network of this package; `merge_adapter` and `save_adapter` take the result out
 
-An adapter leaves the pretrained base still and trains a small addition to its layers: for LoRA (arXiv:2106.09685) a product of two thin matrices. Fewer
+An adapter leaves the pretrained base unchanged and trains a small addition to its layers: for LoRA (arXiv:2106.09685) a product of two thin matrices. Fewer
 numbers are trained and kept by the optimizer, one base serves many tasks, and little data over-fits less easily. The layers come from peft; this module
 chooses where they go, and keeps them in step with layer groups, schedules, cache and saving: under an adapter every freeze, unfreeze and schedule touches the
-adapter and the head only. Two ways of tuning little need no adapter at all, they are freezes: `freeze_to(learn, rule='bias')` (BitFit, arXiv:2106.10199) and
+adapter and the head only. Two methods that tune few parameters need no adapter at all, only a freeze: `freeze_to(learn, rule='bias')` (BitFit, arXiv:2106.10199) and
 `rule='norm'`.
 
 Docs: https://sft-nb.github.io/sft_nb/training/adapters.html.md"""
@@ -44,7 +44,7 @@ def _ran(model):
 def adaptable_layers(
     learn:SFTLearner, # The learner
 )->list: # Names, as in `learn.model.net`, in the order in which they run
-    "Layers below the head that an adapter can stand in: linear layers and ungrouped convolutions that run"
+    "Layers below the head that an adapter can wrap: linear layers and ungrouped convolutions that run"
     owners = [id(p) for _,p in learn.model.named_parameters(remove_duplicate=False)]
     return [n.removeprefix('net.') for n,m in _ran(learn.model).items() if getattr(m, 'groups', 1)==1 and owners.count(id(m.weight))==1]
 
@@ -62,10 +62,10 @@ def _default_targets(net, names, kind):
 
 # %% ../../nbs/training/11_adapters.ipynb #ce79df06
 def _no_target(net, names, targets, lost):
-    "What is wrong with targets of which some are not found"
+    "The error for targets of which some are not found"
     there = [n for n,_ in net.named_modules() if n and any(n==t or n.endswith('.'+t) for t in lost)]
     what = f"{lost[0]!r} in targets" if lost else f"targets={targets!r}"
-    if not there: return AdapterError(f"{what} names no layer. Valid: {_ends(names)}.")
+    if not there: return AdapterError(f"{what} matches no layer. Valid: {_ends(names)}.")
     return AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is not a linear layer or plain "
                         f"convolution below the head that runs. Valid: {_ends(names)}.")
 
@@ -75,13 +75,13 @@ def _ends(names):
 
 # %% ../../nbs/training/11_adapters.ipynb #58953a24
 def _find_targets(net, names, targets):
-    "The adaptable layers that are meant; what is named and not adaptable is an error"
+    "The adaptable layers that targets select; a named layer that is not adaptable is an error"
     if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
     else: hit = lambda n: any(n==t or n.endswith('.'+t) for t in targets)
-    try: found = [n for n in names if hit(n)]
+    try: chosen = [n for n in names if hit(n)]
     except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
     lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
-    if found and not lost: return found
+    if chosen and not lost: return chosen
     raise _no_target(net, names, targets, lost)
 
 # %% ../../nbs/training/11_adapters.ipynb #1520c917
@@ -99,7 +99,7 @@ def _short(net, names):
 
 # %% ../../nbs/training/11_adapters.ipynb #d7dcfc56
 class Adapter:
-    "An adapter that stands in a network"
+    "An adapter in a network"
     def __init__(self,
         config, # peft's config
         layers, # Names of the adapted layers as `SFTModel` has them
@@ -108,7 +108,7 @@ class Adapter:
     def __repr__(self): return json.dumps({k:sorted(v) if isinstance(v, set) else v for k,v in self.config.to_dict().items()}, sort_keys=True, default=str)
 
     def merged(self,
-        model:SFTModel, # The model that it stands in
+        model:SFTModel, # The model that has the adapter
     )->SFTModel: # A copy
         "A copy of a model with its adapter merged into the base"
         new = copy.deepcopy(model)
@@ -117,26 +117,26 @@ class Adapter:
 # %% ../../nbs/training/11_adapters.ipynb #3d3d2236
 def _sizes(r, alpha, dropout):
     "Rank, scale and dropout as plain numbers"
-    if isinstance(r, bool) or not isinstance(r, Integral) or r<1: raise AdapterError(f"r={r!r} is not a rank. Valid: a whole number from 1 up, such as 8.")
-    if alpha is not None and not 0<alpha<math.inf: raise AdapterError(f"alpha={alpha!r} is not a scale. Valid: above 0, or None for twice the rank.")
-    if not 0<=dropout<1: raise AdapterError(f"dropout={dropout!r} is not a probability. Valid: from 0 to below 1.")
+    if isinstance(r, bool) or not isinstance(r, Integral) or r<1: raise AdapterError(f"r must be a positive integer such as 8, got {r!r}.")
+    if alpha is not None and not 0<alpha<math.inf: raise AdapterError(f"alpha must be above 0, or None for twice the rank, got {alpha!r}.")
+    if not 0<=dropout<1: raise AdapterError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
     return int(r),2*int(r) if alpha is None else getattr(alpha, 'item', lambda: alpha)(),float(dropout)
 
 # %% ../../nbs/training/11_adapters.ipynb #4e322bd4
 def _lora(net, names, kind, r, alpha, dropout):
-    "What LoRA and DoRA are given"
+    "Arguments of LoRA and DoRA"
     r,alpha,dropout = _sizes(r, alpha, dropout)
     return dict(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=_short(net, names), use_dora=kind=='dora')
 
 def _ia3(net, names):
-    "What IA³ is given: the layers, and which of them have their factor on the input"
+    "Arguments of IA³: the layers, and those with their factor on the input"
     down = [n for n in names if _DOWN.search(n) and not isinstance(net.get_submodule(n), nn.Conv2d)]
     on,ff = _short(net, names),_short(net, down) if down else []
     return dict(target_modules=on, feedforward_modules=ff) if set(ff)<=set(on) else dict(target_modules=_exact(names), feedforward_modules=_exact(down))
 
 def _config(net, names, kind, r, alpha, dropout, kwargs):
     import peft
-    if 'target_modules' in kwargs: raise AdapterError(f"target_modules={kwargs['target_modules']!r} is what peft calls the layers. Name them by targets=.")
+    if 'target_modules' in kwargs: raise AdapterError(f"target_modules={kwargs['target_modules']!r} is peft's name for the layers. Pass targets= instead.")
     fan = any(not isinstance(net.get_submodule(n), (nn.Linear,nn.Conv2d)) for n in names)
     own = _ia3(net, names) if kind=='ia3' else _lora(net, names, kind, r, alpha, dropout)
     try: return (peft.IA3Config if kind=='ia3' else peft.LoraConfig)(**{**own, 'fan_in_fan_out':fan, **kwargs})
@@ -146,7 +146,7 @@ def _config(net, names, kind, r, alpha, dropout, kwargs):
 ADAPTERS = ('lora', 'dora', 'ia3')
 
 def _layers(learn, kind, targets):
-    "Names of the layers that are meant"
+    "Names of the layers to adapt"
     model,names = learn.model,adaptable_layers(learn)
     names = _find_targets(model.net, names, targets) if targets is not None else _default_targets(model.net, names, kind)
     if not names: raise AdapterError(f"{type(model.net).__name__} has no layer for an adapter. Valid: {_ends(names)}.")
@@ -156,8 +156,8 @@ def _own_config(learn, config, targets, kwargs):
     "(a copy of a config of peft that names the layers, the layers)"
     import peft
     if not isinstance(config, peft.PeftConfig) or not hasattr(config, 'target_modules'):
-        raise AdapterError(f"kind={config!r} is not an adapter of layers. Valid: {', '.join(map(repr, ADAPTERS))}, or a config of peft with `target_modules`.")
-    if kwargs: raise AdapterError(f"{', '.join(kwargs)}: a {type(config).__name__} holds its own arguments. Set them in it.")
+        raise AdapterError(f"kind must be one of {', '.join(map(repr, ADAPTERS))}, or a config of peft with `target_modules`, got {config!r}.")
+    if kwargs: raise AdapterError(f"{', '.join(kwargs)}: a {type(config).__name__} holds its own arguments. Set them there.")
     if targets is None and config.target_modules!='all-linear': targets = config.target_modules
     config,names = copy.deepcopy(config),_layers(learn, None, targets)
     config.target_modules = _short(learn.model.net, names)
@@ -165,7 +165,7 @@ def _own_config(learn, config, targets, kwargs):
 
 # %% ../../nbs/training/11_adapters.ipynb #ff469e7c
 def _inject(model, config, names):
-    "Let peft change the network, and group its parameters anew; what it adds and the head may train from now on"
+    "Let peft change the network, and group its parameters anew; from now on only the adapter and the head may train"
     import peft
     before,mode = {n for n,_ in model.named_parameters()},model.training
     try: wrapped = peft.get_peft_model(model.net, config)
@@ -184,14 +184,14 @@ def add_adapter(
     r:int=8, # Rank of LoRA and DoRA: the inner width of the two thin matrices
     alpha:float|None=None, # The addition is scaled by alpha/r; None: 2·r
     dropout:float=0., # In front of the addition, LoRA and DoRA
-    targets=None, # Which layers: names, ends of names, or a regular expression; None: all linear layers, in a CNN the convolutions
+    targets=None, # Layers: names, ends of names, or a regular expression; None: all linear layers, in a CNN the convolutions
     **kwargs, # To peft's config: `use_rslora`, `init_lora_weights`, `bias` stays 'none'
-)->SFTLearner: # `learn`, the adapter and the head unfrozen; prints what trains
+)->SFTLearner: # `learn`, the adapter and the head unfrozen; prints the trainable parameters
     "Put an adapter into the network; from now on only it and the head can train"
     need('peft', 'adapters')
     if learn.model.adapter is not None: raise AdapterError("This model has an adapter already. Call merge_adapter(learn) first.")
     if isinstance(kind, str):
-        if kind not in ADAPTERS: raise AdapterError(f"There is no adapter {kind!r}.{near(kind, ADAPTERS)} A config of peft is taken too.")
+        if kind not in ADAPTERS: raise AdapterError(f"There is no adapter {kind!r}.{near(kind, ADAPTERS)} A config of peft is valid too.")
         names = _layers(learn, kind, targets)
         config = _config(learn.model.net, names, kind, r, alpha, dropout, kwargs)
     else: config,names = _own_config(learn, kind, targets, kwargs)
@@ -219,7 +219,7 @@ def merge_adapter(
 
 # %% ../../nbs/training/11_adapters.ipynb #b0ef5ee3
 def _head_modules(model):
-    "Names of the largest modules of the network that hold nothing but the head"
+    "Names of the largest modules of the network that hold only the head"
     head,params = set(model.groups['head']),[n for n,_ in model.named_parameters()]
     out = []
     for n in model.groups['head']:
@@ -229,22 +229,22 @@ def _head_modules(model):
     return list(dict.fromkeys(out))
 
 def _own_head(model):
-    "Whether the head is the one that the library's model has"
+    "Whether the head is that of the library's model"
     if model.head is not None: return False
     mods = [model.net.get_submodule(n) for n in _head_modules(model)]
     return hasattr(model.net, 'config') or (len(mods)==1 and isinstance(mods[0], nn.Linear))
 
 # %% ../../nbs/training/11_adapters.ipynb #b2f48b2d
 def _check_base(learn):
-    "The base is still what the checkpoint holds"
+    "Check that the base still equals the checkpoint"
     spec = learn.spec
     if spec is None or not spec.pretrained: return
     fresh = spec.task.model(spec, None).net.state_dict()
     head,layers = set(learn.model.groups['head']),learn.model.adapter.layers
     def plain(n): return n.replace('.base_layer.', '.') if any(f'net.{n}'.startswith(a+'.base_layer.') for a in layers) else n
-    now = {plain(n):t for n,t in learn.model.net.state_dict().items() if f'net.{n}' not in head}
-    bad = [n for n,t in now.items() if n in fresh and t.is_floating_point() and not torch.equal(t.cpu(), fresh[n])]
-    if bad: raise AdapterError(f"{len(bad)} tensors of the base are not those of {spec.checkpoint.ref} any more, the first is {bad[0]!r}: the adapter "
+    tensors = {plain(n):t for n,t in learn.model.net.state_dict().items() if f'net.{n}' not in head}
+    bad = [n for n,t in tensors.items() if n in fresh and t.is_floating_point() and not torch.equal(t.cpu(), fresh[n])]
+    if bad: raise AdapterError(f"{len(bad)} tensors of the base are not those of {spec.checkpoint.ref} any more, such as {bad[0]!r}: the adapter "
                                "would not fit what others load. Call save_predictor(learn, …), which saves the whole model.")
 
 # %% ../../nbs/training/11_adapters.ipynb #ef9b534e

@@ -1,7 +1,7 @@
-"""What a frozen part computes is computed once, kept on disk, and exact
+"""The output of frozen layers is computed once per item, kept on disk, and exact
 
-A frozen part gives the same output for the same item in every epoch. The cache runs it once, in eval mode, keeps what enters the first group that trains in a
-memory-mapped file, and lets every later epoch, stage, run of the cell and process start from there. Same weights, same preprocessing, same item: same activation;
+A frozen part gives the same output for the same item in every epoch. The cache runs it once, in eval mode, keeps the activations that enter the first group that trains in a
+memory-mapped file, and every later epoch, stage, run of the cell and process starts from there. Same weights, same preprocessing, same item: same activation;
 if any of them changes, the entry is not found and is made anew.
 
 Docs: https://sft-nb.github.io/sft_nb/training/cache.html.md"""
@@ -50,7 +50,7 @@ def cache_key(
     rows:pd.DataFrame, # The rows that are computed
     dtype:str='float32', # How it is stored
     view:int|None=None, # Number of an augmented pass; None: not augmented
-    items:str|None=None, # What `item_hashes` says of the rows; None: it is asked
+    items:str|None=None, # Result of `item_hashes` for the rows; None: it is computed
 )->str: # 40 hex digits
     "The name of an entry: a hash over all that the activations depend on"
     model,spec = learn.model,learn.spec
@@ -75,7 +75,7 @@ def _shares(spec, rows, order):
     return lengths.cumsum()/lengths.sum()
 
 def _room_for(writers, n, shares=None, used=(), secured=0):
-    "Bytes that are free for what is being written, at least `secured`; refused where `n` rows would be more than the budget"
+    "Bytes free for the entry that is being written, at least `secured`; refused where `n` rows would exceed the budget"
     w = next(iter(writers.values()))
     done = shares[w.n-1] if w.lengths and shares is not None else w.n/n
     size,beside = sum(w.nbytes for w in writers.values())/done,sum(map(_folder_bytes, used))
@@ -85,7 +85,7 @@ def _room_for(writers, n, shares=None, used=(), secured=0):
         _make_room(used, secured)
         return secured
     also = f' beside {beside/1e9:.1f} GB that this fit reads' if beside else ''
-    raise _NoCache(f"{n:,} rows would take {size/1e9:.1f} GB{also}, the budget is {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
+    raise _NoCache(f"{n:,} rows need {size/1e9:.1f} GB{also}, more than the {_budget()/1e9:.1f} GB limit (SFT_NB_CACHE_BYTES)")
 
 # %% ../../nbs/training/05_cache.ipynb #66cdde0b
 def _entered(model, border):
@@ -100,21 +100,21 @@ def _copied(h):
     return out
 
 def _arrived(passes, event=None):
-    "What a device computes, on the host one pass later, so that it computes the next while the last is written; without `event`, as it comes"
+    "Results of a device, read one pass later, so that it computes the next batch while the last is written; without `event`, at once"
     waiting = None
     for hs in passes:
-        now = (hs,None) if event is None else ({b:_copied(h) for b,h in hs.items()},event())
+        item = (hs,None) if event is None else ({b:_copied(h) for b,h in hs.items()},event())
         if waiting is not None:
             waiting[1].synchronize()
             yield waiting[0]
-        if event is None: yield now[0]
-        else: waiting = now
+        if event is None: yield item[0]
+        else: waiting = item
     if waiting is not None:
         waiting[1].synchronize()
         yield waiting[0]
 
 def _fill(learn, outs, rows, loader, dtype, order, shares, used):
-    "Run the frozen part once, and keep what enters some groups; `outs`: border -> folder"
+    "Run the frozen part once, and keep the activations that enter some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad(), eval_mode(model):
         writers,secured = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},0
@@ -160,7 +160,7 @@ def _precision(learn):
 def _height(border): return border if isinstance(border, int) else -1
 
 def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), used=()):
-    if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype={dtype!r} cannot be stored. Valid: 'float32', 'float16', 'bfloat16'.")
+    if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype must be 'float32', 'float16' or 'bfloat16', got {dtype!r}.")
     with learn.model.folding(max((border, *also), key=_height)), _precision(learn):
         items = item_hashes(rows, learn.spec.task.cached_columns, learn.spec.task.file_columns)
         outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
@@ -174,7 +174,7 @@ def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), us
                 if not also: raise
                 _compute(learn, {border:out}, rows, dtype, loader, used)
             if not _make_room((*used, out)): shutil.rmtree(out, ignore_errors=True)
-    if not out.exists(): raise _NoCache(f"what this fit reads is more than the budget of {_budget()/1e9:.1f} GB (SFT_NB_CACHE_BYTES)")
+    if not out.exists(): raise _NoCache(f"this fit needs more than the {_budget()/1e9:.1f} GB limit (SFT_NB_CACHE_BYTES)")
     os.utime(out/'meta.json')
     return Activations(out)
 
@@ -187,8 +187,8 @@ def activations(
     loader=None, # Gives the inputs of `rows` in order; None: the task's own, without augmentation
     view:int|None=None, # Number of an augmented pass
     also=(), # Lower borders that will be wanted later: kept on the same pass, where the budget allows it
-)->Activations: # One row an item
-    "What enters group `border` for some rows: from the cache, or computed and kept"
+)->Activations: # One row per item
+    "The activations that enter group `border` for some rows: from the cache, or computed and kept"
     return _activations(learn, border, rows, dtype, loader, view, also)
 
 # %% ../../nbs/training/05_cache.ipynb #f9c546bf
@@ -196,8 +196,8 @@ class BorderLoader(DataLoader):
     "The batches of another loader, as activations at a border; the order is that of the other loader"
     def __init__(self,
         source, # The loader whose order is kept
-        views, # One `Activations` a view; epoch e reads view e modulo their number
-        targets, # `(rows, …)` tensor of targets, in the order of the rows; or what has `batch(rows)`, which gives more inputs and targets
+        views, # One `Activations` per view; epoch e reads view e modulo their number
+        targets, # `(rows, …)` tensor of targets, in the order of the rows; or an object with `batch(rows)`, which gives more inputs and targets
         border:int, # Index of the first group that runs
     ):
         super().__init__(range(len(targets)), bs=source.bs, num_workers=0, drop_last=source.drop_last, shuffle=source.shuffle, device=source.device)
@@ -215,11 +215,11 @@ class BorderLoader(DataLoader):
     def rows_batch(self,
         rows, # Numbers of rows
     )->tuple: # (inputs, targets)
-        "Some rows as a batch, out of the view of this epoch"
+        "Some rows as a batch, from the view of this epoch"
         return _with_targets(self.border, self.views[self.epoch % len(self.views)].batch(list(rows)), self.targets, list(rows))
 
 def _with_targets(border, h, targets, part):
-    "A batch; what reads its own target (a decoder) has it among its inputs too"
+    "A batch; a model that reads its own target (a decoder) has it among its inputs too"
     if not hasattr(targets, 'batch'): return dict(border=border, h=h),targets[part]
     more,y = targets.batch(part)
     return dict(border=border, h={**h, **more}),y
@@ -235,8 +235,8 @@ def first_trainable(
 def cache_border(
     model:SFTModel, # The model, frozen as it will train
     at_most:int|str|None=None, # No higher than this group, as `freeze_to` takes it; None: as high as it goes
-):  # Index of the highest group, at or below the first that trains, where the network can be cut (or what else its `highest_border` says); None: there is none
-    "Where a frozen part can be cached"
+):  # Index of the highest group, at or below the first that trains, where the network can be cut (or the result of its own `highest_border`); None: there is none
+    "The border at which a frozen part can be cached"
     on = {n for n,p in model.named_parameters() if p.requires_grad}
     later = set() if at_most is None else {n for g in model.above(at_most) for n in model.groups[g]}
     lower = model.highest_border(on|later)
@@ -249,7 +249,7 @@ def why_not(
 )->str|None: # None: it can be cached
     "Why the frozen part of a learner cannot be cached"
     spec = learn.spec
-    if spec is None or not len(spec.rows): return "the DataLoaders are not from load_data, so that items and transforms are not known"
+    if spec is None or not len(spec.rows): return "the DataLoaders are not from load_data, so that items and transforms are unknown"
     if cache_border(learn.model) is None: return f"{type(learn.model.net).__name__} trains from {list(learn.model.groups)[first_trainable(learn.model)]!r} and has no border at or below it"
     if learn.augments and not views: return "augmentation before the border changes the pictures in every epoch (views=k would keep k augmented passes)"
     return next((f"{type(c).__name__} mixes inputs" for c in learn.cbs if hasattr(c, 'lerp') or type(c).__name__ in ('MixUp','CutMix')), None)
@@ -288,12 +288,12 @@ def _in_place(learn, dls):
 
 # %% ../../nbs/training/05_cache.ipynb #a6480456
 class FrozenCache(Callback):
-    "Lets fits start from what the frozen part computed once"
+    "Fits start from activations that the frozen part computes once"
     order,run_valid = 210,False
     def __init__(self,
         dtype:str='float32', # 'float32' (exact), 'float16' or 'bfloat16': how activations are stored
         views:int=0, # Number of augmented passes to keep where augmentation is on; 0: the cache is off then
-        quiet:bool=False, # Do not say why the cache is off
+        quiet:bool=False, # No message where the cache is off
         at_most:int|str|None=None, # Highest group at whose input to cache, as `freeze_to` takes it; None: the first that trains
         also=(), # Lower borders from which later fits will start: kept on the same pass
     ): self.dtype,self.views,self.quiet,self.at_most,self.also = dtype,views,quiet,at_most,also
@@ -303,7 +303,7 @@ class FrozenCache(Callback):
             try: return _border_dls(learn, cache_border(learn.model, self.at_most), self.dtype, self.views if learn.augments else 0, self.also)
             except (_NoCache, OSError) as e: why = str(e)
         learn.state.cached_groups = None
-        if not self.quiet: say(f'No cache: {why}.')
+        if not self.quiet: say(f'Cache off: {why}.')
         return learn.dls
     @contextmanager
     def around_fit(self, **fit):
@@ -315,10 +315,10 @@ def _caches(learn): return [o for o in learn.cbs if isinstance(o, FrozenCache)]
 
 @contextmanager
 def frozen_cache(
-    learn:SFTLearner, # The learner; what is frozen when a fit begins is what is cached
-    dtype:str='float32', # As `FrozenCache` takes it, and all that follow
+    learn:SFTLearner, # The learner; groups that are frozen when a fit begins are cached
+    dtype:str='float32', # As `FrozenCache` takes it, like all arguments below
     views:int=0, # Number of augmented passes to keep where augmentation is on; 0: the cache is off then
-    quiet:bool=False, # Do not say why the cache is off
+    quiet:bool=False, # No message where the cache is off
     at_most:int|str|None=None, # Highest group at whose input to cache; None: the first that trains
     also=(), # Lower borders from which later fits will start
 ):  # All fits inside the block start from cached activations

@@ -1,7 +1,7 @@
-"""What the cache keeps: one folder an entry, checked before it is read, within a budget of bytes
+"""Entries of the cache: written whole, checked before they are read, within a budget of bytes; `cache_info` and `clear_cache`
 
-An entry is a folder of plain numbers with a description. This module writes one, checks and opens it, and lets those that were used longest ago go where all of them would be more than
-the budget. What belongs into an entry, and what it is called, `cache` decides.
+An entry is a folder of plain numbers with a description. This module writes one, checks and opens it, and removes those that were used longest ago where all of them together would exceed
+the budget. `cache` decides the content and the name of an entry.
 
 Docs: https://sft-nb.github.io/sft_nb/training/cache_store.html.md"""
 
@@ -29,7 +29,7 @@ class _Writer:
     @property
     def nbytes(self): return sum(f.tell() for f in self.files.values())
     def add(self, h):
-        "Rows of one batch; where it has a `mask`, what that leaves out is padding and is not kept"
+        "Rows of one batch; padding, by its `mask`, is not kept"
         parts = _as_dict(h)
         keep = parts['mask'].bool() if 'mask' in parts else None
         if keep is not None: self.lengths += keep.sum(1).tolist()
@@ -51,7 +51,7 @@ def _append(self:_Writer, k, t, keep):
 @patch
 def close(self:_Writer,
     order=None, # Numbers of the rows as they were added; None: as they were given
-    **more, # What else the description says
+    **more, # Other fields of the description
 ):
     "Force the files to disk, and describe them"
     if order is not None: np.save(self.folder/'place.npy', np.argsort(order), allow_pickle=False)
@@ -76,7 +76,7 @@ def _is_meta(o):
 def _whole_numbers(folder, name, n):
     "`n` whole numbers from 0 up, of a .npy file"
     a = np.load(safe_path(folder, name), mmap_mode='r' if n else None, allow_pickle=False)
-    if a.shape!=(n,) or a.dtype.kind!='i' or n and a.min()<0: raise ValueError(f'{name} holds no {n:,} whole numbers')
+    if a.shape!=(n,) or a.dtype.kind!='i' or n and a.min()<0: raise ValueError(f'{name} must hold {n:,} whole numbers')
     return np.array(a)
 
 def _check_sizes(folder, meta, lengths):
@@ -91,19 +91,19 @@ def _read_entry(folder):
     "(description, length of each row, place of each row) of an entry, checked against its files"
     try:
         meta = safe_json(safe_path(folder, 'meta.json'), limit=2**20)
-        if not _is_meta(meta): raise ValueError('meta.json describes no entry')
+        if not _is_meta(meta): raise ValueError('meta.json does not describe an entry')
         n = meta['n']
         lengths = _whole_numbers(folder, 'lengths.npy', n) if meta['ragged'] else np.ones(n, dtype=np.int64)
         place = _whole_numbers(folder, 'place.npy', n) if (folder/'place.npy').exists() else np.arange(n)
         if not np.array_equal(np.sort(place), np.arange(n)): raise ValueError('place.npy is not an order of the rows')
         _check_sizes(folder, meta, lengths)
     except (FolderError,ValueError,OSError,EOFError) as e:
-        raise FolderError(f"Entry {folder} of the cache is damaged: {str(e)[:300]}. Remove it by clear_cache({folder.name!r}); it is made anew.") from e
+        raise FolderError(f"Entry {folder} of the cache is damaged: {str(e)[:300]}. Remove it with clear_cache({folder.name!r}); the next fit makes it anew.") from e
     return meta,lengths,place
 
 # %% ../../nbs/training/04_cache_store.ipynb #38041c6a
 def _folder_bytes(folder):
-    "Bytes of the files in a folder; one that is being removed counts as what is left of it"
+    "Bytes of the files in a folder; a folder that is being removed counts with its remaining files"
     try: return sum(f.stat().st_size for f in folder.iterdir())
     except FileNotFoundError: return 0
 
@@ -132,7 +132,7 @@ def _float(t): return t.float() if t.is_floating_point() else t
 @patch
 def batch(self:Activations,
     idxs, # Numbers of the rows, in the order in which they were given
-):  # What `SFTModel.suffix` takes: a tensor, or a dict of tensors with `mask`, in float32
+):  # Input of `SFTModel.suffix`: a tensor, or a dict of tensors with `mask`, in float32
     "The activations of some rows"
     idxs = self.place[list(idxs)]
     if not self.ragged:
@@ -149,7 +149,7 @@ def batch(self:Activations,
 
 # %% ../../nbs/training/04_cache_store.ipynb #c51faa1e
 def cache_folder()->Path: # `cache_home()/'activations'`
-    "Where cached activations are kept"
+    "The folder of cached activations"
     return cache_home()/'activations'
 
 def _budget():
@@ -157,16 +157,16 @@ def _budget():
     given = os.environ.get('SFT_NB_CACHE_BYTES') or 20e9
     try: n = float(given)
     except ValueError: n = -1
-    if not n>=0: raise FitError(f"SFT_NB_CACHE_BYTES={given!r} is not a number of bytes. Valid: a number from 0 up, such as 20e9. Set it anew; where it is not set it is 20e9.")
+    if not n>=0: raise FitError(f"SFT_NB_CACHE_BYTES must be a number of bytes such as 20e9, or inf; got {given!r}. Set it anew, or unset it for 20e9.")
     return n
 
 def _entries():
-    found = [d for d in cache_folder().glob('*') if (d/'meta.json').is_file()] if cache_folder().is_dir() else []
-    return sorted(found, key=lambda d: (d/'meta.json').stat().st_mtime)
+    entries = [d for d in cache_folder().glob('*') if (d/'meta.json').is_file()] if cache_folder().is_dir() else []
+    return sorted(entries, key=lambda d: (d/'meta.json').stat().st_mtime)
 
 # %% ../../nbs/training/04_cache_store.ipynb #0f273b34
-def cache_info()->pd.DataFrame: # One row an entry: key, task, border, rows, mb, used; the one used longest ago first
-    "What is in the cache"
+def cache_info()->pd.DataFrame: # One row per entry: key, task, border, rows, mb, used; the one used longest ago first
+    "The entries of the cache"
     def row(d):
         try: m = safe_json(d/'meta.json', limit=2**20)
         except FolderError: m = None
@@ -187,7 +187,7 @@ def _make_room(used=(), more=0):
 
 # %% ../../nbs/training/04_cache_store.ipynb #89414e2a
 def _sweep():
-    "Remove what killed processes have left half written"
+    "Remove half-written entries of killed processes"
     for d in cache_folder().glob('.*'):
         try:
             with FileLock(cache_folder()/f'{d.name[1:41]}.lock').acquire(timeout=0): shutil.rmtree(d, ignore_errors=True)

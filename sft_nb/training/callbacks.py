@@ -1,7 +1,7 @@
-"""Larger batches, less memory, weights held near the pretrained ones, and the best epoch put back
+"""Larger batches, less memory, weights held near the pretrained ones, and the best epoch restored
 
-What goes into a fit besides data and rates. Each callback here is an ordinary fastai callback: `learn.fine_tune(3, cbs=[Accumulate(64), GradientClip(1.)])`.
-What fastai has already (gradient clipping, mixup) is used as it is, and shown.
+This module has the settings of a fit besides data and rates. Each callback is an ordinary fastai callback: `learn.fine_tune(3, cbs=[Accumulate(64), GradientClip(1.)])`.
+fastai's own callbacks (gradient clipping, mixup) are used as they are, and shown.
 
 Docs: https://sft-nb.github.io/sft_nb/training/callbacks.html.md"""
 
@@ -27,8 +27,8 @@ class Accumulate(Callback):
     "One step for several batches, equal to the step of one large batch"
     order,run_valid = MixedPrecision.order-4,False
     def __init__(self,
-        items:int=32, # Take a step when so many items have been seen, and at the end of an epoch
-        weight=None, # (targets of a batch) -> how much the mean loss of the batch weighs; None: what it is a mean over (`loss_weight`): tokens or items
+        items:int=32, # Items per step; the end of an epoch takes a step too
+        weight=None, # (targets of a batch) -> weight of its mean loss; None: the tokens or items that it is a mean over (`loss_weight`)
     ): self.items,self.weight = items,weight
     def before_fit(self): self.learn.model.zero_grad()
     def before_train(self): self._reset()
@@ -54,8 +54,8 @@ class Accumulate(Callback):
 
 # %% ../../nbs/training/09_callbacks.ipynb #24e0ccd2
 def has_bfloat16(
-    device='cpu', # Where the model stands
-)->bool: # Whether products in bfloat16 are done by the hardware
+    device='cpu', # Device of the model
+)->bool: # Whether the hardware computes products in bfloat16
     "Whether a device computes in bfloat16"
     kind = torch.device(device).type
     if kind=='cuda': return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -68,9 +68,9 @@ class Autocast(Callback):
     order = MixedPrecision.order
     def __init__(self,
         dtype:str='bfloat16', # The only one that needs no scaling of the loss
-        frozen:bool=False, # Only what the cache computes of the frozen part; what trains stays in float32
+        frozen:bool=False, # Only the frozen part, as the cache computes it; trained parts stay in float32
     ):
-        if dtype!='bfloat16': raise FitError(f"dtype={dtype!r}: valid is 'bfloat16'. For float16 on CUDA take fastai's learn.to_fp16(), which scales the loss.")
+        if dtype!='bfloat16': raise FitError(f"dtype must be 'bfloat16', got {dtype!r}. For float16 on CUDA use fastai's learn.to_fp16(), which scales the loss.")
         self.dtype,self.frozen = getattr(torch, dtype),frozen
     def before_fit(self):
         kind = self._kind()
@@ -87,14 +87,14 @@ class Autocast(Callback):
 # %% ../../nbs/training/09_callbacks.ipynb #6fe3320c
 @patch
 def _kind(self:Autocast):
-    "The device of the model, which computes in bfloat16"
+    "The device of the model; an error where it does not compute in bfloat16"
     kind = next(self.model.parameters()).device.type
     if not has_bfloat16(kind): raise FitError(f"This {kind} does not compute in bfloat16. Leave Autocast out, or train on another device.")
     return kind
 
 @patch
 def around_frozen(self:Autocast):
-    "The context in which the cache computes what is frozen"
+    "The context in which the cache computes the frozen part"
     return torch.autocast(self._kind(), dtype=self.dtype)
 
 # %% ../../nbs/training/09_callbacks.ipynb #0bfc72b4
@@ -109,7 +109,7 @@ def checkpoint_activations(
     return learn
 
 def _library_checkpointing(net, on):
-    "The switch that timm or transformers has"
+    "The setting of timm or transformers"
     kw = dict(use_reentrant=False)
     try:
         if hasattr(net, 'set_grad_checkpointing'): net.set_grad_checkpointing(on)
@@ -119,9 +119,9 @@ def _library_checkpointing(net, on):
         elif hasattr(net, 'gradient_checkpointing_enable'):
             if on: net.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kw)
             else: net.gradient_checkpointing_disable()
-        else: raise ValueError('it has no switch for it')
+        else: raise ValueError('it has no setting for it')
     except (ValueError,AssertionError,NotImplementedError) as e:
-        raise FitError(f"{type(net).__name__} cannot compute activations again: {e or 'not supported'}. Take a smaller batch and Accumulate.") from e
+        raise FitError(f"{type(net).__name__} cannot compute activations again: {e or 'not supported'}. Use a smaller batch with Accumulate.") from e
 
 # %% ../../nbs/training/09_callbacks.ipynb #7b47819d
 class L2SP(Callback):
@@ -130,7 +130,7 @@ class L2SP(Callback):
     def __init__(self,
         alpha:float=1e-2, # Pull of the body to where it started
         beta:float=1e-2, # Pull of the head to zero
-        start:dict|None=None, # Name of a parameter -> where it is pulled to; None: where it stands when it first trains
+        start:dict|None=None, # Name of a parameter -> value that it is pulled to; None: its value when it first trains
     ): self.alpha,self.beta,self.start = alpha,beta,dict(start or {})
     def before_fit(self):
         self.top = set(self.model.groups['head'])
@@ -147,7 +147,7 @@ def _state(model): return {k:v.detach().clone() for k,v in model.state_dict().it
 def keep_weights(
     learn:SFTLearner, # The learner, for instance after `fit_head`
 )->dict: # Name -> tensor; also kept in `learn.kept_weights` for `wise_ft`
-    "Remember the weights as they are now"
+    "Save the current weights"
     learn.state.kept_weights,learn.state.tuned_weights = _state(learn.model),None
     return learn.kept_weights
 
@@ -155,40 +155,40 @@ def keep_weights(
 def wise_ft(
     learn:SFTLearner, # The learner after fine-tuning; its weights are changed in place
     alpha:float=.5, # Share of the fine-tuned weights
-    start:dict|None=None, # The other end; None: what `keep_weights` remembered
+    start:dict|None=None, # The other weights; None: those of `keep_weights`
 )->SFTLearner: # `learn`
-    "Interpolate between weights that were kept and the fine-tuned ones"
+    "Interpolate between saved weights and the fine-tuned ones"
     start = learn.kept_weights if start is None else start
     if start is None: raise FitError("There are no weights to mix with. Call keep_weights(learn) after fit_head, then fine-tune, then wise_ft(learn).")
-    if not 0<=alpha<=1: raise FitError(f"alpha={alpha!r} is not a share. Valid: 0. (kept weights) to 1. (fine-tuned weights).")
+    if not 0<=alpha<=1: raise FitError(f"alpha must be from 0. (saved weights) to 1. (fine-tuned weights), got {alpha!r}.")
     if learn.model.adapter is not None: raise FitError("The two matrices of an adapter cannot be mixed one by one. Call merge_adapter(learn) first.")
     tuned = _tuned(learn)
-    if other := start.keys()^tuned.keys(): raise FitError(f"The kept weights are of another network: {len(other)} names differ, as {sorted(other)[0]!r}.")
+    if other := start.keys()^tuned.keys(): raise FitError(f"The saved weights are of another network: {len(other)} names differ, such as {sorted(other)[0]!r}.")
     learn.model.load_state_dict({k:torch.lerp(start[k].to(v.device), v, alpha) if v.is_floating_point() else v for k,v in tuned.items()})
     return learn
 
 def _tuned(learn):
-    "The weights of the last fit, kept for the next share"
+    "The weights of the last fit, kept for further calls"
     state = learn.state
     if state.tuned_weights is None or state.tuned_weights[0]!=state.fits: state.tuned_weights = state.fits,_state(learn.model)
     return state.tuned_weights[1]
 
 # %% ../../nbs/training/09_callbacks.ipynb #acda9ff9
 class KeepBest(Callback):
-    "Put the trained weights and buffers of the best epoch back when the fit ends"
+    "Restore the trained weights and buffers of the best epoch when the fit ends"
     order = Recorder.order+2
     def __init__(self,
         monitor:str|None=None, # 'valid_loss' or a metric; None: the metric that the task is selected on
-        maximize:bool|None=None, # Whether more is better; None: as the task says, less for 'valid_loss'
+        maximize:bool|None=None, # Whether more is better; None: as the task defines it, less for 'valid_loss'
         patience:int|None=None, # Stop after this many epochs without a better one; None: do not stop
     ): self.monitor,self.maximize,self.patience = monitor,maximize,patience
 
     def before_fit(self):
         task,names = self.learn.spec and self.learn.spec.task,self.recorder.metric_names[1:]
         self.watched = self.monitor or (task.metric if task else 'valid_loss')
-        if self.watched not in names: raise FitError(f"There is no {self.watched!r} to keep the best of.{near(self.watched, names)}")
+        if self.watched not in names: raise FitError(f"KeepBest: there is no metric {self.watched!r}.{near(self.watched, names)}")
         known = {'valid_loss':False, **({task.metric:task.maximize} if task else {})}
-        if self.maximize is None and self.watched not in known: raise FitError(f"Say whether more {self.watched!r} is better: KeepBest({self.watched!r}, maximize=…).")
+        if self.maximize is None and self.watched not in known: raise FitError(f"Pass whether more {self.watched!r} is better: KeepBest({self.watched!r}, maximize=True or False).")
         self.up = known[self.watched] if self.maximize is None else self.maximize
         self.best,self.best_epoch,self.kept,self.at = None,None,None,names.index(self.watched)
 
@@ -197,15 +197,15 @@ class KeepBest(Callback):
 def after_epoch(self:KeepBest):
     "Keep a copy where this epoch is the best"
     if hasattr(self.learn, 'lr_finder'): return
-    now = self.recorder.log[1:][self.at]
-    if self.best is None or np.isnan(self.best) or (now>self.best if self.up else now<self.best):
+    value = self.recorder.log[1:][self.at]
+    if self.best is None or np.isnan(self.best) or (value>self.best if self.up else value<self.best):
         still = {n for n,p in self.model.named_parameters() if not p.requires_grad}
-        self.best,self.best_epoch = now,self.epoch
+        self.best,self.best_epoch = value,self.epoch
         self.kept = {k:v.detach().clone() for k,v in self.model.state_dict().items() if k not in still}
     elif self.patience is not None and self.epoch-self.best_epoch>=self.patience: raise CancelFitException()
 
 @patch
 def after_fit(self:KeepBest):
-    "Put the best back"
+    "Restore the best weights"
     if self.kept: self.model.load_state_dict(self.kept, strict=False)
     self.kept = None

@@ -1,7 +1,7 @@
-"""Training stops before a loss that is not a number reaches the weights, and says what to lower when memory runs out
+"""Training stops before a NaN or infinite loss reaches the weights, and an out-of-memory error lists the settings to lower
 
-Two ends of a training run that a traceback does not explain. Every `SFTLearner` has both guards: a loss or a gradient that is NaN or infinite stops the fit
-before the step, with the step, the items of the batch and the learning rate; and out of memory is met with what to lower.
+Two failures of a training run that a traceback does not explain. Every `SFTLearner` has a guard for each: a NaN or infinite loss or gradient stops the fit
+before the step, with an error that names the step, the items of the batch and the learning rate; and an out-of-memory error lists the settings to lower.
 
 Docs: https://sft-nb.github.io/sft_nb/training/guards.html.md"""
 
@@ -21,13 +21,13 @@ from ..models.grouping import RUNNING_NORMS
 
 # %% ../../nbs/training/00_guards.ipynb #29710009
 def _epoch_order(dl):
-    "The items of the epoch that runs, in their order, as a fastai loader keeps them; None before the first"
+    "The items of the current epoch, in order, as a fastai loader keeps them; None before the first"
     return vars(dl).get('_DataLoader__idxs')
 
 def batch_items(
     learn, # A learner, in a batch of training
-)->list: # Names of the items; empty where they are not known
-    "The items of the batch that is trained on"
+)->list: # Names of the items; empty where they are unknown
+    "The items of the current batch"
     rows,dl,order = getattr(learn.spec, 'rows', ()),learn.dl,_epoch_order(learn.dl)
     if order is None or not len(rows) or not dl.bs: return []
     names,of = rows[rows.split=='train'].item.tolist(),vars(dl).get('rows')
@@ -40,7 +40,7 @@ def _waits(model):
     return next(model.parameters()).device.type=='cuda'
 
 class StopAtNaN(Callback):
-    "Stop before a loss or a gradient that is not a number reaches the weights"
+    "Stop before a NaN or infinite loss or gradient reaches the weights"
     order,run_valid = MixedPrecision.order+2,False
     def before_fit(self):
         "On CUDA a check that waits for its answer would stop the device in every step: there gradients are emptied at once and the answer is read two steps later"
@@ -61,17 +61,17 @@ class StopAtNaN(Callback):
         if not top<float('inf'): self._stop('largest gradient', top)
     def _stop(self, what, value):
         self.learn.state.stopped = FitError(nan_message(self.learn, what, value))
-        for b,was in self.kept: b.copy_(was)
+        for b,before in self.kept: b.copy_(before)
         self.opt.zero_grad()
         raise CancelFitException()
 
 # %% ../../nbs/training/00_guards.ipynb #56451049
 @patch
 def _flag(self:StopAtNaN, grads, total):
-    "Empty gradients that are not numbers without waiting, and look at what was so two steps ago"
+    "Set NaN or infinite gradients to zero without waiting, and read the result of the check two steps ago"
     bad = ~total.isfinite()
     for g in grads: g.masked_fill_(bad, 0)
-    for b,was in self.kept: b.copy_(torch.where(bad, was, b))
+    for b,before in self.kept: b.copy_(torch.where(bad, before, b))
     self.flags.append((self.epoch, self.iter, batch_items(self.learn), bad.to('cpu', non_blocking=True)))
     if len(self.flags)>2: self._late(*self.flags.popleft())
 
@@ -83,7 +83,7 @@ def _late(self:StopAtNaN, epoch, step, items, bad):
 
 @patch
 def after_train(self:StopAtNaN):
-    "What the last steps of an epoch left to be looked at"
+    "Read the checks that the last steps of an epoch left"
     if self.flags and not hasattr(self.learn, 'lr_finder'):
         if torch.cuda.is_available(): torch.cuda.synchronize()
         while self.flags: self._late(*self.flags.popleft())
@@ -93,20 +93,20 @@ def _short(names, n=8): return ', '.join(map(str, names[:n]))+(f' and {len(names
 
 def nan_message(
     learn, # A learner, in a batch of training
-    what:str, # What is not a number
+    what:str, # Name of the quantity that is NaN or infinite
     value:float, # NaN or infinity
-    late:tuple|None=None, # (epoch, step, items) of a step whose gradients were emptied, and that was looked at later; None: the step that runs
-)->str: # Where it was, with which items and rate, and what to do
-    "What to say where a fit cannot go on"
+    late:tuple|None=None, # (epoch, step, items) of an earlier step whose gradients were set to zero; None: the current step
+)->str: # Epoch, step, items, rate, and what to do
+    "The message of a fit that cannot go on"
     lr,(epoch,step,items) = max(h['lr'] for h in learn.opt.hypers),late or (learn.epoch, learn.iter, batch_items(learn))
-    kept = 'These gradients were taken as zero' if late else 'The weights are those before this step'
+    remark = 'These gradients were set to zero' if late else 'The weights are those before this step'
     return (f"The {what} is {value} in epoch {epoch+1}, step {step+1} of {learn.n_iter}, at learning rate {lr:.3g}"
-            f"{f', with the items {_short(items)}' if items else ''}. {kept}. Train with a lower rate, clip the gradients "
+            f"{f', with the items {_short(items)}' if items else ''}. {remark}. Train with a lower rate, clip the gradients "
             f"(cbs=GradientClip(1.)), or look at these items.")
 
 # %% ../../nbs/training/00_guards.ipynb #253089e3
 class FreeGradients(Callback):
-    "Let gradients go after each step, instead of keeping zeros"
+    "Free gradients after each step, instead of keeping zeros"
     order,run_valid = MixedPrecision.order-3,False
     def before_step(self):
         for p,_,state,_ in self.opt.all_params():
@@ -118,16 +118,16 @@ class FreeGradients(Callback):
 
 # %% ../../nbs/training/00_guards.ipynb #3e34f665
 def out_of_memory(
-    e:BaseException, # What was raised in a fit
-)->bool: # Whether it says that memory has run out
-    "Whether an error is one of memory"
+    e:BaseException, # An exception that was raised in a fit
+)->bool: # Whether memory ran out
+    "Whether an error means that memory ran out"
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and any(w in str(e) for w in ("can't allocate memory", 'out of memory'))
 
 def memory_message(
     learn, # The learner that was training
-)->str: # What to lower
-    "What to say where memory has run out"
+)->str: # The settings to lower
+    "The message of a fit whose memory ran out"
     bs = getattr(learn.dls, 'bs', None) or 2
     return (f"Out of memory with batches of {bs}. Lower one of these: the batch, with the same step (load_data(…, batch_size={max(1, bs//2)}) and "
-            f"cbs=Accumulate({bs})); what trains (learn.freeze_to(…) further up, or an adapter); the precision (cbs=Autocast()); "
+            f"cbs=Accumulate({bs})); the trained part (learn.freeze_to(…) further up, or an adapter); the precision (cbs=Autocast()); "
             f"the activations that are kept (checkpoint_activations(learn)); the size of the items (size=, max_length=).")

@@ -1,7 +1,7 @@
-"""`SFTLearner`: fastai's `Learner` with named layer groups and freezing that holds
+"""`sft_learner` puts model, head, loss and freeze together into an `SFTLearner`, fastai's `Learner` over named layer groups
 
 The one place that builds a `Learner`. An `SFTLearner` is fastai's `Learner`: every callback, `fit_one_cycle`, `lr_find`, `get_preds`
-and `show_results` go on working. What it changes: the parameter groups of the optimizer are the named layer groups, frozen groups really stand still,
+and `show_results` go on working. It changes three things: the parameter groups of the optimizer are the named layer groups, frozen groups do not change at all,
 and a fit is repeatable from its seed.
 
 Docs: https://sft-nb.github.io/sft_nb/training/learner.html.md"""
@@ -48,7 +48,7 @@ def _random_states()->dict: # Of python, numpy, torch, and each CUDA or MPS devi
 def _set_random_states(
     s:dict, # From `_random_states`
 ):
-    "Put all global random states back"
+    "Restore all global random states"
     random.setstate(s['python'])
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['torch'])
@@ -56,62 +56,62 @@ def _set_random_states(
     if s.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(s['mps'])
 
 def _whole_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, Integral): raise FitError(f"seed={seed!r} is not a whole number. Valid: any whole number, such as 42.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral): raise FitError(f"seed must be an integer such as 42, got {seed!r}.")
     return int(seed)
 
 # %% ../../nbs/training/03_learner.ipynb #10fb9bc1
 @contextmanager
 def seeded(
     seed:int, # Any whole number
-):  # The global random states of python, numpy and torch (all devices) are put back at the end
-    "Run a block from a seed, without side effects on what comes after it"
-    seed,was = _whole_seed(seed),_random_states()
+):  # The global random states of python, numpy and torch (all devices) are restored at the end
+    "Run a block from a seed, without side effects on later code"
+    seed,before = _whole_seed(seed),_random_states()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed if abs(seed)<2**63 else seed % 2**63)
         yield
-    finally: _set_random_states(was)
+    finally: _set_random_states(before)
 
 # %% ../../nbs/training/03_learner.ipynb #ea0ac96a
 @dataclass
 class FitState:
-    "All that the fits of a learner leave behind or are given on their way; `learn.state`"
-    history:list = field(default_factory=list) # One row an epoch, over all fits
+    "Counters, logs and settings of the fits of a learner; `learn.state`"
+    history:list = field(default_factory=list) # One row per epoch, over all fits
     seconds:dict = field(default_factory=dict) # Phase -> seconds that it took
-    fits:int = 0 # Fits that have begun; each has its random numbers from the seed of the learner and this number
-    phase:str = 'fit' # Name of the phase that runs, for the rows of `history`
-    phase_begun:float|None = None # When it began, by `time.perf_counter`; None: none runs
+    fits:int = 0 # Fits that have begun; the seed of each is made of the seed of the learner and this number
+    phase:str = 'fit' # Name of the current phase, for the rows of `history`
+    phase_begun:float|None = None # When it began, by `time.perf_counter`; None: no phase runs
     peak_lrs:np.ndarray|None = None # `(groups,)` highest rates of the last fit
-    cached_groups:dict|None = None # Group -> what `layer_table` says of its cache; None: the last fit had none
-    head_decay:float|None = None # Weight decay that `fit_head` was given or has chosen
-    head_penalty:float|None = None # Penalty of a linear head that was solved for, as strong as so many rows
-    head_left:float|None = None # Share of the loss that such a head leaves on held-out folds of the training rows
+    cached_groups:dict|None = None # Group -> its entry in the `cached` column of `layer_table`; None: the last fit had no cache
+    head_decay:float|None = None # Weight decay that `fit_head` was given or chose
+    head_penalty:float|None = None # Penalty of a solved linear head, in rows of the same weight
+    head_left:float|None = None # Share of the loss that a solved head leaves on held-out folds of the training rows
     plan:object = None # `FitPlan` of the last `fine_tune`
-    call:tuple|None = None # Name and arguments of the call of the user that runs
-    runs:dict = field(default_factory=dict) # Folder -> `RunState` of the run that is kept there
-    first_epoch:int = 0 # Where this fit begins, when it was begun before
-    rest:Callable|None = None # (loader) -> the batches, with their numbers, that are left of that epoch
-    stopped:Exception|None = None # Why this fit ends early; it is raised at the end
-    kept_weights:dict|None = None # What `keep_weights` remembered
-    tuned_weights:tuple|None = None # Number of a fit and the weights that it ended with, for the next share of `wise_ft`
+    call:tuple|None = None # Name and arguments of the user's current call
+    runs:dict = field(default_factory=dict) # Folder -> `RunState` of the run saved there
+    first_epoch:int = 0 # Epoch at which a resumed fit begins
+    rest:Callable|None = None # (loader) -> the batches left of that epoch, with their numbers
+    stopped:Exception|None = None # Exception that ends this fit early; it is raised at the end
+    kept_weights:dict|None = None # Weights saved by `keep_weights`
+    tuned_weights:tuple|None = None # Number of a fit and the weights after it, for further calls of `wise_ft`
 
 
 # %% ../../nbs/training/03_learner.ipynb #728332da
 def group_params(
     model:SFTModel, # The model with the groups
-)->list: # One list of parameters a group, lowest first
+)->list: # One list of parameters per group, lowest first
     "fastai's `splitter` for an `SFTModel`"
     params = dict(model.named_parameters())
     return [[params[n] for n in ns] for ns in model.groups.values()]
 
 class SFTLearner(Learner):
-    "fastai's `Learner` over named layer groups; all that its fits leave is in `state`"
+    "fastai's `Learner` over named layer groups; the state of its fits is in `state`"
     def __init__(self,
         dls, # fastai DataLoaders
         model:SFTModel, # The network, cut into groups
-        spec=None, # What `load_data` knows of the data
-        seed:int=42, # Fits are repeatable from it
+        spec=None, # The `DataSpec` of the data: rows, vocabulary, options
+        seed:int=42, # Seed of all fits
         head=None, # The head as `sft_learner` takes it; a saved folder describes it
         **kwargs, # To fastai's `Learner`: loss_func, metrics, lr, wd, cbs, path …
     ):
@@ -131,13 +131,13 @@ for _name in ('history','seconds','phase','peak_lrs','cached_groups','head_decay
 
 # %% ../../nbs/training/03_learner.ipynb #e41b60a3
 class EpochRows(Callback):
-    "Keeps one row an epoch in `learn.history`, over all fits, and the highest rate of each group"
+    "Keeps one row per epoch in `learn.history`, over all fits, and the highest rate of each group"
     order = Recorder.order+1
     def before_fit(self): self.learn.state.peak_lrs,self.ran = None,False
     def before_epoch(self): self.begun = time.perf_counter()
     def before_step(self):
-        now,top = np.array([h['lr'] for h in self.opt.hypers]),self.peak_lrs
-        self.learn.state.peak_lrs = now if top is None else np.maximum(now, top)
+        rates,top = np.array([h['lr'] for h in self.opt.hypers]),self.peak_lrs
+        self.learn.state.peak_lrs = rates if top is None else np.maximum(rates, top)
     def after_train(self): self.ran = True
     def after_epoch(self):
         if not self.ran or hasattr(self.learn, 'lr_finder'): return
@@ -150,7 +150,7 @@ class EpochRows(Callback):
 def _freeze_to(self:SFTLearner,
     group:int|str|None=None, # This group and all above it train
     *, layers:int|None=None, # The first `layers` layers are frozen, as Keras counts
-    rule=None, # What trains besides the head
+    rule=None, # Parameters that train besides the head
 ):
     "Freeze all but `group` and those above it; see `freeze_to`"
     set_trainable(self.model, trainable_names(self.model, group, layers, rule))
@@ -194,7 +194,7 @@ def augments(self:SFTLearner)->bool:
 @patch
 @contextmanager
 def no_augment(self:SFTLearner):
-    "Training items come as validation items do, inside the block"
+    "Inside the block, training items are processed like validation items"
     was_on = set_augment(self.dls, False)
     try: yield self
     finally:
@@ -202,7 +202,7 @@ def no_augment(self:SFTLearner):
 
 # %% ../../nbs/training/03_learner.ipynb #432d2a68
 def _one_call(f):
-    "Marks a method as one call of the user, with all fits that it runs"
+    "Mark a method as one call of the user, with all fits that it runs"
     sig = inspect.signature(f)
     @wraps(f)
     def inner(self, *args, **kwargs):
@@ -239,14 +239,14 @@ def _do_fit(self:SFTLearner):
 
 @patch
 def all_batches(self:SFTLearner):
-    "fastai's loop over the batches; of an epoch that was begun before, over those that are left"
+    "fastai's loop over the batches; in a resumed epoch, over those that are left"
     self.n_iter,rest,self.state.rest = len(self.dl),self.state.rest,None
     for o in enumerate(self.dl) if rest is None else rest(self.dl): self.one_batch(*o)
 
 # %% ../../nbs/training/03_learner.ipynb #888e12fd
 @contextmanager
 def _memory_explained(learn):
-    "Say what to lower where memory runs out"
+    "Replace an out-of-memory error by one that lists the settings to lower"
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e): raise
@@ -255,7 +255,7 @@ def _memory_explained(learn):
 # %% ../../nbs/training/03_learner.ipynb #1966f213
 @patch
 def _begin_fit(self:SFTLearner, reset_opt):
-    "Count the fit, forget what the last one left, and give its items their order; the seed of its random numbers"
+    "Count the fit, reset the state of the last one, and seed the order of its items; the seed of its random numbers"
     if not any(p.requires_grad for p in self.model.parameters()):
         raise FitError("Nothing trains: every group is frozen. Call learn.freeze() to train the head, or learn.unfreeze().")
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
@@ -270,7 +270,7 @@ def _begin_fit(self:SFTLearner, reset_opt):
 # %% ../../nbs/training/03_learner.ipynb #6c538b65
 @patch
 def _folded(self:SFTLearner):
-    "What is frozen runs with the kernels of the frozen pass, so that a live fit and a cached one see the same numbers"
+    "Frozen parts run with the kernels of the frozen pass, so that a live fit and a cached one see the same numbers"
     on = {n for n,p in self.model.named_parameters() if p.requires_grad}
     border = self.model.highest_border(on) if self.model.groups else None
     return nullcontext() if border is None else self.model.folding(border)
@@ -280,13 +280,13 @@ def _folded(self:SFTLearner):
 @_one_call
 def fit(self:SFTLearner,
     n_epoch:int, # Passes over the training data
-    lr=None, # A rate, a slice over the groups, or one rate a group; None: the learner's
+    lr=None, # A rate, a slice over the groups, or one rate per group; None: the learner's
     wd:float|None=None, # Weight decay; None: the learner's
-    cbs=None, # Callbacks for this fit; what has `around_fit`, a context manager, surrounds it
+    cbs=None, # Callbacks for this fit; those with `around_fit`, a context manager, surround it
     reset_opt:bool=False, # Begin with a new optimizer
     start_epoch:int=0, # Skip to this epoch
 ):
-    "fastai's `fit`, repeatable from the seed, over what is not frozen"
+    "fastai's `fit`, repeatable from the seed, over the unfrozen groups"
     seed,args = self._begin_fit(reset_opt),dict(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch)
     with self.added_cbs(cbs), ExitStack() as around:
         if any(around.enter_context(o(**args)) for o in self._arounds()): return
@@ -296,7 +296,7 @@ def fit(self:SFTLearner,
 # %% ../../nbs/training/03_learner.ipynb #5dc2e365
 @contextmanager
 def _unchanged(learn):
-    "Whatever is trained in this block is undone"
+    "All training inside the block is undone"
     weights = {k:v.clone() for k,v in learn.model.state_dict().items()}
     opt,rng,dl_rng = learn.opt,_random_states(),learn.dls.train.rng.getstate()
     opt_state = None if opt is None else copy.deepcopy(opt.state_dict())
@@ -324,7 +324,7 @@ def lr_find(self:SFTLearner,
     *args, # To fastai's `lr_find`
     **kwargs, # To fastai's `lr_find`
 ):
-    "fastai's `lr_find`; nothing of the learner is changed by it"
+    "fastai's `lr_find`; the learner stays unchanged"
     with _unchanged(self): return Learner.lr_find(self, *args, **kwargs)
 
 # %% ../../nbs/training/03_learner.ipynb #1b0a9905
@@ -354,16 +354,16 @@ def predict(self:SFTLearner,
 # %% ../../nbs/training/03_learner.ipynb #59b2534c
 def discriminative_lrs(
     model:SFTModel, # The model with the groups
-    lr, # Rate of the head, fastai's `slice(lo, hi)` over the groups, or one rate a group
+    lr, # Rate of the head, fastai's `slice(lo, hi)` over the groups, or one rate per group
     decay:float|None=None, # Each group gets `decay` times the rate of the one above it; None: the same rate, or the slice
 )->np.ndarray: # `(groups,)` rates, lowest group first
-    "One learning rate a group"
+    "One learning rate per group"
     n = len(model.groups)
-    if np.ndim(lr) and len(lr)!=n: raise FitError(f"lr={lr!r} has {len(lr)} rates. Valid: one number, a slice, or {n} rates, one for each of {', '.join(model.groups)}.")
-    if isinstance(lr, slice) and lr.stop is None: raise FitError(f"lr={lr!r} has no highest rate. Valid: slice(lo, hi), or slice(hi).")
+    if np.ndim(lr) and len(lr)!=n: raise FitError(f"lr must be a number, a slice, or {n} rates, one for each of {', '.join(model.groups)}; got {len(lr)} rates, {lr!r}.")
+    if isinstance(lr, slice) and lr.stop is None: raise FitError(f"lr must be slice(lo, hi) or slice(hi), got {lr!r}, which has no highest rate.")
     if decay is not None:
-        if isinstance(lr, slice): raise FitError(f"lr={lr!r} and decay={decay!r} both spread the rates over the groups: give one of them.")
-        if not 0<decay<=1: raise FitError(f"decay={decay!r} is not a factor. Valid: above 0, at most 1.")
+        if isinstance(lr, slice): raise FitError(f"lr={lr!r} and decay={decay!r} both spread the rates over the groups. Pass only one of them.")
+        if not 0<decay<=1: raise FitError(f"decay must be above 0 and at most 1, got {decay!r}.")
         return lr*decay**np.array(model.depths(), dtype=float)
     if not isinstance(lr, slice): return np.full(n, lr, dtype=float)
     if lr.start: return np.geomspace(lr.start, lr.stop, n)
@@ -373,7 +373,7 @@ def discriminative_lrs(
 def trainable_line(
     model:SFTModel, # The model with the groups
 )->str: # For instance 'trainable 1,290 of 3,385,000 parameters (0.04 %), in head'
-    "What trains, in one line"
+    "One line on the trainable parameters"
     t = group_table(model)
     n,of = t.trainable.sum(),t.parameters.sum()
     return f"trainable {n:,} of {of:,} parameters ({100*n/of:.2f} %), in {', '.join(t.group[t.trainable>0]) or 'no group'}"
@@ -382,9 +382,9 @@ def freeze_to(
     learn:SFTLearner, # The learner to freeze
     group:int|str|None=None, # This group and all above it train: fastai's index, an exact name, or the beginning of one name
     *, layers:int|None=None, # Freeze the first `layers` layers as Keras counts them: the input is 1, then convolution, linear, norm, embedding, pooling
-    rule=None, # What trains besides the head: 'bias', 'norm', a regular expression on parameter names, or a function of (name, parameter)
+    rule=None, # Parameters that train besides the head: 'bias', 'norm', a regular expression on parameter names, or a function of (name, parameter)
 )->SFTLearner: # `learn`
-    "Freeze all but a group and those above it, the first layers, or what a rule does not name; prints what trains"
+    "Freeze the groups below one, the first layers, or parameters outside a rule; prints which parameters train"
     learn.freeze_to(group, layers=layers, rule=rule)
     if not process_rank(): print(trainable_line(learn.model))
     return learn
@@ -395,7 +395,7 @@ def layer_table(
     lr=None, # Show the rates that a fit with this rate would have; None: those of the last fit
     decay:float|None=None, # Goes with `lr`
 )->LayerTable: # DataFrame: group, layers, parameters, trainable, lr, mode, cached; counts are of parameters
-    "One row a layer group: what it holds, what trains, at which rate, in which mode, and what is cached"
+    "One row per layer group: layers, parameters, trainable ones, rate, mode, and cached activations"
     lrs = discriminative_lrs(learn.model, learn.lr if lr is None else lr, decay)
     if lr is None and learn.peak_lrs is not None: lrs = learn.peak_lrs
     return group_table(learn.model, lrs, learn.cached_groups)
@@ -423,10 +423,10 @@ def sft_learner(
     pretrained:bool|None=None, # False: fresh weights; None: as the data were loaded
     loss=None, # None, 'focal', or a loss of your own
     label_smoothing:float=0., # Share of the target spread over all classes
-    class_weights=None, # None, 'balanced', or one weight a class
+    class_weights=None, # None, 'balanced', or one weight per class
     metrics=None, # None: accuracy, precision, recall, f1, or those of the task
     dropout:float=0., # In front of each linear layer of the head
-    lr:float=1e-3, # Where a fit names no rate
+    lr:float=1e-3, # Rate of fits that are given none
     **kwargs, # To fastai's `Learner` (wd, cbs, path, …) and to the task's model
 )->SFTLearner: # A fastai `Learner`
     "A learner with a pretrained model, a new head, and a frozen body"
@@ -455,6 +455,6 @@ def _spec_for(dls, spec, checkpoint, pretrained):
     same = [k for k in new.checkpoint.preprocess if k in spec.preprocess and k not in ('size','max_length','pooling')]
     other = [k for k in same if new.checkpoint.preprocess[k]!=spec.preprocess[k]]
     if other:
-        raise CheckpointError(f"{new.checkpoint.ref} expects other {', '.join(other)} than {spec.checkpoint.ref}, for which the data were loaded. "
+        raise CheckpointError(f"{new.checkpoint.ref} expects other {', '.join(other)} than {spec.checkpoint.ref}, for which the data were loaded.  "
                               f"Load them for it: load_data(…, checkpoint={new.checkpoint.ref!r}).")
     return new

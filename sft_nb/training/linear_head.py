@@ -1,8 +1,8 @@
 """A linear head on cached features is one small convex problem: it is solved to its minimum in seconds, its penalty chosen on folds of the training rows
 
-Where the body is frozen and the head is one linear layer, all that trains is a linear model of the features. Steps of a stochastic optimizer need many epochs for it and stop before the
+Where the body is frozen and the head is one linear layer, only a linear model of the features trains. Steps of a stochastic optimizer need many epochs for it and stop before the
 minimum; L-BFGS over all rows at once gets there in about a second, so that the strength of the penalty can be chosen on folds, as linear probes are fitted in arXiv:1805.08974 and
-arXiv:2202.10054. The features are centered and divided by one number for all of them, not each by its own: a feature that hardly varies among the training rows would else get weights
+arXiv:2202.10054. The features are centered and divided by one number for all of them, not each by its own: otherwise a feature that hardly varies among the training rows would get weights
 that no longer fit once the body moves.
 
 Docs: https://sft-nb.github.io/sft_nb/training/linear_head.html.md"""
@@ -23,7 +23,7 @@ from .cache import cache_border, why_not, _border_dls, _in_place
 
 # %% ../../nbs/training/06_linear_head.ipynb #6259bcf0
 def _linear_layer(model):
-    "The linear layer that is the whole last group; None: the head is something else"
+    "The linear layer that is the whole last group; None: the head is of another kind"
     names = list(model.groups.values())[-1]
     layers = {n.rpartition('.')[0] for n in names}
     layer = model.get_submodule(layers.pop()) if len(layers)==1 else None
@@ -79,7 +79,7 @@ def _folds(rows, seed, most=5000):
 
 # %% ../../nbs/training/06_linear_head.ipynb #2cd21f54
 def _choose_penalty(x, y, loss_func, zero, folds):
-    "The penalty of least loss on held-out rows; the loss under each that was tried"
+    "The penalty of least loss on held-out rows; the loss under each penalty that was tried"
     starts,losses = [zero]*len(folds),{}
     for p in _PENALTIES:
         starts = [_solve(x[a], y[a], loss_func, p, s) for (a,_),s in zip(folds, starts)]
@@ -90,16 +90,16 @@ def _choose_penalty(x, y, loss_func, zero, folds):
 
 # %% ../../nbs/training/06_linear_head.ipynb #ab6f8cad
 def _set_layer(layer, x, y, loss_func, rows, seed):
-    "Solve for a layer, its penalty chosen on folds; the penalty and the loss under each that was tried"
+    "Solve for a layer, its penalty chosen on folds; the penalty, and the loss under each that was tried"
     mean = x.mean(0)
     scale = (x-mean).pow(2).mean().sqrt().clamp(min=1e-12)
     z,zero = (x-mean)/scale,(torch.zeros_like(layer.weight),torch.zeros_like(layer.bias))
     penalty,losses = _choose_penalty(z, y, loss_func, zero, _folds(rows, seed))
-    found = zero
-    for p in (o for o in _PENALTIES if o>=penalty): found = _solve(z, y, loss_func, p, found)
+    solution = zero
+    for p in (o for o in _PENALTIES if o>=penalty): solution = _solve(z, y, loss_func, p, solution)
     with torch.no_grad():
-        layer.weight.copy_(found[0]/scale)
-        layer.bias.copy_(found[1]-found[0]@mean/scale)
+        layer.weight.copy_(solution[0]/scale)
+        layer.bias.copy_(solution[1]-solution[0]@mean/scale)
     return penalty,losses
 
 # %% ../../nbs/training/06_linear_head.ipynb #17efb7a1
@@ -115,12 +115,12 @@ def _solved_head(learn, dtype='float32', also=()):
     if layer is None or why_not(learn) or cache_border(learn.model)!=len(learn.model.groups)-1: return False
     dls,rows = _border_dls(learn, cache_border(learn.model), dtype, 0, also),learn.spec.split('train')
     learn.model.eval()
-    with torch.no_grad(): found = _inputs(learn.model, layer, dls.train, learn.loss_func)
-    if found is None: return False
-    *found,counts = found
-    penalty,losses = _set_layer(layer, *found, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
+    with torch.no_grad(): inputs = _inputs(learn.model, layer, dls.train, learn.loss_func)
+    if inputs is None: return False
+    *inputs,counts = inputs
+    penalty,losses = _set_layer(layer, *inputs, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
     learn.state.head_penalty,learn.state.head_left = penalty,losses[penalty]/max(losses[_PENALTIES[0]], 1e-12)
-    with torch.no_grad(): train_loss = float(learn.loss_func(layer(found[0]), found[1]))
+    with torch.no_grad(): train_loss = float(learn.loss_func(layer(inputs[0]), inputs[1]))
     others = [c for c in learn.cbs if not isinstance(c, (TrainEvalCallback, Recorder, CastToTensor))]
     with _in_place(learn, dls), learn.removed_cbs(others): values = learn.validate()
     names = ['valid_loss', *(m.name for m in learn.metrics)]

@@ -1,6 +1,6 @@
-"""The losses that a fit shows, over what each batch is a mean of
+"""The losses that a fit shows do not depend on how rows are batched
 
-fastai's figures of the loss, weighed so that they do not depend on how rows are batched. `learner` puts them in the place of fastai's.
+fastai's figures of the loss, weighed so that they do not depend on how rows are batched. `learner` uses them in place of fastai's.
 
 Docs: https://sft-nb.github.io/sft_nb/training/metrics.html.md"""
 
@@ -17,7 +17,7 @@ from ..core.losses import loss_weight
 
 # %% ../../nbs/training/01_metrics.ipynb #f97e154a
 class MeanLoss(AvgLoss):
-    "fastai's loss of a validation, where each batch weighs what its loss is a mean over"
+    "fastai's validation loss, each batch weighed by the count that its loss is a mean over"
     def accumulate(self, learn):
         weight = loss_weight(learn.loss_func, learn.yb)
         self.total += learn.to_detach(learn.loss.mean())*weight
@@ -32,7 +32,7 @@ class MeanPerplexity(MeanLoss):
     def name(self): return 'perplexity'
 
 class SmoothMeanLoss(AvgSmoothLoss):
-    "fastai's smoothed loss of training, where each step weighs what its loss is a mean over"
+    "fastai's smoothed training loss, each step weighed by the count that its loss is a mean over"
     def reset(self): self.count,self.val,self.mass = 0,torch.tensor(0.),0.
     def accumulate(self, learn):
         shared = getattr(learn, 'shared_steps', None)

@@ -1,8 +1,8 @@
-"""`learn.plan()` says how `learn.fine_tune()` trains where it is given no numbers: how the head, how deep, how fast, how long, and why
+"""`learn.plan()` shows the numbers that `learn.fine_tune()` uses where it is given none: head, depth, rates, epochs, with the reason for each
 
-A run of `fine_tune` has a handful of numbers. `learn.plan()` chooses them from facts that cost nothing: what kind of network it is, how many rows there are, what the head is.
-With a budget of time it measures a few steps and chooses the number of epochs, or the depth, that fits. What is planned is a fixed rule, taken from runs on other data than those
-of the benchmark: short trial runs ("arms") did not rank recipes there. They ended far above the loss of the solved head, for the first steps of a fit undo more than a short run mends.
+A run of `fine_tune` has a handful of numbers. `learn.plan()` chooses them from facts that cost nothing: the kind of network, the number of rows, the head.
+With a time budget it measures a few steps and chooses the number of epochs, or the depth, that fits. The plan is a fixed rule, taken from runs on other data than those
+of the benchmark: short trial runs ("arms") did not rank recipes there. They ended far above the loss of the solved head, since the first steps of a fit undo more than a short run recovers.
 
 Docs: https://sft-nb.github.io/sft_nb/training/plan.html.md"""
 
@@ -28,8 +28,8 @@ class FitPlan:
     "Numbers for `fine_tune`, each with its reason"
     values:dict # Arguments of `fine_tune`
     reasons:dict # Argument -> why
-    loaded:dict = field(default_factory=dict) # Option of `load_data` -> (value that loading has chosen, why)
-    seconds:float|None = None # That training is expected to take; None: it was not measured
+    loaded:dict = field(default_factory=dict) # Option of `load_data` -> (value that loading chose, why)
+    seconds:float|None = None # Expected seconds of training; None: not measured
 
     @property
     def table(self)->pd.DataFrame: # setting, value, reason
@@ -48,10 +48,10 @@ def _by_network(model):
     n = sum(p.numel() for p in model.parameters())
     if _counts_norms(model):
         return dict(base_lr=4e-3, decay=.7, unfreeze_to=.6), dict(base_lr='a network with batch norm; half of it is the highest rate of the second phase',
-            decay='each group below trains at .7 of the rate above it', unfreeze_to='the upper two fifths of the groups train; what is below comes from the cache')
+            decay='each group below trains at .7 of the rate above it', unfreeze_to='the upper two fifths of the groups train; those below come from the cache')
     rate = 6e-4 if n<6e7 else 2e-4 if n<2e8 else 1e-4
     return dict(base_lr=rate, decay=.8, unfreeze_to=.4), dict(base_lr=f'a transformer of {n/1e6:,.0f} million parameters; half of it is the highest rate of the second phase',
-        decay='each group below trains at .8 of the rate above it', unfreeze_to='the upper three fifths of the groups train; what is below comes from the cache')
+        decay='each group below trains at .8 of the rate above it', unfreeze_to='the upper three fifths of the groups train; those below come from the cache')
 
 # %% ../../nbs/training/07_plan.ipynb #b22522c7
 def _epochs(n):
@@ -68,20 +68,20 @@ def _per_class(learn, values, reasons):
 
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
-    "Whether a rule is known: the head is one linear layer on a body that can be cached, under labelled rows"
+    "Whether the rule applies: the head is one linear layer on a body that can be cached, with labelled rows"
     spec = learn.spec
     return spec is not None and len(spec.rows)>0 and learn.model.above_body=='head' and _linear_layer(learn.model) is not None and bool(learn.model.borders())
 
 # %% ../../nbs/training/07_plan.ipynb #9f9b3bef
 def _rule(learn):
-    "The plan without a budget; what the task recommends goes before the rule"
+    "The plan without a budget; recommendations of the task go before the rule"
     n = len(learn.spec.split('train'))
     values,reasons = _by_network(learn.model)
     epochs,why = _epochs(n)
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
     values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
     reasons = dict(freeze_epochs='a linear head on cached features is solved for, its penalty chosen on folds of the training rows', epochs=why, **reasons)
-    return FitPlan(*_per_class(learn, values, {**reasons, **dict.fromkeys(own, f'what task {learn.spec.task.name!r} recommends')}), loaded)
+    return FitPlan(*_per_class(learn, values, {**reasons, **dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')}), loaded)
 
 # %% ../../nbs/training/07_plan.ipynb #501aeb65
 def _after_head(learn, plan, given):
@@ -97,10 +97,10 @@ def _after_head(learn, plan, given):
 def _budget_seconds(
     budget:str|float, # '90s', '5m', '1.5h', or seconds
 )->float: # Seconds
-    "How long a budget is"
+    "Seconds of a budget"
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*', str(budget))
     seconds = float(m[1])*dict(s=1, m=60, h=3600)[m[2] or 's'] if m else 0
-    if not 0<seconds<float('inf'): raise FitError(f"budget={budget!r}: expected a time such as '90s', '5m' or '1.5h', or a number of seconds.")
+    if not 0<seconds<float('inf'): raise FitError(f"budget must be a time such as '90s', '5m' or '1.5h', or a number of seconds, got {budget!r}.")
     return seconds
 
 # %% ../../nbs/training/07_plan.ipynb #717efef6
@@ -144,7 +144,7 @@ def _within(learn, plan, seconds, dtype='float32'):
         each = _epoch_seconds(learn, round(share*(len(learn.model.groups)-1)) if isinstance(share, float) else share, dtype)
         epochs = max(0, min(int((seconds-(time.perf_counter()-begun))/each), 10))
         if epochs: return _fitted(plan, epochs, share, each*epochs, f'an epoch takes {each:.1f} s')
-    return _fitted(plan, 0, shares[-1], 0., f'an epoch takes {each:.1f} s, more than what is left: the head alone')
+    return _fitted(plan, 0, shares[-1], 0., f'an epoch takes {each:.1f} s, more than the budget leaves: the head alone')
 
 def _fitted(plan, epochs, share, seconds, why):
     return replace(plan, values={**plan.values, 'epochs':epochs, 'unfreeze_to':share}, reasons={**plan.reasons, 'epochs':f'{why}, measured'}, seconds=seconds)
@@ -157,6 +157,6 @@ def plan(self:SFTLearner,
 )->FitPlan: # `.values`, `.table`; validation and test rows are not looked at
     "The numbers that `fine_tune` takes where it is given none, and why"
     if not _plannable(self):
-        raise FitError(f"No plan is known for {type(self.model).__name__} with this head: it needs rows, a linear head and a body that can be cached. Pass fine_tune its numbers.")
+        raise FitError(f"No plan for {type(self.model).__name__} with this head: a plan needs rows, a linear head and a body that can be cached. Pass numbers, such as epochs=3.")
     plan = _rule(self)
     return plan if budget is None else _within(self, plan, _budget_seconds(budget), dtype)

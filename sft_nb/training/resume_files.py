@@ -1,7 +1,8 @@
-"""A tree of plain values and tensors as two files that are there wholly or not at all
+"""A tree of plain values and tensors as two files, written atomically and verified by hashes
 
-What a run remembers is written over and over, and the process may be killed at any moment of it. So a state is safetensors and JSON, written beside its place and moved there, with a
-checksum that is verified on reading; where the newest is damaged, the one before it is taken. Nothing in it is a pickle. `resume_state` says what is worth keeping, `resume` when it is kept.
+The state of a run is written again and again, and the process may be killed at any moment. So a state is safetensors and JSON, written beside its place and moved there, with a
+checksum that is verified on reading; where the newest is damaged, the one before it is taken. Nothing in it is a pickle. `resume_state` defines the content of
+a state, `resume` the time of writing.
 
 Docs: https://sft-nb.github.io/sft_nb/training/resume_files.html.md"""
 
@@ -25,7 +26,7 @@ _LISTS = dict(list=list, tuple=tuple, L=L)
 def _pack(
     o, # None, numbers, text, tensors, arrays, and lists, tuples and dicts of them
     tensors:dict, # Tensors are added here by name
-):  # What `json` can write
+):  # A value that `json` can write
     "A plain value as JSON, its tensors apart"
     if o is None or isinstance(o, (bool,str)): return o
     if isinstance(o, np.generic): o = o.item()
@@ -63,7 +64,7 @@ def _pack_list(o, tensors, many=32):
 
 # %% ../../nbs/training/12_resume_files.ipynb #ac178789
 def _unpack(
-    o, # What `_pack` made
+    o, # Result of `_pack`
     tensors:dict, # The tensors that belong to it
 ):  # The value
     "The value that was packed"
@@ -137,7 +138,7 @@ def _checked_tree(path):
     try: o = json.loads(path.read_text(encoding='utf8'))
     except (OSError,ValueError,RecursionError) as e: raise FolderError(f"{path} cannot be read: {e}.") from e
     if not isinstance(o, dict) or 'format' not in o: raise FolderError(f"{path} is not a state of a run.")
-    if o['format']!=_STATE_FORMAT: raise FolderError(f"{path} has format {o['format']!r}, this version of sft_nb reads {_STATE_FORMAT}. Go on with the version that wrote it.")
+    if o['format']!=_STATE_FORMAT: raise FolderError(f"{path} has format {o['format']!r}, this version of sft_nb reads {_STATE_FORMAT}. Resume with the version that wrote it.")
     if _hash(_text(o.get('state')))!=o.get('sha256'): raise FolderError(f"{path} is damaged: its checksum is wrong.")
     return o
 
@@ -171,9 +172,9 @@ def _prune_states(
     folder, # Where states are kept
     keep, # Numbers to keep besides the newest
     bad=(), # Numbers of damaged ones
-    newest:int=2, # So many of the newest whole ones stay
+    newest:int=2, # Number of newest whole ones to keep
 ):
-    "Remove states that are not needed any more"
+    "Remove states that are no longer needed"
     ns = [n for n in _numbers(folder) if n not in bad]
     for n in {*ns[:-newest], *bad}-set(keep):
         _path(folder, n).unlink(missing_ok=True)

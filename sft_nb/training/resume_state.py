@@ -1,7 +1,7 @@
-"""What decides a fit, and where it stands: random numbers, the order of the data, what was asked, what callbacks remember
+"""Random numbers, the order of the data, the arguments of a fit and the memory of callbacks: captured, compared and restored
 
-A fit that was broken off goes on as if nothing had happened when four things are as they were: the random numbers, the order of the data, the memory of the callbacks, and what was asked.
-This module takes each of them down and puts it back, or says in words what differs. `resume_files` writes it to disk; the callback of `resume` does both at the right moments.
+An interrupted fit goes on as if nothing had happened when four things are unchanged: the random numbers, the order of the data, the memory of the callbacks, and the arguments of the fit.
+This module records each of them and restores it, or tells in words what differs. `resume_files` writes it to disk; the callback of `resume` does both at the right moments.
 
 Docs: https://sft-nb.github.io/sft_nb/training/resume_state.html.md"""
 
@@ -34,7 +34,7 @@ def _chain(dl):
         yield dl
 
 def _order(dl):
-    "What makes the order of an epoch that is about to begin"
+    "The states that make the order of an epoch that is about to begin"
     return dict(random=_random_states(), rng=inner_loader(dl).rng.getstate(), epochs=[vars(o).get('epoch') for o in _chain(dl)])
 
 def _set_order(dl, order):
@@ -73,13 +73,13 @@ def _plain(o):
 
 def _memory(o): return {k:v for k,v in vars(o).items() if k not in _CLOCKS and _plain(v)}
 
-def _remind_one(o, kept):
-    "Put what an object remembered back into it"
-    for k,v in kept.items():
-        was = vars(o).get(k)
-        if isinstance(v, dict) and isinstance(was, dict) and type(was) is not dict:
-            was.clear()
-            was.update(v)
+def _remind_one(o, saved):
+    "Put saved values back into an object"
+    for k,v in saved.items():
+        current = vars(o).get(k)
+        if isinstance(v, dict) and isinstance(current, dict) and type(current) is not dict:
+            current.clear()
+            current.update(v)
         else: vars(o)[k] = v
 
 # %% ../../nbs/training/13_resume_state.ipynb #ad6ac033
@@ -87,13 +87,13 @@ def _remembered(cbs):
     "Plain values of callbacks and of the metrics that they hold"
     return [dict(name=type(c).__name__, own=_memory(c), metrics={k:_memory(v) for k,v in vars(c).items() if isinstance(v, Metric)}) for c in cbs]
 
-def _remind(cbs, kept):
-    "Put what callbacks remembered back into them"
-    kept = list(kept)
+def _remind(cbs, saved):
+    "Put saved values back into callbacks"
+    saved = list(saved)
     for c in cbs:
-        at = next((i for i,o in enumerate(kept) if o['name']==type(c).__name__), None)
+        at = next((i for i,o in enumerate(saved) if o['name']==type(c).__name__), None)
         if at is None: continue
-        o = kept.pop(at)
+        o = saved.pop(at)
         _remind_one(c, o['own'])
         for k,v in o['metrics'].items(): _remind_one(vars(c)[k], v)
 
@@ -128,7 +128,7 @@ def _loss_words(loss):
     return dict(own, name=_word(inner), **{k:v.tolist() for k,v in inner.named_buffers()} if isinstance(inner, torch.nn.Module) else {})
 
 def _model_words(learn):
-    "The network and what of it trains"
+    "The network and its trained parameters"
     params = list(learn.model.named_parameters())
     on = {n:tuple(p.shape) for n,p in params if p.requires_grad}
     groups = [g for g,ns in learn.model.groups.items() if on.keys()&set(ns)]
@@ -152,7 +152,7 @@ def _asked(
     learn, # A learner that is about to fit
     data:str, # The data in words
     n_epoch:int, lr, wd, start_epoch, # Arguments of `fit`
-)->dict: # What -> how, as JSON has it
+)->dict: # Name -> value, as JSON
     "All that decides what a fit does"
     name,args = learn.state.call
     args = {k:_word(v) for k,v in {**args, **args.get('kwargs', {})}.items() if k not in ('cbs','kwargs')}
@@ -167,36 +167,36 @@ def _asked(
     return json.loads(json.dumps(out))
 
 # %% ../../nbs/training/13_resume_state.ipynb #79198e57
-def _differences(was, now):
-    "What differs, in words"
+def _differences(before, current):
+    "The differences, in words"
     def short(o):
         text = o if isinstance(o, str) else json.dumps(o)
         return text if len(text)<=80 else f'{text[:60]}… ({_hash(text)[:6]})'
-    was,now = {'processes':1, **was},{'processes':1, **now}
-    return [f'{k} was {short(was.get(k))}, is {short(now.get(k))}' for k in {**was, **now} if was.get(k)!=now.get(k)]
+    before,current = {'processes':1, **before},{'processes':1, **current}
+    return [f'{k} was {short(before.get(k))}, is {short(current.get(k))}' for k in {**before, **current} if before.get(k)!=current.get(k)]
 
 # %% ../../nbs/training/13_resume_state.ipynb #bd1dfeef
 @dataclass
 class RunState:
-    "What a process knows of the run that is kept in one folder; `learn.state.runs` has one a folder"
+    "The record that a process has of the run in one folder; `learn.state.runs` has one per folder"
     base:int = 0 # Fits of the calls that have ended well
     now:int = 0 # Fits that have begun: the number of the next one
     unread:bool = True # The folder is read before the next fit
     n:int|None = None # Number of the state that was read last
-    found:dict|None = None # That state, until it is put in place; None: nothing is to be put back
+    found:dict|None = None # That state, until it is restored; None: nothing to restore
     bad:list = field(default_factory=list) # Numbers of damaged states, which the next save removes
-    journal:list = field(default_factory=list) # One dict a fit: what was `asked`, what has `trained`, its `log`
+    journal:list = field(default_factory=list) # One dict per fit: the arguments `asked`, the names that `trained`, its `log`
     pinned:dict = field(default_factory=dict) # Number of the last fit of a call -> number of its state, which stays
-    last:tuple|None = None # Number of the fit and of the state that was written or put in place last
-    saved:str|None = None # Where the newest state on disk is in the run, in words
-    data:str|None = None # The data in words; None: not asked yet
+    last:tuple|None = None # Numbers of the last fit and state that were written or restored
+    saved:str|None = None # Place of the newest state on disk in the run, in words
+    data:str|None = None # The data in words; None: not computed yet
     def close(self, ok):
         "A call has ended"
         if ok and self.now>self.base and self.last and self.last[0]==self.now-1: self.pinned[self.now-1] = self.last[1]
         self.base = self.now = self.now if ok else self.base
         self.unread = self.unread or not ok
     def read(self, folder):
-        "Find the newest state; an older one than what this process has is left alone"
+        "Find the newest state; one that is older than the state of this process is ignored"
         self.n,state,self.bad = from_first(partial(_latest_state, folder))
         state = _own_state(state)
         self.unread,self.found = False,state if state and state['fit']>=self.base else None

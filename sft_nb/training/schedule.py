@@ -1,4 +1,4 @@
-"""Head first on cached features, then the rest with discriminative rates; gradual unfreezing; slanted and warm-up–cosine rates
+"""`fit_head` on cached features, `fine_tune` with discriminative rates, gradual unfreezing; slanted and warm-up–cosine rates
 
 A fresh head sends large, random gradients into a pretrained body. So the head is trained first, on features that are computed once, and only then the body,
 with smaller rates further down (linear probing, then fine-tuning: arXiv:2202.10054; discriminative rates and gradual unfreezing: ULMFiT, arXiv:1801.06146 §3).
@@ -40,7 +40,7 @@ class _Phase:
 
 # %% ../../nbs/training/08_schedule.ipynb #6aa60afb
 def _for_frozen(kwargs):
-    "Callbacks that say how the frozen part is computed"
+    "Callbacks that set how the frozen part is computed"
     return [c for c in L(kwargs.get('cbs')) if hasattr(type(c), 'around_frozen')]
 
 # %% ../../nbs/training/08_schedule.ipynb #6ab10abc
@@ -68,13 +68,13 @@ def fit_head(self:SFTLearner,
 _DECAYS = (1e-3, 1e-1, 1.)
 
 def _settle(learn, lr, wd, most=60, step=5, tol=1e-3, **kwargs):
-    "Fit in steps until the training loss moves by less than `tol` of itself"
+    "Fit in steps until the training loss changes by less than the share `tol`"
     last,done = np.inf,0
     while done<most:
         learn.fit(step, lr, wd=wd, **kwargs)
-        done,now = done+step,learn.recorder.log[1]
-        if last-now < tol*abs(last): break
-        last = now
+        done,loss = done+step,learn.recorder.log[1]
+        if last-loss < tol*abs(last): break
+        last = loss
     return done
 
 class _Rows:
@@ -112,7 +112,7 @@ def _choose_decay(learn, lr, dtype, views, **kwargs):
 
 # %% ../../nbs/training/08_schedule.ipynb #5dc8740b
 def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
-    "Fit until the loss settles, with the weight decay that is asked for or the best one"
+    "Fit until the loss settles, with the given weight decay or the best one"
     rows = len(learn.history)
     with learn.no_bar(), learn.no_logging():
         if wd is None and not why_not(learn, views):
@@ -125,12 +125,12 @@ def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
 def _share(model, group):
     "A share of the groups below the head as an index"
     if not isinstance(group, (float,np.floating)): return group
-    if not 0<=group<=1: raise FitError(f"unfreeze_to={group!r} is not a share. Valid: 0. to 1., an index, or a name of a group.")
+    if not 0<=group<=1: raise FitError(f"unfreeze_to must be a share from 0. to 1., an index or a name of a group, got {group!r}.")
     return round(group*(len(model.groups)-1))
 
 def _second_lrs(model, base_lr, lr_mult, decay):
     "Rates of the second phase, from half of `base_lr`, as in fastai"
-    if lr_mult is not None and decay is not None: raise FitError(f"lr_mult={lr_mult!r} and decay={decay!r} both set how rates fall: give one of them.")
+    if lr_mult is not None and decay is not None: raise FitError(f"lr_mult={lr_mult!r} and decay={decay!r} both set how rates fall. Pass only one of them.")
     half = base_lr/2
     return slice(half/(100 if lr_mult is None else lr_mult), half) if decay is None else discriminative_lrs(model, half, decay)
 
@@ -146,18 +146,18 @@ def _kept_border(learn, dtype):
 _FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
 
 def _recommended(recipe, given):
-    "What a task recommends, as far as what is given leaves it open: passes go together, and so do rates"
+    "Recommendations of a task for arguments that are not given: epochs go together, and so do rates"
     out = ('epochs','freeze_epochs') if 'epochs' in given else ()
     return {k:v for k,v in recipe.items() if k not in (*out, *(('head_lr',) if 'base_lr' in given else ()))}
 
 def _chosen(learn, given, budget):
-    "The plan with what is given; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those that the task recommends"
+    "The plan with the given numbers; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those of the task"
     planned = not {'freeze_epochs','head_lr'} & set(given) and _plannable(learn)
     if budget is not None and (not planned or 'epochs' in given):
-        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan: leave epochs, freeze_epochs and head_lr out, and take a head of one linear layer.")
-    if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a run that is kept could not go on. Pass epochs.")
+        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan. Leave out epochs, freeze_epochs and head_lr, and use a head of one linear layer.")
+    if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a resumed run could not go on. Pass epochs instead.")
     own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
-    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'what the task recommends')})
+    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'recommended by the task')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
     reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
     if planned and 'epochs' in given and 'unfreeze_to' not in given: values['unfreeze_to'],reasons['unfreeze_to'] = 0,'all groups train, as a number of epochs is given'
@@ -165,7 +165,7 @@ def _chosen(learn, given, budget):
 
 # %% ../../nbs/training/08_schedule.ipynb #a8866677
 def _lower_border(learn, numbers):
-    "The border from which the second phase will start, to be kept on the pass of the head phase"
+    "The border from which the second phase will start, kept in the pass of the head phase"
     train = {n for g in learn.model.above(_share(learn.model, numbers['unfreeze_to'])) for n in learn.model.groups[g]}
     border = learn.model.highest_border(train) if numbers['epochs'] else None
     return () if border in (None, *learn.model.borders()[-1:]) else (border,)
@@ -184,7 +184,7 @@ def _head_phase(learn, numbers, dtype, pct_start, kwargs):
             else: learn.fit_one_cycle(epochs, lr, pct_start=.99 if numbers['epochs'] else pct_start, **kwargs)
 
 def _plain_items(learn, planned):
-    "No augmentation, where a plan trains from the cache and the data were loaded without a word on it"
+    "No augmentation, where a plan trains from the cache and the data were loaded without `augment`"
     open_ = planned and learn.spec is not None and learn.spec.options.get('augment') is None
     return learn.no_augment() if open_ else nullcontext()
 
@@ -208,14 +208,14 @@ def fine_tune(self:SFTLearner,
     div:float=5., # The second phase starts from 1/div of its highest rate
     decay:float|None=None, # Each group gets `decay` times the rate of the one above; None: the plan's, or fastai's `lr_mult` of 100
     unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: all, without `epochs` the plan's
-    head_lr:float|None=None, # Rate of the head phase, which is then trained by epochs; None: `base_lr`, where it is
+    head_lr:float|None=None, # Rate of the head phase, which then trains by epochs; None: `base_lr`, where the phase has epochs
     dtype:str='float32', # How cached activations are stored
     budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the whole call: the epochs and the depth that fit. None: no limit
     **kwargs, # To `fit_one_cycle`: wd, cbs, reset_opt …
-)->SFTLearner: # The learner, unfrozen; `learn.state.plan` says what was chosen
-    "Train the head on cached features, then unfreeze and train with discriminative rates; what is not given comes from `learn.plan()`"
-    begun,asked = time.perf_counter(),dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr)
-    given = {k:v for k,v in asked.items() if v is not None}
+)->SFTLearner: # The learner, unfrozen; `learn.state.plan` has the numbers
+    "Train the head on cached features, then unfreeze and train with discriminative rates; numbers that are not given come from `learn.plan()`"
+    begun,numbers = time.perf_counter(),dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr)
+    given = {k:v for k,v in numbers.items() if v is not None}
     planned,plan = _chosen(self, given, budget)
     _second_lrs(self.model, plan.values['base_lr'], plan.values.get('lr_mult'), plan.values.get('decay'))
     self.freeze_body()
@@ -237,13 +237,13 @@ def gradual_unfreeze(self:SFTLearner,
     decay:float=1/2.6, # Each group gets `decay` times the rate of the one above
     stages:int|None=None, # How many groups to unfreeze, the head counted; None: all
     dtype:str='float32', # How cached activations are stored
-    views:int=0, # Augmented passes to store where augmentation is on; 0: the cache is off then, and says so
+    views:int=0, # Augmented passes to store where augmentation is on; 0: the cache is off then, with a message
     **kwargs, # To `fit_one_cycle`
 )->SFTLearner: # The learner
-    "Unfreeze one more group each stage, from the head down, and train `epochs` in each"
+    "Unfreeze one more group per stage, from the head down, and train `epochs` in each"
     n,lrs = len(self.model.groups),discriminative_lrs(self.model, lr, decay)
     last = n if stages is None else stages
-    if isinstance(last, bool) or not isinstance(last, Integral) or not 1<=last<=n: raise FitError(f"stages={stages!r}: valid are 1 to {n}, the number of groups.")
+    if isinstance(last, bool) or not isinstance(last, Integral) or not 1<=last<=n: raise FitError(f"stages must be 1 to {n}, the number of groups, got {stages!r}.")
     for k in range(1, last+1):
         self.freeze_to(n-k)
         border = frozen_cache(self, dtype, views, quiet=k>1, also=_lower_borders(self.model, n-last) if k==1 else ()) if k<n else nullcontext()
@@ -254,15 +254,15 @@ def gradual_unfreeze(self:SFTLearner,
 @patch
 def fit_slanted(self:SFTLearner,
     epochs:int, # Passes over the data
-    lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate a group
+    lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate per group
     cut_frac:float=.1, # Share of the steps in which the rate rises
     ratio:float=32., # Highest rate over lowest
     cbs=None, # More callbacks, one or a list; None: none
     **kwargs, # To `fit`
 )->SFTLearner: # The learner
     "Fit with slanted triangular rates"
-    if not 0<cut_frac<1: raise FitError(f"cut_frac={cut_frac!r} is not a share. Valid: between 0 and 1.")
-    if not 1<=ratio<np.inf: raise FitError(f"ratio={ratio!r} is not how many times the highest rate is the lowest. Valid: 1 or more, such as 32.")
+    if not 0<cut_frac<1: raise FitError(f"cut_frac must be between 0 and 1, got {cut_frac!r}.")
+    if not 1<=ratio<np.inf: raise FitError(f"ratio, highest rate over lowest, must be 1 or more, such as 32, got {ratio!r}.")
     if self.opt is None: self.create_opt()
     top = lr if isinstance(lr, np.ndarray) else discriminative_lrs(self.model, lr)
     sched = combine_scheds([cut_frac, 1-cut_frac], [SchedLin(top/ratio, top), SchedLin(top, top/ratio)])
@@ -272,14 +272,14 @@ def fit_slanted(self:SFTLearner,
 # %% ../../nbs/training/08_schedule.ipynb #68d13ccd
 def _fit_warmup_cosine(self:SFTLearner,
     epochs:int, # Passes over the data
-    lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate a group
+    lr=2e-3, # Highest rate: a number, a slice over the groups, or one rate per group
     warmup:float=.1, # Share of the steps in which the rate rises
     decay:float|None=None, # Each group gets `decay` times the rate of the one above
     cbs=None, # More callbacks
     **kwargs, # To `fit`
 )->SFTLearner: # The learner
     "Fit with a linear warm-up and a cosine to zero"
-    if not 0<warmup<1: raise FitError(f"warmup={warmup!r} is not a share. Valid: between 0 and 1.")
+    if not 0<warmup<1: raise FitError(f"warmup must be between 0 and 1, got {warmup!r}.")
     if self.opt is None: self.create_opt()
     top = lr if isinstance(lr, np.ndarray) else discriminative_lrs(self.model, lr, decay)
     sched = combine_scheds([warmup, 1-warmup], [SchedLin(top*0, top), SchedCos(top, top*0)])
