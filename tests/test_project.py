@@ -41,7 +41,7 @@ def test_no_name_of_fastai_is_taken(area):
     assert python(star.replace('AREA', area)) == []
 
 # Names that `sft_nb.all` had and gave up, since a user would bind them by accident, or since they are spelled `color_histogram` and `neighbors` now
-GIVEN_UP = set('targets drawn joined opened taught shifted interval cooled normalized fuse fetch deletion_test color_histogram neighbors'.split())
+GIVEN_UP = set('targets drawn joined opened taught shifted interval cooled normalised fuse fetch deletion_test colour_histogram neighbours'.split())
 # Modules whose names are for the rest of the package, or for those who look one up
 PLUMBING = {'cli', 'all', 'core.basics', 'core.untrusted', 'data.lazy', 'inspection.cards', 'inspection.report', 'inspection.selection', 'tasks.toys', 'tasks.demo_data'}
 
