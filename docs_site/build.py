@@ -12,7 +12,8 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.quarto_render import render_quarto
 from nbdev.serve import proc_nbs
-from .navigation import NAMES, names_page, write_sidebar
+from .navigation import NAMES, names_page, SECTIONS, write_sidebar
+from .overview import write_overviews
 from .pages import PageError, pandoc, read_page, render
 
 here = Path(__file__).parent
@@ -25,6 +26,7 @@ def process():
     write_sidebar(cfg.nbs_path)
     cache = proc_nbs(n_workers=0, force=True)
     (cache/NAMES).write_text(names_page(), encoding='utf8')
+    write_overviews(cache, [d for d in SECTIONS if d])
     return cache
 
 def _merge(a, b):
@@ -124,7 +126,7 @@ def with_pandoc(cache, out):
     "The site without Quarto"
     Site(cache, out).write()
     check_links(out)
-    subprocess.run([sys.executable, '-m', 'pagefind', '--site', str(out), '--quiet', '--include-characters', '_'], check=True)
+    subprocess.run([sys.executable, '-m', 'pagefind', '--site', str(out), '--quiet', '--include-characters', '_', '--force-language', 'en'], check=True)
 
 def build(quarto=None):
     "Build the site; `quarto` None: as it is installed"

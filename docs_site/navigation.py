@@ -4,9 +4,9 @@ from pathlib import Path
 import yaml
 from nbdev.config import get_config
 from nbdev.doclinks import patch_name
+from .overview import STATIONS
 
-SECTIONS = {'tutorials':'Tutorials', 'tasks':'Tasks', 'data':'Data', 'checkpoints':'Checkpoints', 'models':'Models', 'training':'Training', 'evaluation':'Evaluation',
-            'inspection':'Inspection', 'diagnosis':'Diagnosis', 'deployment':'Deployment', 'core':'Core', '':'Command line and names'}
+SECTIONS = {'tutorials':'Tutorials', 'recipes':'Recipes', 'tasks':'Tasks', **{k:v[0] for k,v in STATIONS.items()}, 'core':'Core', '':'Command line and names', 'zh':'中文'}
 NAMES = 'names.qmd'
 
 def sidebar(nbs):
@@ -14,7 +14,7 @@ def sidebar(nbs):
     pages = sorted(str(p.relative_to(nbs)) for p in nbs.rglob('*.ipynb') if not any(o.startswith(('.','_')) for o in p.relative_to(nbs).parts))
     folder = lambda p: '' if (d := str(Path(p).parent))=='.' else d
     if lost := {folder(p) for p in pages}-set(SECTIONS): raise ValueError(f'nbs/{lost.pop()} has no name for the sidebar: give it one in SECTIONS of {__file__}')
-    parts = [dict(section=name, contents=[p for p in pages if folder(p)==d and p!='index.ipynb']) for d,name in SECTIONS.items()]
+    parts = [dict(section=name, contents=[*([f'{d}/index.qmd'] if d else []), *(p for p in pages if folder(p)==d and p!='index.ipynb')]) for d,name in SECTIONS.items()]
     return dict(website=dict(sidebar=dict(contents=['index.ipynb', *parts, NAMES])))
 
 def write_sidebar(nbs):

@@ -1,7 +1,7 @@
 """Processors for `nbdev-proc-nbs`, named in `pyproject.toml`; they serve Quarto and pandoc alike
 
 Nothing of a notebook is run: what is said of an exported name is looked up in the exported module."""
-import importlib, inspect, posixpath, re
+import importlib, inspect, json, posixpath, re
 from functools import cache
 from pathlib import Path
 import yaml
@@ -26,6 +26,20 @@ class frontmatter(Processor):
         "Directives are nbdev's, not the page's: all of a text, the test flags of code"
         flags = '|'.join(get_config().tst_flags.split() or ['$'])
         cell.source = re.sub(r'\A(?:#\|.*\n?)+' if cell.cell_type=='markdown' else rf'(?m)^#\|\s*(?:{flags})\b.*\n?', '', cell.source)
+
+class run_line(Processor):
+    "Below the title of a tutorial or recipe: how to run it, and what it took when it was run last"
+    def begin(self):
+        cfg = get_config()
+        name = Path(self.nb.path_).resolve().relative_to(cfg.nbs_path.resolve()).as_posix()
+        if name.partition('/')[0] not in ('tutorials', 'recipes') or not any(c.cell_type=='code' for c in self.nb.cells): return
+        place = f"{cfg.git_url.removeprefix('https://github.com/')}/blob/{cfg.branch}/nbs/{name}"
+        text = f"*Run it yourself:* [open in Colab](https://colab.research.google.com/github/{place}) or [the notebook]({cfg.git_url.removesuffix('/')}/blob/{cfg.branch}/nbs/{name})."
+        runs = json.loads((cfg.nbs_path/'runs.json').read_text())
+        if o := runs.get(name):
+            versions = ', '.join(f'{k} {o[k]}' for k in ('torch','fastai','transformers','timm'))
+            text += f" Last run on {o['date']}, whole: {o['seconds']} seconds of one processor, {o['peak_mb']/1000:.1f} GB of memory ({versions})."
+        self.nb.cells.insert(1, mk_cell(f'::: {{.run-line}}\n{text}\n:::', 'markdown'))
 
 class outside_links(Processor):
     "A relative link to a file of the repository that is not a page leads to the repository"

@@ -3,6 +3,7 @@ import json, posixpath, re, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pypandoc
+from tutorials import pages, with_install
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, hide_, hide_line, rm_export, strip_ansi
 
@@ -44,6 +45,8 @@ def with_addresses(root=root):
         text = (root/name).read_text(encoding='utf8')
         for pattern,new in rules: text = re.sub(pattern, new, text)
         yield root/name, text
+    for page in pages():
+        if text := with_install(page.read_text(encoding='utf8')): yield page, text
 
 if __name__=='__main__':
     for path,text in with_addresses(): path.write_text(text, encoding='utf8', newline='\n')
