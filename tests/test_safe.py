@@ -206,7 +206,7 @@ def test_an_index_stays_inside(text):
     (text/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={'a':'../../x.safetensors'})))
     (text/'model.safetensors').rename(text/'other.safetensors')
     rehash(text, lambda info: info['files'].update({n:dict(bytes=(text/n).stat().st_size, sha256=sha256_file(text/n)) for n in ('other.safetensors','model.safetensors.index.json')}))
-    refused(text, 'no safetensors file of the folder')
+    refused(text, 'not a safetensors file of the folder')
 
 def test_swapped_tokenizer(text):
     tok = json.loads((text/'tokenizer.json').read_text())
@@ -248,7 +248,7 @@ CHECKPOINTS = {
     'truncated': (lambda d: (d/'model.safetensors').write_bytes((d/'model.safetensors').read_bytes()[:-1]), 'is damaged'),
     'complex': (tensors(w=torch.zeros(2, dtype=torch.complex64)), 'numbers of kind C64'),
     'an adapter': (lambda d: (d/'adapter_config.json').write_text('{}'), 'leads to another model'),
-    'an index': (lambda d: (d/'model.safetensors.index.json').write_text('{"weight_map": {"a": "../x.safetensors"}}'), 'no safetensors file of the folder'),
+    'an index': (lambda d: (d/'model.safetensors.index.json').write_text('{"weight_map": {"a": "../x.safetensors"}}'), 'not a safetensors file of the folder'),
     'a pipe': (lambda d: os.mkfifo(d/'vocab.txt'), 'not a plain file'),
     'a tokenizer from elsewhere': (lambda d: edit(d/'tokenizer_config.json', vocab_file='/etc/passwd'), 'reads a file from elsewhere'),
 }
@@ -304,7 +304,7 @@ ENTRIES = {
     'a shape below 0': (tensor(shape=(-2,)), 'describes no entry'), 'a shape without end': (tensor(shape=(10**12,)), 'are described'),
     'a name that leaves': (tensor(name='../x'), 'not a path inside'), 'more rows': (lambda d: edit(d/'meta.json', n=10**9), 'holds no 1,000,000,000 whole numbers'),
     'truncated': (lambda d: (d/'hidden.bin').write_bytes(b'123'), 'has 3 bytes'), 'gone': (lambda d: (d/'hidden.bin').unlink(), 'is damaged'),
-    'lengths below 0': (lambda d: np.save(d/'lengths.npy', np.array([-1,5,8])), 'whole numbers'), 'a place twice': (lambda d: np.save(d/'place.npy', np.array([0,0,1])), 'no order'),
+    'lengths below 0': (lambda d: np.save(d/'lengths.npy', np.array([-1,5,8])), 'whole numbers'), 'a place twice': (lambda d: np.save(d/'place.npy', np.array([0,0,1])), 'not an order'),
     'objects': (lambda d: (d/'lengths.npy').write_bytes(npy(np.array([1,None,'a'], dtype=object))), 'is damaged'),
     'a npy that says more': (lambda d: (d/'place.npy').write_bytes(npy(np.arange(3)).replace(b'(3,)', b'(9999999999,)'.ljust(4)[:13])), 'is damaged'),
 }
