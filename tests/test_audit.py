@@ -48,4 +48,4 @@ def test_excluded_items_may_be_of_validation_data(tmp_path):
     assert len(leaked)>=8 and set(leaked)<=set(dls.sft.split('train')['item'])
     one = dls.sft.split('valid')['item'].iloc[0]
     assert one not in set(load(exclude=[one]).sft.rows['item'])
-    with pytest.raises(DataError, match='no item'): load(exclude=['nothing'])
+    with pytest.raises(DataError, match='not an item'): load(exclude=['nothing'])

@@ -219,4 +219,4 @@ def test_wrong_column(pets):
 
 def test_source_that_is_not_there(pets):
     with pytest.raises(DataError, match=r"pest is missing\. Expected a folder .* Did you mean 'pets'\?"): load_data('image', pets.parent/'pest', **NET)
-    with pytest.raises(DataError, match='no table that can be read'): load_data('image', pets/'cat/0.png', **NET)
+    with pytest.raises(DataError, match='not a table that can be read'): load_data('image', pets/'cat/0.png', **NET)

@@ -124,7 +124,7 @@ def test_padding_by_the_end_token_is_harmless(toy):
 
 def test_templates_without_an_end_token_are_refused(toy, tmp_path):
     endless = "{%- for m in messages -%}{{ m['role']+': '+m['content']+'\\n' }}{%- endfor -%}"
-    with pytest.raises(DataError, match='no special token: a model tuned on it would not stop'): data(toy, checkpoint=variant(toy, tmp_path/'m', endless))
+    with pytest.raises(DataError, match='not a special token: a model tuned on it would not stop'): data(toy, checkpoint=variant(toy, tmp_path/'m', endless))
 
 def test_no_marker_is_looked_for(toy):
     inst = "{%- for m in messages -%}{%- if m['role']=='user' -%}{{ '[INST] '+m['content']+' [/INST]' }}{%- else -%}{{ ' '+m['content']+eos_token }}{%- endif -%}{%- endfor -%}"

@@ -196,7 +196,7 @@ REFUSED = [
     ({'tokenizer.ggml.pre':(TEXT, 'llama-bpe')}, "Only 'smollm'"), ({'tokenizer.ggml.model':(LIST, (I32, [1,2]))}, "Only 'gpt2'"),
     ({'tokenizer.ggml.eos_token_id':(I32, -1)}, 'eos_token_id is -1'), ({'tokenizer.ggml.bos_token_id':(U32, 10**6)}, 'bos_token_id is 1000000'),
     ({'tokenizer.chat_template':(TEXT, '')}, 'expected a text'), ({'tokenizer.ggml.add_bos_token':(BOOL, True)}, 'Only False is converted'),
-    ({'llama.vocab_size':(U32, 9)}, "'token_embd.weight' has the shape (264, 32), by the settings of the file it is (9, 32)")]
+    ({'llama.vocab_size':(U32, 9)}, "'token_embd.weight' has the shape (264, 32); the settings of the file give (9, 32)")]
 
 @pytest.mark.parametrize('change,words', REFUSED, ids=[o for _,o in REFUSED])
 def test_a_llama_that_does_not_fit_is_refused(file, tmp_path, change, words):

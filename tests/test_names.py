@@ -105,7 +105,7 @@ def test_old_names_that_are_unambiguous(tmp_path, bert):
     assert len(load_data('text', parts, checkpoint=bert, exclude=['row 20']).sft.rows)==29
     with pytest.raises(DataError, match="exclude names 'row 3', which is the name of 2 rows: 'train row 3', 'test row 3'. Name one of them."):
         load_data('text', parts, checkpoint=bert, exclude=['row 3'])
-    with pytest.raises(DataError, match="the corrections names 'row 3', which 2 rows"):
+    with pytest.raises(DataError, match="the corrections names 'row 3', which is the name of 2 rows"):
         load_data('text', parts, checkpoint=bert, corrections=pd.DataFrame([dict(item='row 3', mark='exclude')]))
 
 def test_names_of_validation_data_that_are_those_of_training(tmp_path):

@@ -111,7 +111,7 @@ def test_sixteen_bits_a_color_of_which_twelve_are_used():
         return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', a.shape[1], a.shape[0], 16, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(raw))+chunk(b'IEND', b'')
     a = np.zeros((4,4,3), np.uint16)
     a[1] = 4000
-    with pytest.raises(PictureError, match='of 16 bits a color, of which the lower 12 alone are used'): read_picture(png(a))
+    with pytest.raises(PictureError, match='of 16 bits per color, of which only the lower 12 are used'): read_picture(png(a))
     assert np.asarray(read_picture(png(a*16))).max()==250 and np.asarray(read_picture(png(a*0))).max()==0
 
 @pytest.mark.parametrize('data,words', [(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'pointer of a Git LFS file, whose content was not fetched (git lfs pull)'),

@@ -206,7 +206,7 @@ def test_an_index_stays_inside(text):
     (text/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={'a':'../../x.safetensors'})))
     (text/'model.safetensors').rename(text/'other.safetensors')
     rehash(text, lambda info: info['files'].update({n:dict(bytes=(text/n).stat().st_size, sha256=sha256_file(text/n)) for n in ('other.safetensors','model.safetensors.index.json')}))
-    refused(text, 'no safetensors file of the folder')
+    refused(text, 'not a safetensors file of the folder')
 
 def test_swapped_tokenizer(text):
     tok = json.loads((text/'tokenizer.json').read_text())
@@ -248,7 +248,7 @@ CHECKPOINTS = {
     'truncated': (lambda d: (d/'model.safetensors').write_bytes((d/'model.safetensors').read_bytes()[:-1]), 'is damaged'),
     'complex': (tensors(w=torch.zeros(2, dtype=torch.complex64)), 'numbers of kind C64'),
     'an adapter': (lambda d: (d/'adapter_config.json').write_text('{}'), 'leads to another model'),
-    'an index': (lambda d: (d/'model.safetensors.index.json').write_text('{"weight_map": {"a": "../x.safetensors"}}'), 'no safetensors file of the folder'),
+    'an index': (lambda d: (d/'model.safetensors.index.json').write_text('{"weight_map": {"a": "../x.safetensors"}}'), 'not a safetensors file of the folder'),
     'a pipe': (lambda d: os.mkfifo(d/'vocab.txt'), 'not a plain file'),
     'a tokenizer from elsewhere': (lambda d: edit(d/'tokenizer_config.json', vocab_file='/etc/passwd'), 'reads a file from elsewhere'),
 }
