@@ -74,7 +74,7 @@ def two_sample_test(
     side, # `(rows,)`: whether a row is of the second sample
     seed:int=0, # Seed of the halves
 ):  # Area under the ROC curve on the held-out half (.5: no difference), p value
-    "Whether two samples can be told apart"
+    "Whether a linear model distinguishes two samples"
     from scipy.stats import mannwhitneyu
     side = np.asarray(side, dtype=int)
     half = np.zeros(len(side), dtype=bool)

@@ -145,7 +145,7 @@ def calibrate(
 )->Calibration: # The fit; `learn.model.temperature` is applied from now on
     "Find the temperature of a model and keep it"
     if isinstance(on, str) and on in ('test','train'):
-        why = 'a temperature fitted to them could no longer be tested' if on=='test' else 'the model before trained on them, and is overconfident there'
+        why = 'a temperature fitted to them could no longer be tested' if on=='test' else 'the model was trained on them, and is overconfident there'
         raise DataError(f"on={on!r}: the {on} rows are not for calibration, since {why}. Valid: 'valid', or other labelled data.")
     model,spec = model_and_spec(learn)
     if spec.task.target.interval:

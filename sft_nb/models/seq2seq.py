@@ -1,6 +1,6 @@
 """`SequenceModel`: trained on its targets, cut after its encoder, and generating where it is given none
 
-Translation and speech recognition share this. The encoder reads the input once; the decoder writes the output token by token. In training it is given the target,
+Translation and speech recognition share this model. The encoder reads the input once; the decoder writes the output token by token. In training it is given the target,
 shifted by one (teacher forcing), and in use it reads its own output. The output of the encoder can be cached while the encoder is frozen. `token_targets` makes the batches.
 
 Docs: https://sft-nb.github.io/sft_nb/models/seq2seq.html.md"""

@@ -1,6 +1,6 @@
 """The task `image`, by any timm model with a new head
 
-A picture in, one class out, or several where the data say so. The network is any timm model; its groups are timm's own stages or blocks (`models.timm_model`).
+A picture in, one class out, or several where rows have several labels. The network is any timm model; its groups are timm's own stages or blocks (`models.timm_model`).
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/image.html.md"""
 

@@ -33,7 +33,7 @@ class SpokenText(TextTarget):
 
 # %% ../../nbs/tasks/06_speech.ipynb #4b603407
 class SpeechTask(Task):
-    "A sound → what is said"
+    "A sound → its text"
     name,summary = 'speech','A sound → what is said'
     inputs,target = (AudioInput(),),SpokenText()
     checkpoint,metric,maximize = 'pip:whisper-tiny.en','wer',False

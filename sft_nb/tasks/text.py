@@ -1,6 +1,6 @@
 """The task `text`: a text or a pair of texts, by any encoder or GPT-like model of transformers
 
-A text or a pair of texts in, one class out, or several where the data say so (`models.text_model`).
+A text or a pair of texts in, one class out, or several where rows have several labels (`models.text_model`).
 
 Docs: https://sft-nb.github.io/sft_nb/tasks/text.html.md"""
 

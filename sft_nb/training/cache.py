@@ -130,7 +130,7 @@ def _fill(learn, outs, rows, loader, dtype, order, shares, used):
 def _missing(outs): return {b:o for b,o in outs.items() if not (o/'meta.json').exists()}
 
 def _drop_damaged(outs):
-    "Remove entries that do not fit their own description, and say so"
+    "Remove entries that do not fit their own description, with a message"
     for o in outs.values():
         if not (o/'meta.json').exists(): continue
         try: _read_entry(o)
