@@ -15,7 +15,8 @@ STATIONS = {'checkpoints':('Checkpoints', 'A reference such as `timm:…`, `hf:�
             'deployment':('Deployment', 'A saved folder without pickle, opened as a Predictor or exported to ONNX.', 'Predictor')}
 OTHERS = {'tutorials':('Tutorials', 'From a first model to many machines, each on real data.'), 'recipes':('Recipes', 'Ten questions, each answered on one page that runs as it stands.'),
           'tasks':('Tasks', 'A kind of data is one notebook: its inputs, its target, its network. What it does not say, all tasks share.'),
-          'core':('Core', 'What knows no kind of data, no network and no file format: errors, hashing, losses, metrics, processes.'), 'zh':('中文', '快速上手、什么是监督微调、按问题找做法。')}
+          'core':('Core', 'What knows no kind of data, no network and no file format: errors, hashing, losses, metrics, processes.'),
+          'zh':('中文', '快速上手、什么是监督微调、按问题找做法')}
 
 def pages(folder):
     "(file, title, description) of the processed notebooks of a folder, in their order"
