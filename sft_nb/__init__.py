@@ -9,7 +9,7 @@ Modules:
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
-- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
+- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, open, chat, evaluate, compare, check, export, tasks, checkpoints, cache
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
 - `sft_nb.core.fit_metrics`: What a fit shows of its validation rows in every epoch: scores of classes, and of texts that the model writes
 - `sft_nb.core.hashing`: What a cell, a tensor or a data set holds, as a few bytes: equal content, equal hash
@@ -56,6 +56,7 @@ Modules:
 - `sft_nb.diagnosis.features`: One vector an item, from the pretrained body, out of the cache
 - `sft_nb.diagnosis.learning_curve`: `learning_curve` says how accuracy grows with the number of labelled rows, and what twice as many would give
 - `sft_nb.evaluation.calibration`: Whether probabilities mean what they say, and one number that mends them
+- `sft_nb.evaluation.changes`: `changed_rows`: the rows that two models predict differently, and which of the two is right
 - `sft_nb.evaluation.compare`: Is one model better than another? Paired, with intervals
 - `sft_nb.evaluation.conversation`: A conversation with a tuned model, turn by turn, each answer shown while it is written
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps what is needed to look at it
@@ -68,6 +69,7 @@ Modules:
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 - `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
 - `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
+- `sft_nb.inspection.kept`: Predictions kept beside a model folder, never in it, and the pages of a run that may be opened in a browser
 - `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many

@@ -1,4 +1,4 @@
-"""The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
+"""The command `sft_nb`: demo, finetune, predict, open, chat, evaluate, compare, check, export, tasks, checkpoints, cache
 
 The whole flow from a shell. Each command calls the public functions in their order and prints its result to standard output; how far it is, and what
 went wrong, goes to standard error. A mistake of the user exits with 2 and says in one line what to do. Nothing heavy is imported before the
@@ -88,6 +88,11 @@ def _out_file(path, suffixes):
     if os.path.isdir(path): raise FolderError(f"--out {path} is a folder. Name a file in it.")
     _may_write(path, f'--out {path}')
     return path
+
+def _beside(path, *models):
+    "Say that rows of data may not lie in the folder of a model, which goes to others"
+    for model in models:
+        if Path(model).resolve() in path.resolve().parents: raise FolderError(f"--out {path} lies in the model folder {model}, which holds no rows of data. Name a file beside it.")
 
 # %% ../nbs/00_cli.ipynb #a496c1de
 def text_table(
@@ -251,14 +256,17 @@ def _report(learn, ev, metrics, settings, against=None):
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
-def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None):
-    "The saved folder with its report, all at once"
+def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
+    "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
+    if keep:
+        from sft_nb.inspection.kept import keep_predictions
+        say(f'Predictions kept in {keep_predictions(ev, out, f"{learn.spec.task.name} · {out.name}", overwrite)}')
 
 # %% ../nbs/00_cli.ipynb #0070c5ae
 def _interval_text(ev, name): return '{value:.3f} ({low:.3f} to {high:.3f})'.format(**ev.report().set_index('metric').loc[name])
@@ -314,19 +322,25 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
-    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table)
+    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
+def _free_run(a, out):
+    "The folder of a run, and where its predictions go, both free"
+    out = _free_folder(out)
+    if a.keep_predictions: _free_folder(out.with_name(f'{out.name}-predictions'))
+    return out
+
 def _finetune(a):
-    out = _free_folder(a.out)
+    out = _free_run(a, a.out)
     return _run(a, get_task(a.task), a.data, out, {}, {})
 
 # %% ../nbs/00_cli.ipynb #d993b8a6
 def _demo(a):
     task = get_task(a.task)
     ours = a.out is None and (Path(f'sft_nb-demo/{task.name}')/'sft.json').is_file()
-    out = Path(f'sft_nb-demo/{task.name}') if ours else _free_folder(a.out or f'sft_nb-demo/{task.name}')
+    out = Path(f'sft_nb-demo/{task.name}') if ours else _free_run(a, a.out or f'sft_nb-demo/{task.name}')
     if a.data: return _run(a, task, a.data, out, {}, {}, ours)
     folder = cache_home()/'demo'
     folder.mkdir(parents=True, exist_ok=True)
@@ -379,16 +393,77 @@ def _predict(a):
     return f'{len(table):,} predictions · {out}'
 
 # %% ../nbs/00_cli.ipynb #743dd956
-def _evaluate(a):
-    out = a.out and _out_file(a.out, ('.json',))
-    model = _opened(a.dir, device=a.device, data=Path(a.data))
+def _judged(a, folder):
+    "A saved model and its evaluation on the data"
+    model = _opened(folder, device=a.device, data=Path(a.data))
     from sft_nb.evaluation.evaluate import evaluate
-    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target, **_files(a))
+    return model,evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target, **_files(a))
+
+def _evaluate(a):
+    out = a.out and _out_file(a.out, ('.json', '.html', '.parquet'))
+    if out: _beside(out, a.dir)
+    model,ev = _judged(a, a.dir)
     _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
-    write_atomic(out, text+'\n')
+    if out.suffix.lower()=='.html': ev.to_html(out, f'{Path(a.dir).name} on {Path(a.data).name}')
+    elif out.suffix.lower()=='.parquet': ev.save(out)
+    else: write_atomic(out, text+'\n')
     return f'{len(ev):,} rows · {out}'
+
+# %% ../nbs/00_cli.ipynb #69858503
+def _comparable(a):
+    "Say in which way two models cannot be compared, before a weight is read"
+    from sft_nb.deployment.folder import read_info
+    one,two = read_info(a.first),read_info(a.second)
+    for k,what in (('task', 'task'), ('multi_label', 'several labels an item')):
+        if one[k]!=two[k]: raise DataError(f"{a.first} and {a.second} cannot be compared: {what} is {one[k]!r} in the first and {two[k]!r} in the second.")
+    kinds = [o.get('target', {}).get('kind') for o in (one, two)]
+    if kinds[0]!=kinds[1]: raise DataError(f"{a.first} and {a.second} cannot be compared: one predicts numbers, the other classes.")
+    only = [[o for o in p['vocab'] if o not in q['vocab']] for p,q in ((one, two), (two, one))]
+    said = [f"only {d} knows {', '.join(map(repr, o[:5]))}{f' and {len(o)-5:,} more' if len(o)>5 else ''}" for d,o in zip((a.first, a.second), only) if o]
+    if said: raise DataError(f"{a.first} and {a.second} know different classes: {'; '.join(said)}. Evaluate each by itself, or train both on the same classes.")
+
+# %% ../nbs/00_cli.ipynb #850d363b
+_SHOWN = 20
+
+def _short(v): return f'{v:.4g}' if isinstance(v, float) else re.sub(r'\s+', ' ', ', '.join(map(str, v)) if isinstance(v, list) else str(v))
+
+def _cut(text, n=40): return text if len(text)<=n else text[:n-1]+'…'
+
+def _differences(table, first, second):
+    "The metrics of two models side by side"
+    def cells(o): return (o.metric, f'{o.other:.4f}', f'{o.value:.4f}', f'{o.difference:+.4f}', f'{o.low:+.4f} to {o.high:+.4f}', o.verdict)
+    return text_table([dict(zip(('metric', first, second, 'difference', '95 % interval', 'verdict'), cells(o))) for o in table.itertuples()])
+
+def _changes(changed, n, first, second):
+    "How many rows are predicted differently, and the first of them"
+    names = dict(this=f'only in {second}', other=f'only in {first}', neither='in neither', both='in both')
+    right = [f'{k:,} right {who}' for key,who in names.items() if (k := int((changed.right==key).sum()))]
+    shown = changed.head(_SHOWN).rename(columns={'other':first, 'prediction':second}).assign(right=changed.right.map({'this':second, 'other':first}).fillna(changed.right))
+    rows = [{k:_cut(_short(r[k])) for k in ('item', 'target', first, second, 'right')} for r in shown.to_dict('records')]
+    count = f"{len(changed):,} of {n:,} rows are predicted differently{': ' if right else '.'}{', '.join(right)}"
+    return '\n'.join([count, *([text_table(rows)] if rows else []), *([f'… and {len(changed)-_SHOWN:,} more; --out FILE writes all'] if len(changed)>_SHOWN else [])])
+
+# %% ../nbs/00_cli.ipynb #7206acd5
+def _labels(a):
+    "Short names of both models; their paths where the names are the same"
+    names = [Path(o).resolve().name for o in (a.first, a.second)]
+    return names if names[0]!=names[1] else [a.first, a.second]
+
+def _compare(a):
+    out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
+    if out: _beside(out, a.first, a.second)
+    if Path(a.first).resolve()==Path(a.second).resolve(): raise FolderError(f"{a.first} and {a.second} are one folder. Name two.")
+    _comparable(a)
+    _,one = _judged(a, a.first)
+    model,two = _judged(a, a.second)
+    from sft_nb.evaluation.changes import changed_rows
+    (first,second),changed = _labels(a),changed_rows(two, one)
+    _note(model.spec)
+    if out: write_atomic(out, _predictions(changed, model.task.target.delim, out.suffix.lower()!='.csv'))
+    text = f'{second} against {first}, {len(two):,} rows of {a.data}\n{_differences(two.compare({first:one}), first, second)}\n\n{_changes(changed, len(two), first, second)}'
+    return text+(f'\n\n{len(changed):,} rows · {out}' if out else '')
 
 # %% ../nbs/00_cli.ipynb #e0500df3
 def _check(a):
@@ -410,6 +485,18 @@ def _export(a):
     from sft_nb.deployment.onnx_file import export_onnx
     export_onnx(model, out, int8=a.int8)
     return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
+
+# %% ../nbs/00_cli.ipynb #6f756d51
+def _open(a):
+    from sft_nb.deployment.folder import read_info
+    read_info(a.dir)
+    from sft_nb.inspection.kept import run_pages
+    pages = run_pages(a.dir)
+    if not pages: raise FolderError(f"{a.dir} has no report.html: it was saved without sft_nb finetune, or its report was left out. A page of its predictions is made by: "
+                                    f"sft_nb evaluate {a.dir} DATA --out page.html")
+    import webbrowser
+    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say('No browser was found here. Open the files by hand.')
+    return text_table([dict(page=k, file=str(p)) for k,p in pages.items()])
 
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
@@ -458,7 +545,8 @@ def _cache(a):
     if a.clear is None: return _listed_cache()
     from sft_nb.training.cache_store import cache_info, clear_cache
     key = None if a.clear=='all' else a.clear
-    mb = cache_info().query('key.str.startswith(@key or "")').mb.sum()
+    table = cache_info()
+    mb = table.mb[[o.startswith(key or '') for o in table.key]].sum()
     n = clear_cache(key)
     if key and not n: raise DataError(f"--clear {key}: no entry begins so. See: sft_nb cache")
     return f'{n:,} entries removed, {mb:,.1f} MB'
@@ -520,6 +608,7 @@ def _train_options(p):
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
+    add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
 
 # %% ../nbs/00_cli.ipynb #b7a3cde3
@@ -542,19 +631,30 @@ def _use_commands(add):
     r.add_argument('--as-items', action='store_true', help='ITEMS are texts or paths themselves, even where one is the name of a table, a text file or a folder')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
+    w = add('open', _open, 'show the report of a run, and its kept predictions, in the browser')
+    w.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
+    w.add_argument('--no-browser', action='store_true', help='only say where the pages are')
     t = add('chat', _chat, 'talk with a saved chat model')
     t.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     t.add_argument('--system', metavar='TEXT', help='system message; default: that of training')
     t.add_argument('--max-new-tokens', type=_positive, metavar='N', help='tokens after which an answer stops; default: as the model was trained')
     t.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
+def _labelled_data(p):
+    p.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
+    _data_options(p)
+    p.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
+
 def _judge_commands(add):
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
-    e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
-    _data_options(e)
-    e.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
-    e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
+    _labelled_data(e)
+    e.add_argument('--out', metavar='FILE', help='.json for the metrics, .html for a page of all predictions, .parquet for their rows; default: metrics on standard output')
+    m = add('compare', _compare, 'two saved models on the same data: differences with intervals, and the rows that changed')
+    m.add_argument('first', metavar='DIR1', help='folder that finetune wrote')
+    m.add_argument('second', metavar='DIR2', help='another one, which is held against the first')
+    _labelled_data(m)
+    m.add_argument('--out', metavar='FILE', help='.csv or .jsonl for all rows that are predicted differently')
     c = add('check', _check, 'read data and say what was understood, what is wrong, and what to type next; nothing is trained')
     c.add_argument('task', metavar='TASK', help='see: sft_nb tasks')
     c.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
