@@ -1,5 +1,5 @@
 "The command line, as a user types it: every command on a toy task, every kind of mistake"
-import csv, io, json, signal, subprocess, sys
+import csv, io, json, re, signal, subprocess, sys
 import pytest
 from sft_nb.data.task import get_task
 from sft_nb.cli import main
@@ -117,7 +117,7 @@ def test_tasks_and_checkpoints():
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {
-    'no command': ([], 'required'),
+    'no command': ([], 'a command is missing'),
     'unknown command': (['fintune'], 'invalid choice'),
     'unknown task': (['finetune', 'imgae', '{src}', '--out', '{out}'], "no task 'imgae'"),
     'no out': (['finetune', 'image', '{src}'], '--out'),
@@ -140,7 +140,8 @@ mistakes = {
 @pytest.mark.parametrize('name', mistakes)
 def test_mistakes_are_one_line(name, toy, saved, tmp_path):
     args,words = mistakes[name]
-    assert words in fails(*(o.format(src=toy[0], saved=saved[0], out=tmp_path/'out') for o in args))
+    said = fails(*(o.format(src=toy[0], saved=saved[0], out=tmp_path/'out') for o in args))
+    assert words in said and re.search(r'Type: (sft_nb|ls) [^\n]+$', said)
     assert list(tmp_path.iterdir())==[]
 
 def test_bad_rows_are_all_named(tmp_path):
