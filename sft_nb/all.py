@@ -26,6 +26,7 @@ from .checkpoints.weights import Checkpoint
 from .checkpoints.ctranslate import read_ctranslate, whisper_folder, whisper_tensors
 from .checkpoints.gguf import llama_folder, llama_tensors, read_gguf
 from .checkpoints.references import list_checkpoints, open_checkpoint
+from .checkpoints.published import published_checkpoints
 
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task

@@ -579,7 +579,20 @@ def _listed_cache():
 
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
-    return text_table(list_checkpoints(a.task).to_dict('records'))
+    task,packaged = a.task and get_task(a.task),list_checkpoints()
+    if task is None: return f"{text_table(packaged.to_dict('records'))}\n\nNext, for published models too: sft_nb checkpoints TASK"
+    fits = [task.name in t.split(', ') or ref in task.checkpoint.split('+') for t,ref in zip(packaged.task, packaged.ref)]
+    return '\n\n'.join([*([text_table(packaged[fits].to_dict('records'))] if any(fits) else []), *_published(task.name)])
+
+def _published(task):
+    "Published models with their sources, where some are listed"
+    from sft_nb.checkpoints.published import published_checkpoints
+    try: table = published_checkpoints(task)
+    except SftError: return []
+    table[['params','size_mb']] = table[['params','size_mb']].astype(object).where(table[['params','size_mb']].notna(), None)
+    rows = table.drop(columns=['source','tried']).to_dict('records')
+    sources = '\n'.join(f'  {ref}: {source}' for ref,source in zip(table.ref, table.source))
+    return [f'Published, not tried here:\n{text_table(rows)}', f'Sources:\n{sources}', f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Usage(SftError): "Words that the command does not know"
@@ -702,8 +715,8 @@ def _parser():
     _use_commands(add)
     _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
-    c = add('checkpoints', _checkpoints, 'pretrained models that are known by name')
-    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task; default: all')
+    c = add('checkpoints', _checkpoints, 'pretrained models that are packaged; with a task also published ones to start from')
+    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task, with published ones; default: all that are packaged')
     k = add('cache', _cache, 'list what the frozen parts computed, or remove it')
     k.add_argument('--clear', metavar='KEY|all', help='remove the entries whose key begins so, or all of them')
     return p

@@ -112,8 +112,14 @@ def test_tasks_and_checkpoints():
     assert code==0 and 'image' in text and 'pip:efficientnet-lite0' in text
     code,text,_ = run('checkpoints')
     assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'licence', 'here']
-    assert [o.split()[0] for o in run('checkpoints', 'chat')[1].splitlines()]==['ref', 'pip:smollm2-135m-instruct']
-    assert "task='chatt': no packaged checkpoint is for it. Did you mean 'chat'" in fails('checkpoints', 'chatt')
+    packaged,published,sources,after = run('checkpoints', 'chat')[1].rstrip().split('\n\n')
+    assert [o.split()[0] for o in packaged.splitlines()]==['ref', 'pip:smollm2-135m-instruct']
+    assert published.startswith('Published, not tried here:\n') and len(published.splitlines())==7 and sources.count('https://')>=5 and after.startswith('Next: sft_nb finetune chat')
+    assert "There is no task 'chatt'. Did you mean 'chat'" in fails('checkpoints', 'chatt')
+
+def test_each_task_has_published_checkpoints():
+    from sft_nb.data.task import all_tasks
+    for task in all_tasks(): assert 'Published, not tried here:' in run('checkpoints', task)[1]
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {
