@@ -1,8 +1,8 @@
 """`published_checkpoints(task)`: five published models for each task, with what is known of them and from where
 
-A checkpoint is chosen by what it can do, how large it is, and whether its license allows the use. This is a short list to start from, five models for each task, no ranking. Each number has a source: the
-configuration in the installed timm or transformers, from which parameters are counted, or a page that is named. What no source says is left out. None of these was trained or run here, since their weights
-were not at hand; the packaged ones of `list_checkpoints` were. Their architectures are tested with fresh weights.
+A checkpoint is chosen by what it can do, how large it is, and whether its license allows the use. This is a short list to start from, five models for each task, no ranking. Each number
+has a source: the configuration in the installed timm or transformers, from which parameters are counted, or a page that is named. What no source says is left out. None of these was trained
+or run here, since their weights were not at hand; the packaged ones of `list_checkpoints` were. Their architectures are tested with fresh weights.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/published.html.md"""
 
@@ -64,27 +64,67 @@ _FACTS = {**_IMAGE, **_TEXT, **_SOUND, **_OTHERS}
 
 # %% ../../nbs/checkpoints/05_published.ipynb #d4fe1545
 _GOOD_FOR = dict(
-    image={'timm:mobilenetv3_large_100.ra_in1k':'the smallest of these; 176 pictures a second', 'timm:resnet18.a1_in1k':'a quick first try; 126 pictures a second',
-           'timm:vit_small_patch16_224.augreg_in21k_ft_in1k':'pretrained on ImageNet-21k; 76 pictures a second', 'timm:resnet50.a1_in1k':'a plain network; 67 pictures a second',
-           'timm:convnext_tiny.in12k_ft_in1k':'pretrained on ImageNet-12k; 69 pictures a second (its architecture)'},
-    text={'hf:distilbert/distilbert-base-uncased':'English, a quick first try', 'hf:google-bert/bert-base-uncased':'English, case lost', 'hf:google-bert/bert-base-cased':'English, case kept',
-          'hf:FacebookAI/roberta-base':'English', 'hf:FacebookAI/xlm-roberta-base':'94 languages'},
-    tokens={'hf:distilbert/distilbert-base-cased':'English names, a quick first try', 'hf:google-bert/bert-base-cased':'English names', 'hf:FacebookAI/roberta-base':'English',
-            'hf:FacebookAI/xlm-roberta-base':'94 languages', 'hf:google-bert/bert-base-uncased':'texts without case, such as what was said'},
-    translation={'hf:google-t5/t5-small':'English to German, French, Romanian; a quick first try', 'hf:google-t5/t5-base':'the same, larger', 'hf:google/flan-t5-small':'tuned further, on instructions',
-                 'hf:facebook/mbart-large-50-many-to-many-mmt':'53 languages each way; its page names no license',
-                 'hf:Helsinki-NLP/opus-mt-en-de':'English to German; its page listed a pickle only: save it with save_pretrained first'})
+    image={
+        'timm:mobilenetv3_large_100.ra_in1k': 'the smallest of these; 176 pictures a second',
+        'timm:resnet18.a1_in1k': 'a quick first try; 126 pictures a second',
+        'timm:vit_small_patch16_224.augreg_in21k_ft_in1k': 'pretrained on ImageNet-21k; 76 pictures a second',
+        'timm:resnet50.a1_in1k': 'a plain network; 67 pictures a second',
+        'timm:convnext_tiny.in12k_ft_in1k': 'pretrained on ImageNet-12k; 69 pictures a second (its architecture)',
+    },
+    text={
+        'hf:distilbert/distilbert-base-uncased': 'English, a quick first try',
+        'hf:google-bert/bert-base-uncased': 'English, case lost',
+        'hf:google-bert/bert-base-cased': 'English, case kept',
+        'hf:FacebookAI/roberta-base': 'English',
+        'hf:FacebookAI/xlm-roberta-base': '94 languages',
+    },
+    tokens={
+        'hf:distilbert/distilbert-base-cased': 'English names, a quick first try',
+        'hf:google-bert/bert-base-cased': 'English names',
+        'hf:FacebookAI/roberta-base': 'English',
+        'hf:FacebookAI/xlm-roberta-base': '94 languages',
+        'hf:google-bert/bert-base-uncased': 'texts without case, such as what was said',
+    },
+    translation={
+        'hf:google-t5/t5-small': 'English to German, French, Romanian; a quick first try',
+        'hf:google-t5/t5-base': 'the same, larger',
+        'hf:google/flan-t5-small': 'tuned further, on instructions',
+        'hf:facebook/mbart-large-50-many-to-many-mmt': '53 languages each way; its page names no license',
+        'hf:Helsinki-NLP/opus-mt-en-de': 'English to German; its page listed a pickle only: save it with save_pretrained first',
+    }
+)
 
 # %% ../../nbs/checkpoints/05_published.ipynb #9a9f103a
 _GOOD_FOR.update(
-    speech={'hf:openai/whisper-tiny':'99 languages, about 10 times as fast as the large one', 'hf:openai/whisper-base':'99 languages, about 7 times as fast', 'hf:openai/whisper-small':'99 languages, about 4 times as fast',
-            'hf:openai/whisper-small.en':'English', 'hf:facebook/wav2vec2-base-960h':'English, letters by CTC'},
-    audio={'hf:MIT/ast-finetuned-audioset-10-10-0.4593':'sounds of all kinds (AudioSet)', 'hf:facebook/wav2vec2-base-960h':'English voices', 'hf:openai/whisper-tiny':'voices, a quick first try',
-           'hf:openai/whisper-small':'voices in 99 languages', 'hf:facebook/hubert-base-ls960':'English voices; its page listed a pickle only: save it with save_pretrained first'},
-    image_text={'hf:google/siglip-base-patch16-224':'one network for both', 'hf:google/siglip-base-patch16-256':'the same at 256 pixels', 'hf:google/siglip-base-patch16-512':'the same at 512 pixels',
-                'hf:openai/clip-vit-large-patch14':'larger; its page names no license', 'timm:resnet18.a1_in1k+hf:distilbert/distilbert-base-uncased':'two networks, any of timm with any of transformers'},
-    chat={'hf:HuggingFaceTB/SmolLM-360M-Instruct':'English', 'hf:HuggingFaceTB/SmolLM2-360M-Instruct':'English, the second version', 'hf:Qwen/Qwen2.5-0.5B-Instruct':'small',
-          'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0':'English, the architecture of Llama', 'hf:Qwen/Qwen2.5-1.5B-Instruct':'larger'})
+    speech={
+        'hf:openai/whisper-tiny': '99 languages, about 10 times as fast as the large one',
+        'hf:openai/whisper-base': '99 languages, about 7 times as fast',
+        'hf:openai/whisper-small': '99 languages, about 4 times as fast',
+        'hf:openai/whisper-small.en': 'English',
+        'hf:facebook/wav2vec2-base-960h': 'English, letters by CTC',
+    },
+    audio={
+        'hf:MIT/ast-finetuned-audioset-10-10-0.4593': 'sounds of all kinds (AudioSet)',
+        'hf:facebook/wav2vec2-base-960h': 'English voices',
+        'hf:openai/whisper-tiny': 'voices, a quick first try',
+        'hf:openai/whisper-small': 'voices in 99 languages',
+        'hf:facebook/hubert-base-ls960': 'English voices; its page listed a pickle only: save it with save_pretrained first',
+    },
+    image_text={
+        'hf:google/siglip-base-patch16-224': 'one network for both',
+        'hf:google/siglip-base-patch16-256': 'the same at 256 pixels',
+        'hf:google/siglip-base-patch16-512': 'the same at 512 pixels',
+        'hf:openai/clip-vit-large-patch14': 'larger; its page names no license',
+        'timm:resnet18.a1_in1k+hf:distilbert/distilbert-base-uncased': 'two networks, any of timm with any of transformers',
+    },
+    chat={
+        'hf:HuggingFaceTB/SmolLM-360M-Instruct': 'English',
+        'hf:HuggingFaceTB/SmolLM2-360M-Instruct': 'English, the second version',
+        'hf:Qwen/Qwen2.5-0.5B-Instruct': 'small',
+        'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0': 'English, the architecture of Llama',
+        'hf:Qwen/Qwen2.5-1.5B-Instruct': 'larger',
+    }
+)
 
 # %% ../../nbs/checkpoints/05_published.ipynb #dff10cfd
 def _speed(params, size_mb):
