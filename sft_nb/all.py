@@ -26,6 +26,7 @@ from .checkpoints.weights import Checkpoint
 from .checkpoints.ctranslate import read_ctranslate, whisper_folder, whisper_tensors
 from .checkpoints.gguf import llama_folder, llama_tensors, read_gguf
 from .checkpoints.references import list_checkpoints, open_checkpoint
+from .checkpoints.published import published_checkpoints
 
 # %% ../nbs/01_all.ipynb #8c676066
 from .data.task import all_tasks, get_task, register, Task
@@ -95,6 +96,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.tables import evaluate_table, load_evaluation, parquet_parts
 from .evaluation.slices import item_measures, measure_names
 from .evaluation.compare import mcnemar
+from .evaluation.changes import changed_rows
 from .evaluation.calibration import calibrate, Calibration, fit_temperature
 from .evaluation.conversation import check_converses, Conversation
 from .evaluation.intervals import interval_calibration, IntervalCalibration
@@ -103,6 +105,7 @@ from .evaluation.intervals import interval_calibration, IntervalCalibration
 from .inspection.attributions import Attribution, explain, PICTURE_METHODS, reference_losses, TEXT_METHODS, told_rows, TokenLosses
 from .inspection.inspector import Inspector
 from .inspection.chat_box import ChatBox
+from .inspection.kept import keep_predictions, predictions_folder, run_pages
 
 # %% ../nbs/01_all.ipynb #464d493e
 from .diagnosis.features import item_features

@@ -1,4 +1,4 @@
-"""The command `sft_nb`: demo, finetune, predict, chat, evaluate, tasks, checkpoints
+"""The command `sft_nb`: demo, finetune, predict, open, chat, evaluate, compare, check, export, tasks, checkpoints, cache
 
 The whole flow from a shell. Each command calls the public functions in their order and prints its result to standard output; how far it is, and what
 went wrong, goes to standard error. A mistake of the user exits with 2 and says in one line what to do. Nothing heavy is imported before the
@@ -12,11 +12,12 @@ Docs: https://sft-nb.github.io/sft_nb/cli.html.md"""
 __all__ = ['text_table', 'main']
 
 # %% ../nbs/00_cli.ipynb #1f5d2356
-import argparse, contextlib, csv, io, json, os, re, signal, sys, time, warnings
+import argparse, contextlib, csv, io, json, os, re, shlex, signal, sys, time, warnings
+from difflib import get_close_matches
 from pathlib import Path
 from . import __version__
-from .core.basics import cache_home, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
-from .data.task import all_tasks, get_task
+from .core.basics import cache_home, CheckpointError, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
+from .data.task import all_tasks, get_task, task_of
 
 # %% ../nbs/00_cli.ipynb #1a8fd78e
 def _number(text, kind, what):
@@ -65,29 +66,49 @@ def _option(text):
     except ValueError: return name, value
 
 # %% ../nbs/00_cli.ipynb #fbff1123
+def _with(error, **options):
+    "An error that knows which options would mend the command"
+    error.mend = {f'--{k}':v for k,v in options.items()}
+    return error
+
+def _free_name(path):
+    "The first of NAME, NAME-2, NAME-3 … that is free, in the current folder where the path's own one cannot be used"
+    path = Path(path)
+    base = path if path.parent.is_dir() and os.access(path.parent, os.W_OK) else Path(path.name)
+    names = (base if i==1 else base.with_name(f'{base.stem}-{i}{base.suffix}') for i in range(1, 10_000))
+    return next(str(o) for o in names if not os.path.lexists(o))
+
 def _may_write(path, what):
     "Say that `path` cannot be made where the first folder above it that exists is none, or may not be written to"
     try: up = next(o for o in path.resolve().parents if o.exists())
     except OSError as e: raise FolderError(f"{what} cannot be made: {e.strerror}.") from None
-    if not up.is_dir() or not os.access(up, os.W_OK): raise FolderError(f"{what} cannot be made: {up} is not a folder one may write to.")
+    if not up.is_dir() or not os.access(up, os.W_OK):
+        raise _with(FolderError(f"{what} cannot be made: {up} is not a folder one may write to."), out=_free_name(path.name))
 
 def _free_folder(path):
     "Say before any work that the folder for the result cannot be made"
     path = Path(path)
     try: taken = path.is_file() or path.is_dir() and any(path.iterdir())
     except OSError as e: raise FolderError(f"{str(path)[:200]} cannot be used: {e.strerror}. Take another folder with --out.") from None
-    if taken: raise FolderError(f"{path} exists already and is not empty. Take another folder with --out, or delete it.")
-    if path.resolve()==Path.cwd(): raise FolderError("--out names the current folder, which cannot be replaced. Name a new one.")
+    if path.resolve()==Path.cwd(): raise _with(FolderError("--out names the current folder, which cannot be replaced. Name a new one."), out=_free_name('model'))
+    if taken: raise _with(FolderError(f"{path} exists already and is not empty. Take another folder with --out, or delete it."), out=_free_name(path))
     _may_write(path, path)
     return path
 
 def _out_file(path, suffixes):
     "Say before any work that the file for the result cannot be written"
     path = Path(path)
-    if path.suffix.lower() not in suffixes: raise FolderError(f"--out {path}: unknown ending {path.suffix!r}. Valid: {', '.join(suffixes)}.")
-    if os.path.isdir(path): raise FolderError(f"--out {path} is a folder. Name a file in it.")
+    if os.path.isdir(path): raise _with(FolderError(f"--out {path} is a folder. Name a file in it, with the ending {' or '.join(suffixes)}."), out=_free_name(path/f'out{suffixes[0]}'))
+    if path.suffix.lower() not in suffixes:
+        raise _with(FolderError(f"--out {path}: unknown ending {path.suffix!r}. Valid: {', '.join(suffixes)}."), out=_free_name(path.with_suffix(suffixes[0])))
     _may_write(path, f'--out {path}')
     return path
+
+def _beside(path, *models):
+    "Say that rows of data may not lie in the folder of a model, which goes to others"
+    for model in models:
+        if Path(model).resolve() not in path.resolve().parents: continue
+        raise _with(FolderError(f"--out {path} lies in the model folder {model}, which holds no rows of data. Name a file beside it."), out=_free_name(path.name))
 
 # %% ../nbs/00_cli.ipynb #a496c1de
 def text_table(
@@ -251,14 +272,17 @@ def _report(learn, ev, metrics, settings, against=None):
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
-def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None):
-    "The saved folder with its report, all at once"
+def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
+    "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
     with folder_atomic(out, overwrite=overwrite) as tmp:
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
+    if keep:
+        from sft_nb.inspection.kept import keep_predictions
+        say(f'Predictions kept in {keep_predictions(ev, out, f"{learn.spec.task.name} · {out.name}", overwrite)}')
 
 # %% ../nbs/00_cli.ipynb #0070c5ae
 def _interval_text(ev, name): return '{value:.3f} ({low:.3f} to {high:.3f})'.format(**ev.report().set_index('metric').loc[name])
@@ -314,19 +338,27 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
-    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table)
+    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
+def _free_run(a, out):
+    "The folder of a run, and where its predictions go, both free"
+    out = _free_folder(out)
+    if not a.keep_predictions: return out
+    try: _free_folder(out.with_name(f'{out.name}-predictions'))
+    except FolderError as e: raise _with(e, out=_free_name(out.with_name(f'{out.name}-2'))) from None
+    return out
+
 def _finetune(a):
-    out = _free_folder(a.out)
+    out = _free_run(a, a.out)
     return _run(a, get_task(a.task), a.data, out, {}, {})
 
 # %% ../nbs/00_cli.ipynb #d993b8a6
 def _demo(a):
     task = get_task(a.task)
     ours = a.out is None and (Path(f'sft_nb-demo/{task.name}')/'sft.json').is_file()
-    out = Path(f'sft_nb-demo/{task.name}') if ours else _free_folder(a.out or f'sft_nb-demo/{task.name}')
+    out = Path(f'sft_nb-demo/{task.name}') if ours else _free_run(a, a.out or f'sft_nb-demo/{task.name}')
     if a.data: return _run(a, task, a.data, out, {}, {}, ours)
     folder = cache_home()/'demo'
     folder.mkdir(parents=True, exist_ok=True)
@@ -373,22 +405,84 @@ def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
     table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
+    if not len(table): raise DataError(f"There is no item in {', '.join(a.items)[:200]}. Pass items, or a folder, a table or a .txt file of some.")
     text = _predictions(table, model.spec.options.get('label_delim') or model.task.target.delim, out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
     write_atomic(out, text)
     return f'{len(table):,} predictions · {out}'
 
 # %% ../nbs/00_cli.ipynb #743dd956
-def _evaluate(a):
-    out = a.out and _out_file(a.out, ('.json',))
-    model = _opened(a.dir, device=a.device, data=Path(a.data))
+def _judged(a, folder):
+    "A saved model and its evaluation on the data"
+    model = _opened(folder, device=a.device, data=Path(a.data))
     from sft_nb.evaluation.evaluate import evaluate
-    ev = evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target, **_files(a))
+    return model,evaluate(model, on=Path(a.data), bad=a.bad, split=a.split, input=a.input, target=a.target, **_files(a))
+
+def _evaluate(a):
+    out = a.out and _out_file(a.out, ('.json', '.html', '.parquet'))
+    if out: _beside(out, a.dir)
+    model,ev = _judged(a, a.dir)
     _note(model.spec)
     text = json.dumps({**ev.metrics, 'n':len(ev)}, indent=1)
     if not out: return text
-    write_atomic(out, text+'\n')
+    if out.suffix.lower()=='.html': ev.to_html(out, f'{Path(a.dir).name} on {Path(a.data).name}')
+    elif out.suffix.lower()=='.parquet': ev.save(out)
+    else: write_atomic(out, text+'\n')
     return f'{len(ev):,} rows · {out}'
+
+# %% ../nbs/00_cli.ipynb #69858503
+def _comparable(a):
+    "Say in which way two models cannot be compared, before a weight is read"
+    from sft_nb.deployment.folder import read_info
+    one,two = read_info(a.first),read_info(a.second)
+    for k,what in (('task', 'task'), ('multi_label', 'several labels an item')):
+        if one[k]!=two[k]: raise DataError(f"{a.first} and {a.second} cannot be compared: {what} is {one[k]!r} in the first and {two[k]!r} in the second.")
+    kinds = [o.get('target', {}).get('kind') for o in (one, two)]
+    if kinds[0]!=kinds[1]: raise DataError(f"{a.first} and {a.second} cannot be compared: one predicts numbers, the other classes.")
+    only = [[o for o in p['vocab'] if o not in q['vocab']] for p,q in ((one, two), (two, one))]
+    said = [f"only {d} knows {', '.join(map(repr, o[:5]))}{f' and {len(o)-5:,} more' if len(o)>5 else ''}" for d,o in zip((a.first, a.second), only) if o]
+    if said: raise DataError(f"{a.first} and {a.second} know different classes: {'; '.join(said)}. Evaluate each by itself, or train both on the same classes.")
+
+# %% ../nbs/00_cli.ipynb #850d363b
+_SHOWN = 20
+
+def _short(v): return f'{v:.4g}' if isinstance(v, float) else re.sub(r'\s+', ' ', ', '.join(map(str, v)) if isinstance(v, list) else str(v))
+
+def _cut(text, n=40): return text if len(text)<=n else text[:n-1]+'…'
+
+def _differences(table, first, second):
+    "The metrics of two models side by side"
+    def cells(o): return (o.metric, f'{o.other:.4f}', f'{o.value:.4f}', f'{o.difference:+.4f}', f'{o.low:+.4f} to {o.high:+.4f}', o.verdict)
+    return text_table([dict(zip(('metric', first, second, 'difference', '95 % interval', 'verdict'), cells(o))) for o in table.itertuples()])
+
+def _changes(changed, n, first, second):
+    "How many rows are predicted differently, and the first of them"
+    names = dict(this=f'only in {second}', other=f'only in {first}', neither='in neither', both='in both')
+    right = [f'{k:,} right {who}' for key,who in names.items() if (k := int((changed.right==key).sum()))]
+    shown = changed.head(_SHOWN).rename(columns={'other':first, 'prediction':second}).assign(right=changed.right.map({'this':second, 'other':first}).fillna(changed.right))
+    rows = [{k:_cut(_short(r[k])) for k in ('item', 'target', first, second, 'right')} for r in shown.to_dict('records')]
+    count = f"{len(changed):,} of {n:,} rows are predicted differently{': ' if right else '.'}{', '.join(right)}"
+    return '\n'.join([count, *([text_table(rows)] if rows else []), *([f'… and {len(changed)-_SHOWN:,} more; --out FILE writes all'] if len(changed)>_SHOWN else [])])
+
+# %% ../nbs/00_cli.ipynb #7206acd5
+def _labels(a):
+    "Short names of both models; their paths where the names are the same"
+    names = [Path(o).resolve().name for o in (a.first, a.second)]
+    return names if names[0]!=names[1] else [a.first, a.second]
+
+def _compare(a):
+    out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
+    if out: _beside(out, a.first, a.second)
+    if Path(a.first).resolve()==Path(a.second).resolve(): raise FolderError(f"{a.first} and {a.second} are one folder. Name two.")
+    _comparable(a)
+    _,one = _judged(a, a.first)
+    model,two = _judged(a, a.second)
+    from sft_nb.evaluation.changes import changed_rows
+    (first,second),changed = _labels(a),changed_rows(two, one)
+    _note(model.spec)
+    if out: write_atomic(out, _predictions(changed, model.task.target.delim, out.suffix.lower()!='.csv'))
+    text = f'{second} against {first}, {len(two):,} rows of {a.data}\n{_differences(two.compare({first:one}), first, second)}\n\n{_changes(changed, len(two), first, second)}'
+    return text+(f'\n\n{len(changed):,} rows · {out}' if out else '')
 
 # %% ../nbs/00_cli.ipynb #e0500df3
 def _check(a):
@@ -410,6 +504,18 @@ def _export(a):
     from sft_nb.deployment.onnx_file import export_onnx
     export_onnx(model, out, int8=a.int8)
     return f'{out.stat().st_size/1e6:,.1f} MB · {out}'
+
+# %% ../nbs/00_cli.ipynb #6f756d51
+def _open(a):
+    from sft_nb.deployment.folder import read_info
+    read_info(a.dir)
+    from sft_nb.inspection.kept import run_pages
+    pages = run_pages(a.dir)
+    if not pages: raise FolderError(f"{a.dir} has no report.html: it was saved without sft_nb finetune, or its report was left out. A page of its predictions is made by: "
+                                    f"sft_nb evaluate {a.dir} DATA --out page.html")
+    import webbrowser
+    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say('No browser was found here. Open the files by hand.')
+    return text_table([dict(page=k, file=str(p)) for k,p in pages.items()])
 
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
@@ -442,7 +548,7 @@ def _talked(talk, write):
 def _chat(a):
     from sft_nb.deployment.folder import read_info
     task = get_task(read_info(a.dir)['task'])
-    if not task.converses: raise DataError(f"{a.dir} holds a model of task {task.name!r}, which answers no conversations. Type: sft_nb predict {a.dir} ITEMS")
+    if not task.converses: raise DataError(f"{a.dir} holds a model of task {task.name!r}, which answers no conversations. Only those of task 'chat' do.")
     model = _opened(a.dir, a.device)
     from sft_nb.evaluation.conversation import Conversation
     talk = Conversation(model, a.system, a.max_new_tokens)
@@ -458,7 +564,8 @@ def _cache(a):
     if a.clear is None: return _listed_cache()
     from sft_nb.training.cache_store import cache_info, clear_cache
     key = None if a.clear=='all' else a.clear
-    mb = cache_info().query('key.str.startswith(@key or "")').mb.sum()
+    table = cache_info()
+    mb = table.mb[[o.startswith(key or '') for o in table.key]].sum()
     n = clear_cache(key)
     if key and not n: raise DataError(f"--clear {key}: no entry begins so. See: sft_nb cache")
     return f'{n:,} entries removed, {mb:,.1f} MB'
@@ -472,13 +579,28 @@ def _listed_cache():
 
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
-    return text_table(list_checkpoints(a.task).to_dict('records'))
+    task,packaged = a.task and get_task(a.task),list_checkpoints()
+    if task is None: return f"{text_table(packaged.to_dict('records'))}\n\nNext, for published models too: sft_nb checkpoints TASK"
+    fits = [task.name in t.split(', ') or ref in task.checkpoint.split('+') for t,ref in zip(packaged.task, packaged.ref)]
+    return '\n\n'.join([*([text_table(packaged[fits].to_dict('records'))] if any(fits) else []), *_published(task.name)])
+
+def _published(task):
+    "Published models with their sources, where some are listed"
+    from sft_nb.checkpoints.published import published_checkpoints
+    try: table = published_checkpoints(task)
+    except SftError: return []
+    table[['params','size_mb']] = table[['params','size_mb']].astype(object).where(table[['params','size_mb']].notna(), None)
+    rows = table.drop(columns=['source','tried']).to_dict('records')
+    sources = '\n'.join(f'  {ref}: {source}' for ref,source in zip(table.ref, table.source))
+    return [f'Published, not tried here:\n{text_table(rows)}', f'Sources:\n{sources}', f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
+class _Usage(SftError): "Words that the command does not know"
+
 class _Parser(argparse.ArgumentParser):
     "One line for an error, where argparse prints the usage too"
     def __init__(self, **kw): super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32), **kw)
-    def error(self, message): self.exit(2, f'{self.prog}: {message}. See {self.prog} --help\n')
+    def error(self, message): raise _Usage(f'{self.prog}: {message}.')
 
 # %% ../nbs/00_cli.ipynb #ec0fc32a
 def _column_options(p, target=True):
@@ -520,6 +642,7 @@ def _train_options(p):
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
     add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
+    add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
 
 # %% ../nbs/00_cli.ipynb #b7a3cde3
@@ -542,19 +665,30 @@ def _use_commands(add):
     r.add_argument('--as-items', action='store_true', help='ITEMS are texts or paths themselves, even where one is the name of a table, a text file or a folder')
     _data_options(r, target=False)
     r.add_argument('--out', metavar='FILE', help='.csv or .jsonl; default: CSV on standard output')
+    w = add('open', _open, 'show the report of a run, and its kept predictions, in the browser')
+    w.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
+    w.add_argument('--no-browser', action='store_true', help='only say where the pages are')
     t = add('chat', _chat, 'talk with a saved chat model')
     t.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
     t.add_argument('--system', metavar='TEXT', help='system message; default: that of training')
     t.add_argument('--max-new-tokens', type=_positive, metavar='N', help='tokens after which an answer stops; default: as the model was trained')
     t.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
+def _labelled_data(p):
+    p.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
+    _data_options(p)
+    p.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
+
 def _judge_commands(add):
     e = add('evaluate', _evaluate, 'metrics of a saved model on other data')
     e.add_argument('dir', metavar='DIR', help='folder that finetune wrote')
-    e.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
-    _data_options(e)
-    e.add_argument('--split', choices=['test', 'valid', 'train', 'all'], help='rows of which split; default: test rows, else validation rows, where the data have a split')
-    e.add_argument('--out', metavar='FILE', help='.json; default: standard output')
+    _labelled_data(e)
+    e.add_argument('--out', metavar='FILE', help='.json for the metrics, .html for a page of all predictions, .parquet for their rows; default: metrics on standard output')
+    m = add('compare', _compare, 'two saved models on the same data: differences with intervals, and the rows that changed')
+    m.add_argument('first', metavar='DIR1', help='folder that finetune wrote')
+    m.add_argument('second', metavar='DIR2', help='another one, which is held against the first')
+    _labelled_data(m)
+    m.add_argument('--out', metavar='FILE', help='.csv or .jsonl for all rows that are predicted differently')
     c = add('check', _check, 'read data and say what was understood, what is wrong, and what to type next; nothing is trained')
     c.add_argument('task', metavar='TASK', help='see: sft_nb tasks')
     c.add_argument('data', metavar='DATA', help='labelled data, as for finetune')
@@ -571,20 +705,166 @@ def _parser():
     "The parser of `sft_nb`"
     p = _Parser(prog='sft_nb', description='Adapt a pretrained model to your own labelled data.')
     p.add_argument('--version', action='version', version=f'sft_nb {__version__}')
+    p.commands = {}
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     def add(name, run, text):
-        s = sub.add_parser(name, help=text, description=text)
+        s = p.commands[name] = sub.add_parser(name, help=text, description=text)
         s.set_defaults(run=run)
         return s
     _train_commands(add)
     _use_commands(add)
     _judge_commands(add)
     add('tasks', _tasks, 'the kinds of data that are known')
-    c = add('checkpoints', _checkpoints, 'pretrained models that are known by name')
-    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task; default: all')
+    c = add('checkpoints', _checkpoints, 'pretrained models that are packaged; with a task also published ones to start from')
+    c.add_argument('task', nargs='?', metavar='TASK', help='those for one task, with published ones; default: all that are packaged')
     k = add('cache', _cache, 'list what the frozen parts computed, or remove it')
     k.add_argument('--clear', metavar='KEY|all', help='remove the entries whose key begins so, or all of them')
     return p
+
+# %% ../nbs/00_cli.ipynb #e2d55c48
+def _place(words, option):
+    "Where an option stands, also shortened or as OPTION=VALUE; None: nowhere"
+    return next((i for i,o in enumerate(words) if len(o)>3 and o.startswith('--') and option.startswith(o.partition('=')[0])), None)
+
+def _swap(words, option, value):
+    "The words with another value of an option, which is added where it is missing; None takes it out"
+    i = _place(words, option)
+    if i is None: return [*words, option, value] if value else words
+    valued = '=' not in words[i] and i+1<len(words) and not words[i+1].startswith('--')
+    return [*words[:i], *([option, value] if value else []), *words[i+1+valued:]]
+
+def _renamed(word, bad, good):
+    "A word in which a name is another; None: it does not hold the name"
+    if word==bad: return good
+    if word.startswith(f'{bad}='): return good+word[len(bad):]
+    if word.endswith((f':{bad}', f'={bad}', f'/{bad}')): return word[:-len(bad)]+good
+    return word.replace(bad, good) if '/' in bad and bad in word else None
+
+# %% ../nbs/00_cli.ipynb #60de472c
+def _mended(words, args, e):
+    "The option that the error names"
+    out = words
+    for k,v in getattr(e, 'mend', {}).items(): out = _swap(out, k, v)
+    return out
+
+def _spelled(words, args, e):
+    "What was meant in the place of what was typed"
+    found = re.search(r"is missing: (\S+) \(there is '(.+?)'", str(e))
+    if found: return [_renamed(o, Path(found[1]).name, found[2]) or o for o in words]
+    before,sep,after = str(e).partition('Did you mean ')
+    good = re.match(r"'([^']+)'|([^ ?,]+)", after)
+    if not sep or not good: return words
+    missing = re.search(r'([^\s]+) is missing\.', before)
+    for bad in [*([Path(missing[1]).name] if missing else []), *re.findall(r"'([^']+)'", before)]:
+        new = [_renamed(o, bad, good[1] or good[2]) for o in words]
+        if any(new): return [o or w for o,w in zip(new, words)]
+    return words
+
+def _known(words, args, e):
+    "A word of this program that is like what it does not know: a command, or an option of one"
+    text,commands = str(e),_parser().commands
+    unknown = re.search(r"invalid choice: '([^']+)'|unrecognized arguments: (\S+)", text)
+    if not isinstance(e, _Usage) or not unknown: return words
+    bad = unknown[1] or unknown[2]
+    names = commands if 'COMMAND' in text else re.findall(r'--[a-z-]+', commands[words[0]].format_help()) if words[0] in commands else ()
+    good = get_close_matches(bad.partition('=')[0], names, n=1, cutoff=.6)
+    return [_renamed(o, bad.partition('=')[0], good[0]) or o for o in words] if good else words
+
+# %% ../nbs/00_cli.ipynb #1ef35c01
+_EXAMPLES = {'--epochs':'3', '--head-epochs':'1', '--valid':'0.2', '--max-items':'100', '--lr':'0.002', '--decay':'0.8', '--batch-size':'32', '--seed':'42', '--budget':'5m',
+             '--freeze':'body', '--head':'linear', '--device':'cpu', '--bad':'skip', '--bf16':'all', '--split':'all', '--max-new-tokens':'64', '--option':None, '--sheet':None, '--int8':None}
+
+def _exemplary(words, args, e):
+    "A value that an option takes, in the place of one that it does not; out with an option that has no place here"
+    text = str(e)
+    named = re.search(r'argument (--[\w-]+)', text) or re.match(r'(--[\w-]+) ', text)
+    option = named[1] if named else next((o for o in _EXAMPLES if re.match(rf"{o[2:].replace('-', '_')}=", text)), None)
+    option = option or {'GroupError':'--freeze', 'HeadError':'--head'}.get(type(e).__name__)
+    return _swap(words, option, _EXAMPLES[option]) if option in _EXAMPLES and _place(words, option) is not None else words
+
+def _completed(words, args, e):
+    "What a run or an export is called where that is missing"
+    if not str(e).endswith('required: --out.'): return words
+    data = words[2 if words[0]=='finetune' else 1]
+    return [*words, '--out', _free_name(f'{Path(data).stem}-model' if words[0]=='finetune' else f'{Path(data).name}.onnx')]
+
+# %% ../nbs/00_cli.ipynb #4796dc77
+def _other_model(words, args, e):
+    "A saved model near by in the place of a folder that is none"
+    for given in (vars(args).get(k) for k in ('dir', 'first', 'second')):
+        if given is None or (Path(given)/'sft.json').is_file(): continue
+        near_by = {o.parent.name:str(o.parent) for up in (Path(given).parent, Path('.')) if up.is_dir() for o in sorted(up.glob('*/sft.json'))}
+        like = get_close_matches(Path(given).name, near_by, n=1, cutoff=.3) or [*near_by][:1]
+        at = words.index(given) if given in words and like else None
+        return words if at is None else [*words[:at], near_by[like[0]], *words[at+1:]]
+    return words
+
+def _task_name(args):
+    "Task of the command, or of the saved model that it names; None: it has none"
+    if getattr(args, 'task', None): return args.task
+    model = vars(args).get('dir') or vars(args).get('first')
+    from sft_nb.deployment.folder import read_info
+    try: return read_info(model)['task'] if model else None
+    except SftError: return None
+
+def _other_columns(words, args, e):
+    "The column that is left over for a column that is missing; else the task that the table is for"
+    found = re.search(r"no column '(.+)' for the .+?\. Columns: (.+?)\. .*Name it by (input|target)=", str(e))
+    if not found or not hasattr(args, 'data'): return words
+    columns,task = found[2].split(', '),get_task(_task_name(args))
+    fits = task_of(columns)
+    if fits.name!=task.name and set(fits.columns)<=set(columns): return ['check', fits.name, args.data]
+    taken = {args.input or task.input_columns[0]} if found[3]=='target' else {args.target or task.target.column}
+    left = [o for o in columns if o not in taken]
+    return _swap(words, f'--{found[3]}', left[0]) if len(left)==1 and left[0]!=found[1] else words
+
+def _without_bad(words, args, e):
+    "The rows that can be used, where some can"
+    bad = getattr(e, 'problems', None)
+    if bad is None or getattr(args, 'bad', 'skip')=='skip' or any(re.search('no rows|two are needed|needs two', o) for o in bad.problem): return words
+    return words if args.command=='predict' and len(args.items)<=len(bad) else _swap(words, '--bad', 'skip')
+
+# %% ../nbs/00_cli.ipynb #28af9c68
+def _looks(words, args, e):
+    "A command that shows what there is; the help of the command where nothing else does"
+    task = getattr(args, 'task', None)
+    if args is None: return ['demo'] if not words else [words[0], '--help'] if words[0] in _parser().commands else ['--help']
+    if task is not None and task not in all_tasks(): return ['tasks']
+    if isinstance(e, CheckpointError): return ['checkpoints', task] if task else ['checkpoints']
+    if isinstance(e, DataError) and args.command=='chat': return ['demo', 'chat']
+    data = getattr(args, 'data', None)
+    checked = isinstance(e, DataError) and args.command not in ('check', 'demo') and data and Path(data).exists() and not re.search('option|Valid endings', str(e))
+    return ['check', _task_name(args), data] if checked else [args.command, '--help']
+
+def _lists(args, e):
+    "The folder in which a file that is missing should lie"
+    gone = [o for o in (getattr(args, 'data', None), *(getattr(args, 'items', None) or ())) if o and not os.path.exists(o)]
+    if 'is missing' not in str(e) or not gone: return None
+    up = next((o for o in Path(gone[0]).parents if o.is_dir()), Path('.'))
+    return f'ls {shlex.quote(str(up))}'
+
+def _next_command(words, args, e):
+    "The next command to type after a mistake"
+    for rule in (_mended, _spelled, _known, _completed, _other_columns, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
+        try: new = rule(words, args, e)
+        except (SftError, AttributeError, OSError): continue
+        if new!=words and _parses(new): return _typed_as(new)
+    return _lists(args, e) or _typed_as(_looks(words, args, e))
+
+# %% ../nbs/00_cli.ipynb #6a5797ac
+def _parses(words):
+    "Whether the parser knows all words"
+    try: return bool(_parser().parse_args(words))
+    except _Usage: return False
+
+def _typed_as(words): return f'sft_nb {shlex.join(words)}'
+
+def _advised(text, words, args, e):
+    "A message with the next command behind it, where it does not end with one already"
+    if re.search(r"(See|Type|Next|by): (sft_nb|pip) [^.]*$", text): return text
+    command = _next_command(words, args, e)
+    if len(command)>300: command = _typed_as([words[0], '--help'])
+    return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Type: {command}"
 
 # %% ../nbs/00_cli.ipynb #fe5872f5
 def _one_line(e):
@@ -620,16 +900,18 @@ def main(
     argv:list|None=None, # The words after `sft_nb`; None: those of the process
 )->int: # 0, 1 where `check` found rows that cannot be used, 2 after a mistake of the user, 130 after Ctrl-C
     "The command line"
-    args = _parser().parse_args(argv)
+    words,args = [str(o) for o in (sys.argv[1:] if argv is None else argv)],None
     if argv is None: _wait_passively()
     warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
     if argv is None: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if not words: raise _Usage('sft_nb: a command is missing, such as finetune or predict; sft_nb --help names them all.')
+        args = _parser().parse_args(words)
         with contextlib.redirect_stdout(sys.stderr), _quiet_others(): text = args.run(args)
         if callable(text): text = text(_write)
     except SftError as e:
         if process_rank(): time.sleep(5)
-        print(f'sft_nb: {_one_line(e)}', file=sys.stderr)
+        print(_advised(_one_line(e) if isinstance(e, _Usage) else f'sft_nb: {_one_line(e)}', words, args, e), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('sft_nb: interrupted', file=sys.stderr)

@@ -1,5 +1,5 @@
 "The command line, as a user types it: every command on a toy task, every kind of mistake"
-import csv, io, json, signal, subprocess, sys
+import csv, io, json, re, signal, subprocess, sys
 import pytest
 from sft_nb.data.task import get_task
 from sft_nb.cli import main
@@ -112,12 +112,18 @@ def test_tasks_and_checkpoints():
     assert code==0 and 'image' in text and 'pip:efficientnet-lite0' in text
     code,text,_ = run('checkpoints')
     assert code==0 and text.splitlines()[0].split()==['ref', 'task', 'params', 'size_mb', 'license', 'here']
-    assert [o.split()[0] for o in run('checkpoints', 'chat')[1].splitlines()]==['ref', 'pip:smollm2-135m-instruct']
-    assert "task='chatt': no packaged checkpoint is for it. Did you mean 'chat'" in fails('checkpoints', 'chatt')
+    packaged,published,sources,after = run('checkpoints', 'chat')[1].rstrip().split('\n\n')
+    assert [o.split()[0] for o in packaged.splitlines()]==['ref', 'pip:smollm2-135m-instruct']
+    assert published.startswith('Published, not tried here:\n') and len(published.splitlines())==7 and sources.count('https://')>=5 and after.startswith('Next: sft_nb finetune chat')
+    assert "There is no task 'chatt'. Did you mean 'chat'" in fails('checkpoints', 'chatt')
+
+def test_each_task_has_published_checkpoints():
+    from sft_nb.data.task import all_tasks
+    for task in all_tasks(): assert 'Published, not tried here:' in run('checkpoints', task)[1]
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {
-    'no command': ([], 'required'),
+    'no command': ([], 'a command is missing'),
     'unknown command': (['fintune'], 'invalid choice'),
     'unknown task': (['finetune', 'imgae', '{src}', '--out', '{out}'], "no task 'imgae'"),
     'no out': (['finetune', 'image', '{src}'], '--out'),
@@ -140,7 +146,8 @@ mistakes = {
 @pytest.mark.parametrize('name', mistakes)
 def test_mistakes_are_one_line(name, toy, saved, tmp_path):
     args,words = mistakes[name]
-    assert words in fails(*(o.format(src=toy[0], saved=saved[0], out=tmp_path/'out') for o in args))
+    said = fails(*(o.format(src=toy[0], saved=saved[0], out=tmp_path/'out') for o in args))
+    assert words in said and re.search(r'Type: (sft_nb|ls) [^\n]+$', said)
     assert list(tmp_path.iterdir())==[]
 
 def test_bad_rows_are_all_named(tmp_path):

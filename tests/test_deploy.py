@@ -7,6 +7,7 @@ from sft_nb.training.learner import sft_learner
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.deployment.onnx_file import export_onnx, ExportError
 from sft_nb.cli import main
+from sft_nb.inspection.attributions import explain
 from sft_nb.tasks.toys import make_toy
 
 def learner(task, folder, checkpoint=None, pretrained=None, **kw):
@@ -66,3 +67,13 @@ def test_packaged_text(tmp_path):
     small = export_onnx(learn, tmp_path/'small.onnx', int8=True)
     print(f'all-minilm-l6-v2: {path.stat().st_size/1e6:.1f} MB, in 8 bits {small.stat().st_size/1e6:.1f} MB')
     assert small.stat().st_size<.7*path.stat().st_size # the table of words, half of this network, stays as it is
+
+def test_an_opened_model_is_explained_after_it_has_predicted(tmp_path):
+    "What it predicts with has its batch norms folded and no gradients; an explanation needs them"
+    learn = learner('image', tmp_path/'toy')
+    items = [str(o) for o in learn.spec.rows.image[:3]]
+    model = load_predictor(save_predictor(learn, tmp_path/'model', metrics={}), device='cpu')
+    fresh = [o['image'].values for o in explain(model, items)]
+    model.predict(items)
+    again = [o['image'].values for o in explain(model, items)]
+    assert all(np.abs(a-b).max()<1e-5*np.abs(a).max() for a,b in zip(fresh, again)) and np.abs(fresh[0]).max()>0

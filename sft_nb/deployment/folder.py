@@ -28,7 +28,7 @@ def _head_json(head):
     from torch import nn
     return dict(module=repr(head)) if isinstance(head, nn.Module) else list(head) if isinstance(head, tuple) else head
 
-def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','license','params','preprocess')}
+def _checkpoint_json(ckpt): return {k:getattr(ckpt, k) for k in ('ref','kind','arch','sha256','license','params','preprocess','pretrained')}
 
 def _data_json(spec):
     counts = {f'n_{s}':int((spec.rows.split==s).sum()) if spec.has_rows else 0 for s in ('train','valid','test')}
@@ -81,12 +81,18 @@ def _scores(spec):
     note = spec.task.target.score_note(spec)
     return {'scores':note} if note else {}
 
-def _describe(learn, model, spec, metrics):
-    "The content of `sft.json`, but for the hashes"
+def _measured(ev):
+    "Of an evaluation: which rows it is of, and the 95 % interval of each metric; nothing where there is none"
+    if ev is None: return {}
+    intervals = {o.metric:[float(o.low),float(o.high)] for o in ev.report().itertuples() if math.isfinite(o.low) and math.isfinite(o.high)}
+    return {'measured':dict(on=ev.on, rows=len(ev), intervals=intervals)}
+
+def _describe(learn, model, spec, metrics, ev=None):
+    "The content of `sft.json`, but for the hashes; `ev`: what the metrics come from"
     return dict(format=FORMAT, task=spec.task.name, checkpoint=_checkpoint_json(spec.checkpoint), vocab=list(spec.vocab),
         multi_label=bool(spec.multi_label), preprocess=spec.preprocess, head=_head_json(getattr(learn, 'head_spec', None)), groups=_sizes(model),
         options=_saved_options(spec.options), data=_data_json(spec), metrics=_numbers(metrics),
-        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_target_json(spec), **_scores(spec))
+        versions=_versions(spec.checkpoint.kind), seed=int(getattr(learn, 'seed', spec.seed)), temperature=float(model.temperature), **_target_json(spec), **_scores(spec), **_measured(ev))
 
 # %% ../../nbs/deployment/00_folder.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
@@ -94,8 +100,28 @@ def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(
 def _list(names, n=50): return ', '.join(_cell(o) for o in names[:n])+(f' and {len(names)-n:,} more' if len(names)>n else '')
 
 def _license(name):
-    "A license as the first lines of a card name it; 'other' where it is not a plain word"
-    return name.lower() if name and re.fullmatch(r'[\w.\-+]+', name) else 'other'
+    "A license as the first lines of a card name it: 'other' with a name of its own where it is not a plain word"
+    if name and re.fullmatch(r'[\w.\-+]+', name): return dict(license=name.lower())
+    own = re.sub(r'[^\w.\-]+', '-', name.lower()).strip('-')[:60]
+    return dict(license='other', license_name=own) if own else dict(license='other')
+
+def _parts(ref): return [o.strip() for o in ref.split('+')]
+
+def _origin(ref):
+    "A reference without paths of this machine"
+    return ' and '.join(dict.fromkeys(o if o.startswith(('timm:','hf:','pip:')) else 'a local folder' for o in _parts(ref)))
+
+def _timm_repo(name):
+    "Repository of the weights that timm means by a name; None: they lie elsewhere"
+    import timm
+    cfg = timm.get_pretrained_cfg(name)
+    return cfg and cfg.hf_hub_id
+
+def _on_hub(ref):
+    "Names of the repositories that a reference means"
+    where = [o.partition(':') for o in _parts(ref)]
+    found = [_timm_repo(name) if kind=='timm' else name.partition('@')[0] for kind,_,name in where if kind in ('timm','hf')]
+    return [o for o in found if o]
 
 # %% ../../nbs/deployment/00_folder.ipynb #28989846
 def _calibrated(info):
@@ -111,41 +137,89 @@ def _target_line(info):
     interval = f"; {t['level']:.0%} of the held-out rows are within {t['margin']:.4g} of their prediction" if 'margin' in t else ''
     return f"Target: a number; mean {t['mean']:.4g}, standard deviation {t['scale']:.4g} in training{interval}"
 
+def _rows_line(data):
+    counts = ', '.join(f"{data[f'n_{s}']:,} {w}" for s,w in (('train','to train on'),('valid','held out'),('test','for a test')) if data[f'n_{s}'])
+    return f'Rows: {counts or "not known"}'
+
 
 # %% ../../nbs/deployment/00_folder.ipynb #1c686df4
-def _card(info, summary):
-    "A model card"
-    ckpt,data = info['checkpoint'],info['data']
-    counts = ', '.join(f"{data[f'n_{s}']:,} {w}" for s,w in (('train','to train on'),('valid','held out'),('test','for a test')) if data[f'n_{s}'])
-    rows = '\n'.join(f'| {_cell(k)} | {v:.4f} |' for k,v in info['metrics'].items())
+def _results(info, task_type):
+    "The metrics as a hub reads them"
+    from huggingface_hub import EvalResult
+    split = {'split':'validation'} if info.get('measured', {}).get('on')=='valid' else {}
+    return [EvalResult(task_type=task_type, dataset_type='private', dataset_name='Data of its own, not published', metric_type=k, metric_value=round(v, 6), metric_name=k,
+                       **{f'dataset_{k}':v for k,v in split.items()}) for k,v in info['metrics'].items()]
+
+def _front(info, task):
+    "The facts at the top of a card, as YAML"
+    from huggingface_hub import ModelCardData
+    ckpt,kind = info['checkpoint'],None if task.target.interval else task.pipeline
+    base = _on_hub(ckpt['ref']) if ckpt.get('pretrained', True) else []
     library = dict(timm='timm', hf='transformers', pair='sft_nb')[ckpt['kind']]
+    found = {'base_model':base[0] if len(base)==1 else base} if base else {}
+    if info['metrics']: found.update(model_name=f"{info['task']}-{ckpt['arch']}", eval_results=_results(info, kind or 'other'))
+    return ModelCardData(**_license(ckpt['license']), library_name=library, pipeline_tag=kind, tags=['sft_nb'], **found).to_yaml()
+
+# %% ../../nbs/deployment/00_folder.ipynb #87c0b6fe
+_ROWS_OF = dict(valid='held out of training', test='set aside for a test', train='that it was trained on')
+
+def _metrics_part(info):
+    "The metrics with their intervals, and which rows they are of"
+    if not info['metrics']: return 'This model was saved without an evaluation: how good it is, is not known.'
+    measured = info.get('measured')
+    intervals = measured['intervals'] if measured else {}
+    def line(k, v): return f"| {_cell(k)} | {v:.4f} | {'{:.4f} to {:.4f}'.format(*intervals[k]) if k in intervals else 'not known'} |"
+    rows = '\n'.join(line(k, v) for k,v in info['metrics'].items())
+    said = f"Of {measured['rows']:,} rows {_ROWS_OF.get(measured['on'], 'of other data')}" if measured else 'As they were given when the model was saved; of which rows is not known'
+    return f'{said}.\n\n| metric | value | 95 % interval |\n|---|---|---|\n{rows}{_scored(info)}'
+
+def _limits(info):
+    "What a reader must know before trusting the predictions"
+    out = ['The rows that it was measured on come from the same source as those that it learned from; on other data it may do worse.'] if info['metrics'] else []
+    if info.get('measured', {}).get('rows', 50)<50: out.append('It was measured on few rows; intervals that come from drawing rows are too narrow there.')
+    if info.get('measured', {}).get('on')=='valid': out.append('Where epochs or settings were chosen by these rows too, their metrics are somewhat too good.')
+    if info['vocab']: out.append(f"It knows the {len(info['vocab']):,} {'labels' if info['multi_label'] else 'classes'} above and no other, also where an item shows something else.")
+    if info['vocab'] and info.get('temperature', 1.)==1: out.append('Its probabilities were not calibrated.')
+    if info['checkpoint'].get('pretrained', True): out.append('What the pretrained model has learned, its biases too, is still in it.')
+    return '\n'.join(f'- {o}' for o in out) or '- None are known.'
+
+
+# %% ../../nbs/deployment/00_folder.ipynb #4fa00e73
+def _card(info, task):
+    "A model card"
+    ckpt,made = info['checkpoint'],', '.join(f'{k} {v}' for k,v in info['versions'].items())
+    start = 'Fine-tuned from' if ckpt.get('pretrained', True) else 'Trained from fresh weights of'
     return f"""---
-license: {_license(ckpt['license'])}
-library_name: {library}
-tags: [sft_nb]
+{_front(info, task)}
 ---
 
-# {_cell(summary)}
+# {_cell(task.summary)}
 
-Fine-tuned from {_cell(ckpt['ref'])} ({_cell(ckpt['arch'])}, license {_cell(ckpt['license'])}).
+{start} {_cell(_origin(ckpt['ref']))} ({_cell(ckpt['arch'])}, license {_cell(ckpt['license'])}).
 
 - Task: {_cell(info['task'])}{', several labels an item' if info['multi_label'] else ''}
 - {_target_line(info)}{_calibrated(info)}
-- Rows: {counts or 'not known'}
-- Made with: {', '.join(f'{k} {v}' for k,v in info['versions'].items())}; seed {info['seed']}
+- {_rows_line(info['data'])}
+- Made with: {made}; seed {info['seed']}
 
 ## Metrics
 
-{f'''| metric | value |
-|---|---|
-{rows}''' if rows else 'None were taken.'}{_scored(info)}
+{_metrics_part(info)}
 
-## Use
+## Limits
+
+{_limits(info)}
+
+## How to use
+
+`pip install sft_nb`, then
 
 ```python
 from sft_nb.all import load_predictor
 load_predictor('this/folder').predict(['an item', 'another item'])
 ```
+
+or `sft_nb predict this/folder ITEM` in a terminal. From the Hub: `load_predictor(huggingface_hub.snapshot_download('OWNER/NAME'))`.
 """
 
 # %% ../../nbs/deployment/00_folder.ipynb #f935d325
@@ -166,7 +240,7 @@ def _write_folder(folder, model, spec, info):
     "The library's own files, the card, and last `sft.json` with the hashes"
     spec.task.save(model, spec, folder)
     for f in folder.rglob('*.safetensors'): f.chmod(0o666 & ~umask())
-    write_atomic(folder/_CARD, _card(info, spec.task.summary))
+    write_atomic(folder/_CARD, _card(info, spec.task))
     said = dict(info, format=FORMAT, numbers=_stored(folder)[1], files=_hashes(folder))
     write_atomic(folder/_SPEC, json.dumps(said, indent=1, default=_plain, ensure_ascii=False, allow_nan=False)+'\n')
 
@@ -186,6 +260,11 @@ def _is_head(o):
 def _is_checkpoint(o):
     return _has(o, ref=_is_text, kind=lambda v: v in ('timm','hf','pair'), arch=_is_text, license=_is_text, preprocess=lambda v: isinstance(v, dict),
                 params=_is_count, sha256=lambda v: v is None or _is_hash(v))
+
+def _is_measured(o):
+    "On which rows, how many, and intervals of two numbers"
+    def ends(v): return isinstance(v, list) and len(v)==2 and all(map(_is_number, v))
+    return _has(o, on=lambda v: isinstance(v, str), rows=_is_count, intervals=lambda v: _all(v, ends))
 
 def _is_target(o):
     "A kind, and numbers of which a scale is above 0"
@@ -218,6 +297,8 @@ def _check_info(info, path):
         if not good: raise FolderError(f"{path}: {k!r} should be {what}, it is {json.dumps(info[k])[:100]}. Copy or save the folder again.")
     if 'target' in info and not _is_target(info['target']):
         raise FolderError(f"{path}: 'target' should be an object of a kind and numbers, it is {json.dumps(info['target'])[:100]}. Save the folder again.")
+    if 'measured' in info and not _is_measured(info['measured']):
+        raise FolderError(f"{path}: 'measured' should be an object of on, rows and intervals, it is {json.dumps(info['measured'])[:100]}. Save the folder again.")
     if not _is_number(t := info.get('temperature', 1.)) or t<=0: raise FolderError(f"{path}: 'temperature' should be a number above 0, it is {json.dumps(t)[:100]}. Save the folder again.")
 
 # %% ../../nbs/deployment/00_folder.ipynb #0e7cccf7

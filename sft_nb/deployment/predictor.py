@@ -31,7 +31,7 @@ from ..data.spec import Recipe
 from ..evaluation.prediction import checks_while_loading, decoded_outputs, in_row_order, model_and_spec, model_outputs, read_checked, sorted_by_length
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import Evaluation
-from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _numbers, _sizes, _SPEC, _stored, _target_json
+from .folder import read_info, _CARD, _card, _check_folder, _check_kinds, _describe, _measured, _numbers, _sizes, _SPEC, _stored, _target_json
 from .folder import _versions, _write_folder
 
 # %% ../../nbs/deployment/01_predictor.ipynb #79789935
@@ -52,7 +52,7 @@ class Predictor:
         folder:Path, # Where it lies
     ):
         self.model,self.spec,self.info,self.folder = model,spec,info,folder
-        self.card = _read_card(folder) or _card(info, spec.task.summary)
+        self.card = _read_card(folder) or _card(info, spec.task)
 
     @property
     def task(self): return self.spec.task
@@ -215,8 +215,14 @@ def _described(learn, model, spec, ev, metrics):
     "The content of `sft.json` of a learner; validation rows are predicted where metrics, or an interval, have to come from them"
     unknown = bool(spec.scaling) and 'margin' not in spec.scaling and spec.has_rows
     if ev is None and (metrics is None or unknown): ev = _held_out(learn, spec)
-    known = metrics if isinstance(metrics, dict) else ev.metrics if ev else {}
-    return _describe(learn, model, _settled(spec, ev), known)
+    given = metrics if isinstance(metrics, dict) else None
+    return _describe(learn, model, _settled(spec, ev), given if given is not None else ev.metrics if ev else {}, ev if given is None else None)
+
+def _described_again(model, live, spec, ev, known):
+    "The content of `sft.json` of an opened model; metrics that are other than those that were saved bring their own intervals"
+    info = dict(model.info, temperature=float(live.temperature), **_target_json(spec))
+    if known is None: return info
+    return {k:v for k,v in info.items() if k!='measured'} | dict(metrics=_numbers(known), **_measured(ev))
 
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8661e896
@@ -233,7 +239,7 @@ def save_predictor(
     _replaceable(path, overwrite)
     ev = metrics if isinstance(metrics, Evaluation) else None
     known = ev.metrics if ev else metrics
-    if isinstance(learn, Predictor): info = dict(learn.info, metrics=learn.metrics if known is None else _numbers(known), temperature=float(model.temperature), **_target_json(spec))
+    if isinstance(learn, Predictor): info = _described_again(learn, model, spec, ev, known)
     else: info = _described(learn, model, spec, ev, metrics)
     with folder_atomic(path, overwrite) as tmp: _write_folder(tmp, model, spec, info)
     return Path(path)

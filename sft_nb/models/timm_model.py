@@ -78,9 +78,9 @@ class PictureModel(SFTModel):
         self.cut = _cuts(self)
     def stages(self): return [(i,partial(self._run, f, i)) for i,f in self.cut]
     def _run(self, f, i, h):
-        "A piece, by the folded copy where it is frozen and there is one; hooks want the layers themselves"
+        "A piece, by the folded copy where it is frozen and there is one; hooks want the layers themselves, and so do gradients of the input"
         if i==0 and self.folded and any(map(_is_hooked, self.net.modules())): self.folded = None
-        below,view,_ = self.folded or (0,None,None)
+        below,view,_ = self.folded if self.folded and not h.requires_grad else (0,None,None)
         return f(view if i<below else self, _in_layout(h, self.layout))
     def forward(self, *x):
         if isinstance(x[0], dict) or not self.cut: return super().forward(*x)

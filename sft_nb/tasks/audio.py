@@ -35,6 +35,7 @@ class SoundInput(AudioInput):
 class AudioTask(Task):
     "A sound → its class"
     name,summary = 'audio','A sound → its class, or several'
+    pipeline = 'audio-classification'
     inputs,target,checkpoint = (SoundInput(),),ClassTarget(),'pip:whisper-tiny.en'
     adds,extra,modules = ('seconds',),'speech',('soundfile','soxr')
     recipe = dict(epochs=2, base_lr=2e-4, decay=.8)

@@ -51,6 +51,7 @@ def judged(self:Answer, outputs, rows, task, model, spec, batch_size=64, keep=Fa
 class ChatTask(Task):
     "A prompt or a conversation → the answer"
     name,summary = 'chat','A prompt or a conversation → the answer of an assistant'
+    pipeline = 'text-generation'
     inputs,target = (ConversationInput(),),Answer()
     checkpoint,metric,maximize,extra,modules = 'pip:smollm2-135m-instruct','perplexity',False,'translation',('sacrebleu',)
     adds,converses,equal_together,forms = ('turn',),True,True,('messages','conversations','conversation','instruction')

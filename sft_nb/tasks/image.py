@@ -19,6 +19,7 @@ from ..data.task import register, Task
 class ImageTask(Task):
     "A picture → its class"
     name,summary = 'image','A picture → its class, or several'
+    pipeline = 'image-classification'
     other_targets = (NumberTarget(),)
     inputs,target,checkpoint = (ImageInput(),),ClassTarget(),'pip:efficientnet-lite0'
     options = dict(size="side of the square that the network sees, in pixels; default: a side that suits the pictures, at most the checkpoint's",

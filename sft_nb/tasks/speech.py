@@ -35,6 +35,7 @@ class SpokenText(TextTarget):
 class SpeechTask(Task):
     "A sound → its text"
     name,summary = 'speech','A sound → what is said'
+    pipeline = 'automatic-speech-recognition'
     inputs,target = (AudioInput(),),SpokenText()
     checkpoint,metric,maximize = 'pip:whisper-tiny.en','wer',False
     adds,extra,modules = ('seconds',),'speech',('soundfile','soxr','jiwer')

@@ -19,6 +19,7 @@ from ..data.task import register, Task
 class TextTask(Task):
     "A text, or a pair of texts → its class"
     name,summary = 'text','A text, or a pair of texts → its class, or several'
+    pipeline = 'text-classification'
     other_targets = (NumberTarget(),)
     inputs,target,checkpoint = (TextInput(pair=True),),ClassTarget(),'pip:all-minilm-l6-v2'
     adds,modules = ('tokens',),('transformers',)

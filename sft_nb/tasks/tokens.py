@@ -19,6 +19,7 @@ from ..data.task import register, Task
 class TokensTask(Task):
     "A text, or a list of words → a tag for each word"
     name,summary = 'tokens','A text, or a list of words → a tag for each word'
+    pipeline = 'token-classification'
     inputs,target,checkpoint = (WordsInput(),),TagTarget(),'pip:all-minilm-l6-v2'
     metric,modules,forms = 'f1',('transformers',),TAG_FORMS
     readers = dict.fromkeys(('.conll','.iob','.bio','.txt'), read_conll)

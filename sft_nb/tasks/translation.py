@@ -32,6 +32,7 @@ class TranslatedText(TextTarget):
 class TranslationTask(Task):
     "A sentence → the same in another language"
     name,summary = 'translation','A sentence → the same in another language'
+    pipeline = 'translation'
     inputs,target,both_in_one = (TextInput('source', endings=()),),TranslatedText(),True
     checkpoint,metric,extra,modules = 'hf:Helsinki-NLP/opus-mt-en-fr','chrf','translation',('sacrebleu','sentencepiece')
     recipe = dict(epochs=3, base_lr=4e-4, decay=.9, head_lr=2e-4)
