@@ -13,7 +13,7 @@ __all__ = ['measure_names', 'item_measures']
 # %% ../../nbs/evaluation/04_slices.ipynb #282f58fe
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, near, progress
+from ..core.basics import DataError, near, progress, SftError
 from ..core.metrics import draw_weights, group_codes, interval
 from ..data.task import Task, task_of
 from ..data.labels import class_order, is_blank
@@ -31,15 +31,22 @@ def measure_names(
     "The numbers that can be taken of these rows"
     return [n for k in _measured(rows, task) for n in k.measured]
 
+def _measures(kind, cell, strict):
+    try: return kind.measures(cell)
+    except (SftError,RuntimeError,OSError):
+        if strict: raise
+        return {}
+
 def item_measures(
     rows:pd.DataFrame, # With the inputs
     task:Task|None=None, # Whose inputs they are; None: by the columns
+    strict:bool=True, # False: NaN also where an item cannot be read
 )->pd.DataFrame: # A column a number, a row an item, with the index of `rows`; NaN where the input is missing
     "Plain numbers of every item; pictures are decoded for it, one after another"
     out = {}
     for k in _measured(rows, task):
         if not k.measured: continue
-        found = [{} if is_blank(v) else k.measures(v) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
+        found = [{} if is_blank(v) else _measures(k, v, strict) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
         out.update({n:[o.get(n, np.nan) for o in found] for n in k.measured})
     return pd.DataFrame(out, index=rows.index)
 
