@@ -349,7 +349,9 @@ def _sure(row, task):
 
 def _by_other(other, task, n=60):
     "What another model made of a row, in a line"
-    return '' if other is None else f'<div class="sft-was">other: {_line(other, n)} <span class="sft-note">{_sure(other, task)}</span></div>'
+    if other is None: return ''
+    said = list(other['errors']) if _has(other, 'errors') else _short(other.get('prediction'))
+    return f'<div class="sft-was">other: {_verdict(other)} <b>{show_value(said, n) if said else ""}</b> <span class="sft-note">{_sure(other, task)}</span></div>'
 
 def card_html(
     row, # A row as a dict
@@ -449,10 +451,10 @@ def detail_html(
 
 
 # %% ../../nbs/inspection/02_cards.ipynb #9b0c2301
-_DARK = '''--line:#6b6f75; --soft:#26282b; --ink:#eee; --dim:#bbb; --bg:#16181a; --link:#8ab4f8; --good:#8ab4f8; --bad:#ff9d8a; --cut:#5b2b12; --cut-ink:#ffd9bd; --new:#133b66; --new-ink:#d3e6ff;
+_DARK = '''--line:#6b6f75; --soft:#26282b; --ink:#eee; --dim:#bbb; --bg:var(--jp-layout-color1,var(--vscode-editor-background,#16181a)); --link:#8ab4f8; --good:#8ab4f8; --bad:#ff9d8a; --cut:#5b2b12; --cut-ink:#ffd9bd; --new:#133b66; --new-ink:#d3e6ff;
   --other:#4a3f00; --other-ink:#ffe98a; --mark:#4a3f00; --mark-ink:#ffe98a; --mark-line:#c9a200; color-scheme:dark;'''
 _BASE_STYLE = '''
-.sft { --line:#8a8f96; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:#fff; --link:#0b57d0; --good:#0b57d0; --bad:#b3261e; --cut:#ffe0c7; --cut-ink:#6b2c00; --new:#d3e6ff; --new-ink:#0b3a75;
+.sft { --line:#8a8f96; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff)); --link:#0b57d0; --good:#0b57d0; --bad:#b3261e; --cut:#ffe0c7; --cut-ink:#6b2c00; --new:#d3e6ff; --new-ink:#0b3a75;
   --other:#fff0b3; --other-ink:#5c4400; --mark:#fff3c4; --mark-ink:#5c4400; --mark-line:#c9a200; color:var(--ink); background:var(--bg); font:14px/1.45 system-ui,sans-serif; }
 [data-jp-theme-light=false] .sft,.vscode-dark .sft,.theme-dark .sft { '''+_DARK+''' }
 @media (prefers-color-scheme:dark) { .sft-auto { '''+_DARK+''' } }
@@ -491,7 +493,7 @@ _MARK_STYLE = '''
 .sft-span i { font-style:normal; font-size:.72em; line-height:1.3em; height:1.3em; padding:0 2px; white-space:nowrap; display:block; } .sft-span .sft-said { position:absolute; top:100%; left:0; right:0; }
 .sft-span[data-wide]::before { content:attr(data-wide); display:block; visibility:hidden; height:0; overflow:hidden; font-size:.72em; padding:0 2px; white-space:nowrap; }
 .sft-span i[style] { background:hsl(var(--hue) 70% 50% / .3); } .sft-span i.sft-gold[style] { border-bottom:3px solid hsl(var(--hue) 70% 45%); } .sft-span i.sft-said[style] { border-top:3px solid hsl(var(--hue) 70% 45%); }
-.sft-span i.sft-wrong { outline:2px dashed var(--bad); outline-offset:-1px; } .sft-snip .sft-marked { font-size:1em; margin:0; }
+.sft-span i.sft-wrong { outline:2px dashed var(--bad); outline-offset:-1px; } .sft-snip .sft-marked { font-size:1em; margin:0 0 .5em; }
 '''
 
 

@@ -22,7 +22,7 @@ from ..data.corrections import Marks
 from ..evaluation.compare import matched_evaluation
 from .attributions import told_rows
 from .cards import badge_html, detail_html, _said
-from .selection import ORDERS, Selection
+from .selection import change_choices, ORDERS, Selection
 from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
 from .widgets import _in_lines, _named, _pane, _Range, _table_html
 
@@ -87,12 +87,6 @@ _ANY = (None,None)
 @patch
 def _blank(self:Inspector, k): return _ANY if k in ('probability','residual','span') else '' if k=='text' else _ALL
 
-def _change_choices(sel):
-    "What changed, with how many rows did"
-    codes,names = sel.changes
-    counts = [(names[i], int((codes==i).sum())) for i in range(len(names))]
-    return [('all',_ALL), (f"any change ({sum(c for k,c in counts if k!='same'):,})",'any'), *((f'{k} ({c:,})',k) for k,c in counts if c)]
-
 @patch
 def _name_filters(self:Inspector):
     "Name of a filter by names -> its widget"
@@ -100,16 +94,16 @@ def _name_filters(self:Inspector):
     out = {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()} if target.listed else {}
     out['result'] = _dropdown('result', _choices(['correct','wrong']), '150px')
     if target.error_kinds: out['error'] = _dropdown('error', _choices(target.error_kinds), '170px')
-    if sel.changes: out['changed'] = _dropdown('changed', _change_choices(sel), '230px')
+    if sel.changes: out['changed'] = _dropdown('changed', [('all',_ALL), *change_choices(sel)], '230px')
     return out
 
 @patch
 def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
     sel,which = self.sel,'residual' if self.ev.task.target.interval else 'probability'
-    out = dict(**self._name_filters(), text=_named(W.Text, 'text', '190px', placeholder='search', continuous_update=False), **{which:_Range(f'{which} from')})
+    out = dict(**self._name_filters(), text=_named(W.Text, 'text', '190px', placeholder='search', continuous_update=False), **{which:_Range(which)})
     out[which].limits(*self._ends)
-    out |= dict(measure=_dropdown('measure', _choices(sel.measured, 'none')), span=_Range('measure from'))
+    out |= dict(measure=_dropdown('measure', _choices(sel.measured, 'none')), span=_Range('measure'))
     out['marks'] = _dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px')
     return out | (dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {})
 

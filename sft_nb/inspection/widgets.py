@@ -64,7 +64,7 @@ export default {render};
 # %% ../../nbs/inspection/04_widgets.ipynb #7c883877
 _PANE_STYLE = '''
 .sft-inspector { container-type:inline-size; } .sft-rows { max-height:min(78vh,780px); overflow:auto; padding:3px; box-sizing:border-box; } .sft-rows:focus-visible { outline-offset:-3px; }
-@container (max-width:860px) { .sft-rows { max-height:46vh; } }
+@container (max-width:860px) { .sft-rows { max-height:40vh; } }
 .sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; } .sft-slide input { width:260px; }
 '''
 
@@ -177,7 +177,7 @@ class _Range(W.HBox):
     "Two fields for the ends of a range, `value` is (low, high), None where a field is empty; what is no number is taken out again"
     value,busy = Tuple(default_value=(None,None)),False
     def __init__(self, name):
-        self.fields = [_named(W.Text, o, w, continuous_update=False) for o,w in ((f'{name} from','180px'), ('to','100px'))]
+        self.fields = [_named(W.Text, o, w, continuous_update=False) for o,w in ((f'{name} from','205px'), ('to','120px'))]
         super().__init__(self.fields, layout=W.Layout(grid_gap='6px'))
         for o in self.fields: o.observe(self._read, 'value')
         self.observe(self._write, 'value')
