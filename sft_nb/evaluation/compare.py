@@ -28,6 +28,7 @@ def matched_evaluation(
     other:Evaluation, # Another, on the same rows
 )->Evaluation: # `other` in the order of `ev`, counted as `ev` is
     "Two evaluations row by row; those of other rows are refused"
+    if not isinstance(other, Evaluation): raise DataError(f"The other model must be an Evaluation of the same rows, got a {type(other).__name__}. Make one with evaluate().")
     a,b = ev.rows['item'],other.rows['item']
     if len(a)!=len(b) or set(a)!=set(b):
         only = next(iter(set(a)^set(b)), None)

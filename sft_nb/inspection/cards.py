@@ -234,7 +234,7 @@ def sound_html(
 def _strip(sound):
     "A sound, small"
     x,rate = _samples(sound)
-    return f'{_img(embedded(_spectrogram(x, rate, (220,44)), quality=70), "spectrogram", "sft-strip")}<span class="sft-note">{len(x)/rate:.2f} s</span>'
+    return f'{_img(embedded(_spectrogram(x, rate, (220,44)), quality=70), "", "sft-strip")}<span class="sft-note">{len(x)/rate:.2f} s</span>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #201227f1
 _OWN = ('item','target','prediction','probability','loss','correct','group')
@@ -302,7 +302,7 @@ def _drawn(kind, cell, longest=120):
 def _cell_html(kind, cell, item, n):
     "A cell, small"
     shown = _thumb(kind, cell) if isinstance(cell, str) and (kind.pictured or kind.icon) else _drawn(kind, cell)
-    if kind.icon: return f'<span class="sft-icon" aria-hidden="true">{kind.icon}</span>{shown if isinstance(shown, _Html) else _img(None, item)}'
+    if kind.icon: return f'<span class="sft-icon" role="img" aria-label="{html.escape(item)}">{kind.icon}</span>{shown if isinstance(shown, _Html) else _img(None, item)}'
     if shown is None or isinstance(shown, _Html): return _img(shown, item)
     return f'<span class="sft-snip">{show_value(_said(shown), n)}</span>'
 
