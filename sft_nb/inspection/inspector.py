@@ -2,7 +2,8 @@
 
 The numbers say how many predictions are wrong; the Inspector shows which, and why. It has a gallery or a table with pages, filters, a confusion table and a histogram that
 filter when they are clicked, thresholds, a view of each row with what the model saw in it, and marks (`Marks`) for labels that are wrong. Only the page that is shown is
-drawn, so that a hundred thousand rows are no slower than a hundred. Everything works by mouse and by keyboard.
+drawn, so that a hundred thousand rows are no slower than a hundred. Everything works by mouse and by keyboard. `Inspector(ev, against=other)` shows the predictions of two models on the same rows, and which of
+them changed.
 
 Docs: https://sft-nb.github.io/sft_nb/inspection/inspector.html.md"""
 
