@@ -1,12 +1,11 @@
 "The Inspector in JupyterLab and the static page, driven in Chromium; SFT_NB_SCREENSHOTS=FOLDER keeps what was seen"
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+import json, os
 from pathlib import Path
-import nbformat, pytest
-from playwright.sync_api import expect, sync_playwright
+import pytest
+from playwright.sync_api import expect
+from browser import chromium, faults, jupyterlab, new_page, Notebook, slow_machine
+from sft_nb.data.corrections import Marks
 
-root = Path(__file__).resolve().parents[1]
-browsers = 'chromium chromium-browser google-chrome-stable google-chrome'.split()
-slow_machine = 90_000 # milliseconds until a kernel on a busy machine has answered
 evil = '<script>window.hacked=1</script><img src=x onerror=window.hacked=1>'
 
 pictures = '''
@@ -44,89 +43,12 @@ def shots(tmp_path_factory):
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     "(address, folder) of a JupyterLab of its own"
-    folder,home = tmp_path_factory.mktemp('notebooks'),tmp_path_factory.mktemp('jupyter')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, 'PYTHONPATH':str(root), 'JUPYTER_CONFIG_DIR':str(home/'config'), 'JUPYTER_DATA_DIR':str(home/'data'), 'JUPYTER_RUNTIME_DIR':str(home/'run'),
-           'IPYTHONDIR':str(home/'ipython'), 'JUPYTERLAB_SETTINGS_DIR':str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR':str(home/'spaces')}
-    quiet = home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    with open(home/'log', 'w') as log:
-        p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=',
-                              '--ServerApp.password=', '--LabApp.expose_app_in_browser=True', f'--ServerApp.root_dir={folder}',
-                              '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], env=env, cwd=folder, stdout=log, stderr=log)
-        try:
-            for _ in range(240):
-                assert p.poll() is None, (home/'log').read_text()[-2000:]
-                try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=2); break
-                except OSError: time.sleep(.5)
-            yield f'http://127.0.0.1:{port}',folder
-        finally:
-            p.terminate()
-            try: p.wait(20)
-            except subprocess.TimeoutExpired: p.kill()
+    folder = tmp_path_factory.mktemp('notebooks')
+    with jupyterlab(folder, tmp_path_factory.mktemp('jupyter')) as address: yield address,folder
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    path = next(filter(None, map(shutil.which, browsers)), None)
-    args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--autoplay-policy=no-user-gesture-required']
-    with sync_playwright() as p:
-        if path is None and not Path(p.chromium.executable_path).exists(): pytest.fail('There is no Chromium: run tools/chromium, or playwright install chromium')
-        b = p.chromium.launch_persistent_context(tmp_path_factory.mktemp('browser'), executable_path=path, headless=True, args=args, viewport=dict(width=1500, height=1000))
-        yield b
-        b.close()
-
-def new_page(browser):
-    "A page, and the errors that its console said"
-    page,said = browser.new_page(),[]
-    page.on('console', lambda m: said.append(m.text) if m.type=='error' else None)
-    page.on('pageerror', lambda e: said.append(str(e)))
-    page.set_default_timeout(30_000)
-    return page,said
-
-class Notebook:
-    "A notebook that is open in JupyterLab"
-    def __init__(self, lab, browser, name, *cells):
-        address,folder = lab
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
-        nbformat.write(nb, folder/f'{name}.ipynb')
-        self.folder,(self.page,self.errors) = folder,new_page(browser)
-        self.page.goto(f'{address}/doc/workspaces/{name}/tree/{name}.ipynb')
-        self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=slow_machine)
-        self.run()
-
-    def command(self, name): self.page.evaluate('name => { window.jupyterapp.commands.execute(name) }', name)
-    def run(self):
-        self.page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === "idle"', timeout=slow_machine)
-        self.command('notebook:clear-all-cell-outputs')
-        expect(self.page.locator('.sft-card')).to_have_count(0)
-        self.command('notebook:run-all-cells')
-        self.page.wait_for_selector('.sft-card', timeout=slow_machine)
-
-    def restart(self):
-        self.command('notebook:restart-kernel')
-        self.page.locator('.jp-Dialog button.jp-mod-accept').click()
-        self.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
-        self.page.wait_for_timeout(1000)
-
-    def dropdown(self, name): return self.page.locator('.widget-dropdown', has=self.page.get_by_text(name, exact=True)).locator('select')
-    def select(self, name, value): self.dropdown(name).select_option(label=value)
-    def button(self, name): self.page.get_by_role('button', name=name, exact=True).click()
-    def tab(self, name): self.page.locator('.lm-TabBar-tab, .p-TabBar-tab', has_text=name).filter(visible=True).last.click()
-    def shoot(self, path):
-        "What the widget looks like"
-        self.page.mouse.move(0, 0)
-        self.page.locator('.jp-OutputArea-output:has(.sft-head)').last.screenshot(path=path)
-    @property
-    def count(self): return self.page.locator('.sft-count')
-    @property
-    def search(self): return self.page.get_by_role('textbox', name='text', exact=True)
-    @property
-    def cards(self): return self.page.locator('.sft-card')
-    @property
-    def said(self): return self.page.locator('.sft-said')
+    with chromium(tmp_path_factory.mktemp('browser')) as b: yield b
 
 @pytest.fixture(scope='module')
 def nb(lab, browser): return Notebook(lab, browser, 'pictures', f'EVIL = {evil!r}\n{pictures}', "look = Inspector(ev, marks='marks.jsonl', page_size=24)\nlook")
@@ -244,6 +166,80 @@ def test_marks_outlive_the_kernel(clean, shots):
     nb.button('Save CSV')
     expect(nb.said).to_contain_text('corrections.csv')
     assert 'relabel' in (nb.folder/'corrections.csv').read_text()
+
+def test_a_mark_paints_its_own_card_alone(clean):
+    "Neither a mark nor a step draws another card"
+    nb = clean
+    nb.select('marks', 'not marked')
+    nb.cards.first.click()
+    nb.page.evaluate("""() => {
+      const card = o => (o.closest ? o : o.parentElement).closest('.sft-card')?.dataset.value || 'more than a card';
+      window.painted = [];
+      new MutationObserver(all => window.painted.push(...all.map(o => card(o.target)))).observe(document.querySelector('.sft-rows'), {childList: true, subtree: true, characterData: true});
+    }""")
+    nb.page.keyboard.press('x')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('exclude')
+    nb.page.keyboard.press('ArrowRight')
+    expect(nb.cards.nth(1)).to_have_attribute('aria-current', 'true')
+    assert set(nb.page.evaluate('window.painted'))=={nb.cards.first.get_attribute('data-value')}
+    nb.page.keyboard.press('u')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(0)
+
+def test_another_writer_is_told(clean):
+    "Marks of another process are on the cards and in words with the next mark, and none of either is lost"
+    nb,item = clean,'pics/03.png'
+    before = len(marks(nb))
+    nb.cards.nth(4).click()
+    mine = nb.page.locator('.sft h3').inner_text().split()[0]
+    other = Marks(nb.folder/'marks.jsonl')
+    other.mark(item, 'ambiguous')
+    nb.page.keyboard.press('x')
+    expect(nb.said).to_contain_text(f'{mine}: exclude; 1 mark made elsewhere: {item} ambiguous')
+    other.mark(mine, 'ambiguous')
+    nb.page.keyboard.press('c')
+    expect(nb.said).to_contain_text('in place of ambiguous from elsewhere')
+    assert [(o['do'],o['item']) for o in marks(nb)[before:]]==[('ambiguous',item),('exclude',mine),('ambiguous',mine),('clear',mine)]
+    other.mark(item, 'clear')
+
+many = """
+import pandas as pd
+from sft_nb.data.task import get_task
+from sft_nb.evaluation.results import Evaluation
+from sft_nb.inspection.inspector import Inspector
+n = 200
+rows = pd.DataFrame(dict(item=[f'row {i}' for i in range(n)], text=[f'text {i}' for i in range(n)], target='a', prediction=['a','b']*(n//2), probability=.9, loss=[i/n for i in range(n)][::-1], correct=[True,False]*(n//2)))
+look = Inspector(Evaluation(rows, get_task('text'), ['a','b']), marks='many.jsonl')
+look
+"""
+
+def test_two_hundred_marks_by_keyboard(lab, browser):
+    "None is lost, in their order, also when nobody waits for an answer; they are there after the kernel is restarted"
+    nb = Notebook(lab, browser, 'many', many)
+    nb.cards.first.click()
+    for i in range(200): nb.page.keyboard.press('xa'[i%2]); nb.page.keyboard.press('ArrowRight')
+    expect(nb.said).to_contain_text('row 199: ambiguous', timeout=slow_machine)
+    said = [json.loads(o) for o in (nb.folder/'many.jsonl').read_text().splitlines()]
+    assert [(o['do'],o['item']) for o in said]==[(('exclude','ambiguous')[i%2],f'row {i}') for i in range(200)]
+    nb.restart(); nb.run()
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(24)
+    assert nb.errors==[]
+    nb.page.close()
+
+def test_no_serious_fault(clean, shots):
+    "axe, in every tab, as gallery and as table, in both themes"
+    nb,where = clean,'.jp-OutputArea-output:has(.sft-head)'
+    nb.cards.first.click()
+    for theme in ('Dark','Light'):
+        nb.command('apputils:change-theme', dict(theme=f'JupyterLab {theme}'))
+        nb.page.wait_for_function("t => document.body.dataset.jpThemeLight === t", arg=str(theme=='Light').lower())
+        nb.page.wait_for_timeout(500)
+        for tab in ('Confusion','Confidence','Thresholds','Rows'):
+            nb.tab(tab)
+            assert faults(nb.page, where)==[], (theme, tab)
+        nb.button('table')
+        assert faults(nb.page, where)==[], theme
+        nb.shoot(shots/f'table-{theme}.png')
+        nb.button('gallery')
 
 def test_text_out_of_data_never_runs(clean):
     nb = clean

@@ -61,8 +61,9 @@ class Marks:
         if self.path.is_dir(): raise FolderError(f"{path} is a folder. Name a file for the marks, for instance {self.path/'marks.jsonl'}.")
         self._forget()
         self.refresh()
+        self.others = [] # What was written by others since; whoever tells it empties the list
 
-    def _forget(self): self.state,self._done,self._undone,self._read,self._lines = {},[],[],0,0
+    def _forget(self): self.state,self._done,self._undone,self._read,self._lines,self.others = {},[],[],0,0,[]
     def __len__(self): return len(self.state)
     def __contains__(self, item): return str(item) in self.state
     def __repr__(self):
@@ -112,6 +113,7 @@ def refresh(self:Marks)->Marks: # Itself
         data = _whole(f.read())
     new = list(_actions(data, self.path, self._lines+1))
     for o in new: self._apply(o)
+    self.others += new
     self._lines,self._read = self._lines+len(new),self._read+len(data)
     return self
 
@@ -128,7 +130,9 @@ def _write(self:Marks, o):
             f.write(line)
             f.flush()
             os.fsync(f.fileno())
+        n = len(self.others)
         self.refresh()
+        del self.others[n:]
 
 # %% ../../nbs/data/09_corrections.ipynb #ac533c93
 def _plain(o):

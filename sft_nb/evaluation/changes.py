@@ -12,7 +12,7 @@ __all__ = ['changed_rows']
 
 # %% ../../nbs/evaluation/09_changes.ipynb #55c20e75
 import numpy as np, pandas as pd
-from .compare import _matched
+from .compare import matched_evaluation
 from .results import Evaluation
 
 # %% ../../nbs/evaluation/09_changes.ipynb #c81602b0
@@ -29,7 +29,7 @@ def changed_rows(
     other:Evaluation, # Of the other model, on the same rows
 )->pd.DataFrame: # item, inputs that are texts, target, prediction, other, right ('other', 'this', 'neither', 'both'), probability and other_probability, loss and other_loss
     "The rows that two models predict differently: first those that only the other has right, then by how far the losses are apart"
-    other = _matched(ev, other)
+    other = matched_evaluation(ev, other)
     a,b = ev.rows.reset_index(drop=True),other.rows.reset_index(drop=True)
     inputs = [k.column for k in ev.task.inputs if k.written and k.column in a and k.column!='item']
     out = pd.DataFrame({**{c:a[c] for c in ('item', *inputs, 'target', 'prediction')}, 'other':b.prediction, 'right':[_RIGHT[bool(p),bool(q)] for p,q in zip(a.correct, b.correct)],

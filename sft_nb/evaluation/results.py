@@ -231,7 +231,8 @@ def to_html(
     explain:int=24, # Number of rows, from the first, with attributions, where the model is available
     learn=None, # The learner or predictor; None: the one that made this evaluation, where it still exists
     sounds:int=50, # Number of rows, from the first, that hold their sound
+    against=None, # An `Evaluation` of the same rows by another model: both predictions on each card, and what changed; None: none
 )->Path: # `path`
     "Write the Inspector as one page that needs no kernel"
     from sft_nb.inspection.page import evaluation_page
-    return evaluation_page(self, path, title, max_rows, explain, learn, sounds)
+    return evaluation_page(self, path, title, max_rows, explain, learn, sounds, against)

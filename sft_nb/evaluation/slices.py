@@ -13,7 +13,7 @@ __all__ = ['measure_names', 'item_measures']
 # %% ../../nbs/evaluation/04_slices.ipynb #282f58fe
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, near, progress
+from ..core.basics import DataError, near, progress, SftError
 from ..core.metrics import draw_weights, group_codes, interval
 from ..data.task import Task, task_of
 from ..data.labels import class_order, is_blank
@@ -31,16 +31,23 @@ def measure_names(
     "Names of the numbers that these rows allow"
     return [n for k in _measured(rows, task) for n in k.measured]
 
+def _measures(kind, cell, strict):
+    try: return kind.measures(cell)
+    except (SftError,RuntimeError,OSError):
+        if strict: raise
+        return {}
+
 def item_measures(
     rows:pd.DataFrame, # With the inputs
     task:Task|None=None, # Task of the rows; None: by the columns
+    strict:bool=True, # False: NaN also where an item cannot be read
 )->pd.DataFrame: # One column per number, one row per item, with the index of `rows`; NaN where the input is missing
     "Plain numbers of every item; pictures are decoded one after another"
     out = {}
     for k in _measured(rows, task):
         if not k.measured: continue
-        measures = [{} if is_blank(v) else k.measures(v) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
-        out.update({n:[o.get(n, np.nan) for o in measures] for n in k.measured})
+        found = [{} if is_blank(v) else _measures(k, v, strict) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
+        out.update({n:[o.get(n, np.nan) for o in found] for n in k.measured})
     return pd.DataFrame(out, index=rows.index)
 
 # %% ../../nbs/evaluation/04_slices.ipynb #7c60f4af

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/inspection/cards.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'picture_uri', 'heat_overlay', 'tokens_html', 'align_html', 'losses_html', 'placeholders_html', 'audio_uri',
-           'sound_html', 'row_text', 'marked_html', 'card_html', 'cells_html', 'detail_html']
+           'sound_html', 'row_text', 'badge_html', 'marked_html', 'card_html', 'cells_html', 'detail_html']
 
 # %% ../../nbs/inspection/02_cards.ipynb #b0723627
 import codecs, html, io, re
@@ -231,10 +231,15 @@ def sound_html(
     return (f'<audio controls preload="auto" aria-label="{html.escape(name)}" src="{uri}"></audio>{_wave(x)}'
             f'{_img(embedded(_spectrogram(x, rate), quality=80), "spectrogram", "sft-wave")}<p class="sft-note">{len(x)/rate:.2f} s, {rate:,} Hz</p>')
 
+def _strip(sound):
+    "A sound, small"
+    x,rate = _samples(sound)
+    return f'{_img(embedded(_spectrogram(x, rate, (220,44)), quality=70), "", "sft-strip")}<span class="sft-note">{len(x)/rate:.2f} s</span>'
+
 # %% ../../nbs/inspection/02_cards.ipynb #201227f1
 _OWN = ('item','target','prediction','probability','loss','correct','group')
 
-def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row', *(task.target.beside if task.target.error_kinds else ())}
+def _not_facts(task): return {*_OWN, *task.columns, 'split', 'row', *(task.target.beside if task.target.error_kinds or task.target.interval else ())}
 
 def _missing(v): return v is None or pd.api.types.is_scalar(v) and bool(pd.isna(v))
 
@@ -261,7 +266,10 @@ def _verdict(row):
     if not _has(row, 'target'): return ''
     return '<span class="sft-ok">✓</span>' if row.get('correct') else '<span class="sft-bad">✗</span>'
 
-def _badge(mark):
+def badge_html(
+    mark, # From `Marks`; None: none
+)->str: # HTML
+    "What somebody marked a row as"
     if mark is None: return ''
     label = '' if mark.get('label') is None else f': {show_value(mark["label"], 40)}'
     return f'<span class="sft-mark">{show_value(mark["mark"])}{label}</span>'
@@ -276,27 +284,32 @@ def _line(row, n=60):
     return f'{_verdict(row)} <b>{t}</b> → <b>{p}</b>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #c1dff9c7
+class _Html(str): pass
+
 @lru_cache(512)
-def _thumb(kind, path): return _drawn(kind, path, 112)
+def _thumb(kind, path): return _drawn(kind, path)
 
-def _drawn(kind, cell, side):
-    "A cell as a picture's address, a `Sound` or texts; None: it cannot be read"
-    try: shown = kind.picture(cell, side)
+def _drawn(kind, cell, longest=120):
+    "A cell as HTML or as texts; of a sound of more than `longest` seconds its length; None: it cannot be read"
+    try:
+        long = kind.measures(cell).get('duration', 0) if kind.icon else 0
+        if long>longest: return _Html(f'<span class="sft-note">{long:.0f} s</span>')
+        shown = kind.picture(cell, 112)
+        if isinstance(shown, Sound): return _Html(_strip(shown))
     except (SftError,RuntimeError): return None
-    return _Address(_address(shown, side)) if isinstance(shown, Image.Image) else shown
+    return _Html(_address(shown, 112)) if isinstance(shown, Image.Image) else shown
 
-class _Address(str): pass
+def _cell_html(kind, cell, item, n):
+    "A cell, small"
+    shown = _thumb(kind, cell) if isinstance(cell, str) and (kind.pictured or kind.icon) else _drawn(kind, cell)
+    if kind.icon: return f'<span class="sft-icon" role="img" aria-label="{html.escape(item)}">{kind.icon}</span>{shown if isinstance(shown, _Html) else _img(None, item)}'
+    if shown is None or isinstance(shown, _Html): return _img(shown, item)
+    return f'<span class="sft-snip">{show_value(_said(shown), n)}</span>'
 
 def _small(row, task, n=140):
     "The inputs, small"
     if found := task.target.marked(row): return f'<span class="sft-snip">{marked_html(found, n)}</span>'
-    out = ''
-    for k in (k for k in task.inputs if _has(row, k.column)):
-        cell = row[k.column]
-        shown = None if k.icon else _thumb(k, cell) if isinstance(cell, str) and k.pictured else _drawn(k, cell, 112)
-        if k.icon: out += f'<span class="sft-icon" aria-hidden="true">{k.icon}</span>'
-        elif shown is None or isinstance(shown, _Address): out += _img(shown, str(row['item']))
-        else: out += f'<span class="sft-snip">{show_value(_said(shown), n)}</span>'
+    out = ''.join(_cell_html(k, row[k.column], str(row['item']), n) for k in task.inputs if _has(row, k.column))
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #ef10c731
@@ -323,43 +336,52 @@ def marked_html(
     for a,b in zip(ends, ends[1:]):
         gold,said = (next((s for s in side if s[0]<=a and b<=s[1]), None) for side in sides)
         body = html.escape(text[a:b])
-        out += f'<span class="sft-span">{_bar(gold, a, "gold")}<span>{body}</span>{_bar(said, a, "said")}</span>' if gold or said else body
+        wide = f' data-wide="{html.escape(said[2])}"' if said and said[0]==a else ''
+        out += f'<span class="sft-span"{wide}>{_bar(gold, a, "gold")}<span>{body}</span>{_bar(said, a, "said")}</span>' if gold or said else body
     return f'<p class="sft-text sft-marked">{out}{" …" if most<len(text) else ""}</p>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #fdc29d13
 def _sure(row, task):
     "Probability and loss; of a number its interval and how far it is off"
     if not task.target.interval: return f'p {_number(row.get("probability"))} · loss {_number(row.get("loss"))}'
-    ends = f'{_short(row.get("low"))} to {_short(row.get("high"))}' if _has(row, 'low') else ''
-    off = f' · off by {row["prediction"]-row["target"]:+.3g}' if _has(row, 'target') else ''
-    return ends+off
+    ends = [f'{_short(row.get("low"))} to {_short(row.get("high"))}'] if _has(row, 'low') else []
+    return ' · '.join([*ends, *([f'off by {row["prediction"]-row["target"]:+.3g}'] if _has(row, 'target') else [])])
+
+def _by_other(other, task, n=60):
+    "What another model made of a row, in a line"
+    if other is None: return ''
+    said = list(other['errors']) if _has(other, 'errors') else _short(other.get('prediction'))
+    return f'<div class="sft-was">other: {_verdict(other)} <b>{show_value(said, n) if said else ""}</b> <span class="sft-note">{_sure(other, task)}</span></div>'
 
 def card_html(
     row, # A row as a dict
     task:Task, # Whose inputs it has
     mark=None, # From `Marks`; None: none
+    other=None, # The row as another model has it; None: there is none
 )->str: # HTML without a frame
     "A row in a gallery"
     return (f'<div class="sft-in">{_small(row, task)}</div><div class="sft-what">{_line(row)}</div>'
-            f'<div class="sft-nums">{_sure(row, task)}</div>{_badge(mark)}')
+            f'<div class="sft-nums">{_sure(row, task)}</div>{_by_other(other, task)}{badge_html(mark)}')
 
 def cells_html(
     row, # A row as a dict
     task:Task, # Whose inputs it has
     mark=None, # From `Marks`; None: none
+    other=None, # The row as another model has it; None: there is none
 )->list: # HTML of each cell: item, input, target, prediction, probability, loss, mark
     "A row in a table"
     if found := task.target.marked(row): target,said = (show_value([f'{found["text"][a:b]}: {label}' for a,b,label,_ in found[k]], 120) for k in ('target','prediction'))
     else: target,said = (show_value(_short(row.get(k)), 120) for k in ('target','prediction'))
-    return [show_value(row['item'], 60), _small(row, task, 200), target, f'{_verdict(row)} {said}',
-            _number(row.get('probability')), _number(row.get('loss')), _badge(mark)]
+    return [show_value(row['item'], 60), _small(row, task, 200), target, f'{_verdict(row)} {said}{_by_other(other, task)}',
+            _number(row.get('probability')), _number(row.get('loss')), badge_html(mark)]
+
 
 # %% ../../nbs/inspection/02_cards.ipynb #d1cfb71c
 def _facts(row, task):
     "What else is known about a row"
     own = _not_facts(task)
     more = {k:v for k,v in row.items() if k not in own and not isinstance(v, (bytes,np.ndarray,dict))}
-    facts = {k:row.get(k) for k in ('probability','loss','group') if k in row}
+    facts = {k:row.get(k) for k in ('probability','loss','group') if k in row and not (k=='probability' and task.target.interval)}
     return ''.join(f'<div><dt>{show_value(k, 40)}</dt><dd>{show_value(None if _missing(v) else v, 200)}</dd></div>' for k,v in {**facts, **more}.items())
 
 def _text(o): return f'<p class="sft-text">{show_value(o, 5000)}</p>'
@@ -384,73 +406,96 @@ def _input_part(kind, row, a):
     return sound_html(shown, str(row['item'])) if isinstance(shown, Sound) else _text_part(shown, a)
 
 # %% ../../nbs/inspection/02_cards.ipynb #169a46f5
-def _compared(row, source, losses=None):
-    "Reference, output, and how they differ; `source`: what it was made of, as text, or None; `losses`: of the tokens of the reference"
-    t,p = _said(row.get('target')),_said(row.get('prediction'))
-    out = _labelled('Reference', losses_html(losses) if losses else _text(t)) if t else ''
-    out += _labelled('Output', _text(p))
-    if t: out += _labelled('Difference', align_html(t, p))
+def _differences(t, p, source, name=''):
+    "An output, how it differs from the reference, and whether marks came through"
+    out = _labelled(f'Output{name}', _text(p))+(_labelled(f'Difference{name}', align_html(t, p)) if t else '')
     return out+(placeholders_html(source, p) if source is not None else '')
 
+def _compared(row, source, losses=None, other=None):
+    "Reference, output, and how they differ; `source`: what it was made of, as text, or None; `losses`: of the tokens of the reference; `other`: the row of another model, or None"
+    t,p = _said(row.get('target')),_said(row.get('prediction'))
+    out = _labelled('Reference', losses_html(losses) if losses else _text(t)) if t else ''
+    return out+_differences(t, p, source)+(_differences(t, _said(other.get('prediction')), source, ' of the other model') if other else '')
+
+
 # %% ../../nbs/inspection/02_cards.ipynb #0372d303
+_MARKED_NOTE = '<p class="sft-note">Above the text what is right, below it what was found; a dashed frame is wrong. Point at one to read how.</p>'
+
+def _verdicts(row, task, other):
+    "Target and prediction, of both models where there are two"
+    sure = f'<p class="sft-note">{_sure(row, task)}</p>' if task.target.interval else ''
+    return f'<p class="sft-what">{_line(row, 200)}</p>{sure}{_by_other(other, task, 200)}'
+
+def _body(row, task, a, other):
+    "A row in full, but for its name and facts"
+    there = [k for k in task.inputs if _has(row, k.column)]
+    if found := task.target.marked(row):
+        second = _labelled('The other model', marked_html(task.target.marked(other))) if other else ''
+        return f'{_verdicts(row, task, other)}{marked_html(found)}{second}{_MARKED_NOTE}'
+    if not task.target.aligned: return _verdicts(row, task, other)+''.join(_input_part(k, row, a.get(k.column)) for k in there)
+    parts = ''.join(_labelled('Source', _input_part(k, row, None)) if k.written else _input_part(k, row, None) for k in there)
+    source = next((k.words(row[k.column]) for k in there if k.written), None)
+    return parts+_compared(row, source, a.get(task.target.column), other)
+
 def detail_html(
     row, # A row as a dict
     task:Task, # Whose inputs and target it has
     attribution=None, # Input column -> `Attribution`, from `explain`, or column of the target -> `TokenLosses`; None: none
     mark=None, # From `Marks`; None: none
+    other=None, # The row as another model has it; None: there is none
+    slot='', # What a script finds the mark by, to change it; '': it stays
 )->str: # HTML
     "All of a row"
-    there,a = [k for k in task.inputs if _has(row, k.column)],attribution or {}
-    head = f'<h3>{show_value(row["item"], 120)} {_badge(mark)}</h3>'
-    if found := task.target.marked(row):
-        note = '<p class="sft-note">Above the text what is right, below it what was found; a dashed frame is wrong. Point at one to read how.</p>'
-        return f'{head}<p class="sft-what">{_line(row, 200)}</p>{marked_html(found)}{note}<dl class="sft-facts">{_facts(row, task)}</dl>'
-    if not task.target.aligned:
-        parts = ''.join(_input_part(k, row, a.get(k.column)) for k in there)
-        return f'{head}<p class="sft-what">{_line(row, 200)}</p>{parts}<dl class="sft-facts">{_facts(row, task)}</dl>'
-    parts = ''.join(_labelled('Source', _input_part(k, row, None)) if k.written else _input_part(k, row, None) for k in there)
-    source = next((k.words(row[k.column]) for k in there if k.written), None)
-    return f'{head}{parts}{_compared(row, source, a.get(task.target.column))}<dl class="sft-facts">{_facts(row, task)}</dl>'
+    badge = f'<span data-badge="{html.escape(str(slot))}">{badge_html(mark)}</span>'
+    return f'<h3>{show_value(row["item"], 120)} {badge}</h3>{_body(row, task, attribution or {}, other)}<dl class="sft-facts">{_facts(row, task)}</dl>'
+
 
 # %% ../../nbs/inspection/02_cards.ipynb #9b0c2301
+_DARK = '''--line:#6b6f75; --soft:#26282b; --ink:#eee; --dim:#bbb; --bg:var(--jp-layout-color1,var(--vscode-editor-background,#16181a)); --link:#8ab4f8; --good:#8ab4f8; --bad:#ff9d8a; --cut:#5b2b12; --cut-ink:#ffd9bd; --new:#133b66; --new-ink:#d3e6ff;
+  --other:#4a3f00; --other-ink:#ffe98a; --mark:#4a3f00; --mark-ink:#ffe98a; --mark-line:#c9a200; color-scheme:dark;'''
 _BASE_STYLE = '''
-.sft { --line:#c9c9c9; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:#fff; --link:#0b57d0; --good:#146c2e; --bad:#b3261e; color:var(--ink); background:var(--bg);
-  font:14px/1.45 system-ui,sans-serif; }
-@media (prefers-color-scheme:dark) { .sft-auto { --line:#555; --soft:#26282b; --ink:#eee; --dim:#bbb; --bg:#16181a; --link:#8ab4f8; --good:#7bd88f; --bad:#ff8a80; } }
-.sft h3 { font-size:1.05em; margin:.2em 0 .4em; overflow-wrap:anywhere; } .sft h4 { font-size:.85em; margin:.8em 0 .1em; color:var(--dim); font-weight:600; }
+.sft { --line:#8a8f96; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff)); --link:#0b57d0; --good:#0b57d0; --bad:#b3261e; --cut:#ffe0c7; --cut-ink:#6b2c00; --new:#d3e6ff; --new-ink:#0b3a75;
+  --other:#fff0b3; --other-ink:#5c4400; --mark:#fff3c4; --mark-ink:#5c4400; --mark-line:#c9a200; color:var(--ink); background:var(--bg); font:14px/1.45 system-ui,sans-serif; }
+[data-jp-theme-light=false] .sft,.vscode-dark .sft,.theme-dark .sft { '''+_DARK+''' }
+@media (prefers-color-scheme:dark) { .sft-auto { '''+_DARK+''' } }
+.sft h3 { font-size:1.05em; margin:.2em 0 .4em; overflow-wrap:anywhere; } .sft h4 { font-size:.85em; margin:.8em 0 .1em; color:var(--dim); font-weight:600; } .sft p { margin:.4em 0; }
 '''
 
 # %% ../../nbs/inspection/02_cards.ipynb #2fe58fe4
 _CARD_STYLE = '''
 .sft-grid { display:grid; grid-template-columns:repeat(auto-fill,minmax(136px,1fr)); gap:8px; } .sft-grid.sft-wide { grid-template-columns:repeat(auto-fill,minmax(240px,1fr)); }
-.sft-card { display:block; width:100%; box-sizing:border-box; text-align:left; border:1px solid var(--line); border-radius:6px; padding:6px; background:var(--bg); color:var(--ink);
+.sft-card { display:flex; flex-direction:column; width:100%; box-sizing:border-box; text-align:left; border:1px solid var(--line); border-radius:6px; padding:6px; background:var(--bg); color:var(--ink);
   font:inherit; cursor:pointer; overflow:hidden; } .sft-card:hover { border-color:var(--link); }
 .sft-card[aria-current=true],tr[aria-current=true] { outline:3px solid var(--link); outline-offset:-2px; } .sft :focus-visible { outline:3px solid var(--link); outline-offset:1px; }
 .sft-in { min-height:40px; display:flex; flex-direction:column; align-items:center; justify-content:center; gap:4px; margin-bottom:4px; }
-.sft-grid:not(.sft-wide) .sft-in:has(img) { height:116px; } .sft-wide .sft-in { align-items:flex-start; }
-.sft-in img { max-width:112px; max-height:112px; display:block; image-rendering:auto; } .sft-snip { font-size:.92em; overflow-wrap:anywhere; } .sft-icon { font-size:1.6em; color:var(--dim); }
+.sft-grid:not(.sft-wide) .sft-in:has(img) { height:116px; } .sft-wide .sft-in { align-items:flex-start; } .sft-in:has(.sft-strip) { flex-direction:row; justify-content:flex-start; align-items:center; }
+.sft-in img { max-width:112px; max-height:112px; display:block; image-rendering:auto; } .sft .sft-in .sft-strip { max-width:100%; height:44px; flex:1 1 40px; min-width:0; } .sft-snip { font-size:.92em; overflow-wrap:anywhere; } .sft-icon { font-size:1.6em; color:var(--dim); }
 .sft-what { overflow-wrap:anywhere; } .sft-nums,.sft-note,.sft figcaption { color:var(--dim); font-size:.86em; margin:.2em 0; }
 .sft-ok { color:var(--good); } .sft-bad { color:var(--bad); } .sft-none { color:var(--dim); font-style:italic; }
-.sft-mark { display:inline-block; background:#fff3c4; color:#5c4400; border:1px solid #c9a200; border-radius:4px; padding:0 5px; font-size:.84em; font-weight:600; }
+.sft-mark { display:inline-block; background:var(--mark); color:var(--mark-ink); border:1px solid var(--mark-line); border-radius:4px; padding:0 5px; font-size:.84em; font-weight:600; }
+.sft-was { border-top:1px dotted var(--line); margin-top:3px; padding-top:3px; font-size:.92em; overflow-wrap:anywhere; } .sft-was .sft-note { font-size:.92em; }
 '''
 
 # %% ../../nbs/inspection/02_cards.ipynb #3f391281
 _ROW_STYLE = '''
 .sft-pics { display:flex; flex-wrap:wrap; gap:10px; } .sft figure { margin:0; flex:0 1 220px; } .sft-big { width:100%; max-width:320px; display:block; border:1px solid var(--line); }
 .sft-text { font-size:1.05em; line-height:1.7; margin:.2em 0; overflow-wrap:anywhere; white-space:pre-wrap; } .sft-tok { border-radius:3px; padding:1px 0; } .sft-shades .sft-tok { padding:2px 0; box-shadow:inset -1px 0 0 rgba(128,128,128,.35); }
-.sft del { background:#ffd7d5; color:#82071e; text-decoration:line-through; } .sft ins { background:#ccf0d4; color:#0a4b1f; text-decoration:underline; }
-.sft del.sft-substitution,.sft ins.sft-substitution { background:#fff0b3; color:#5c4400; } .sft del+ins { margin-left:.25em; }
+.sft del { background:var(--cut); color:var(--cut-ink); text-decoration:line-through; } .sft ins { background:var(--new); color:var(--new-ink); text-decoration:underline; }
+.sft del.sft-substitution,.sft ins.sft-substitution { background:var(--other); color:var(--other-ink); } .sft del+ins { margin-left:.25em; }
 .sft-wave { display:block; width:100%; max-width:640px; height:80px; margin:.3em 0; background:var(--soft); } .sft audio { width:100%; max-width:640px; }
-.sft-facts { display:flex; flex-wrap:wrap; gap:2px 18px; margin:.8em 0 0; font-size:.9em; } .sft-facts div { display:flex; gap:6px; } .sft-facts dt { color:var(--dim); } .sft-facts dd { margin:0; overflow-wrap:anywhere; }
+.sft .sft-facts { display:flex; flex-wrap:wrap; gap:2px 18px; margin:.8em 0 0; font-size:.9em; } .sft-facts div { display:flex; gap:6px; }
+.sft .sft-facts dt,.sft .sft-facts dd { float:none; width:auto; margin:0; padding:0; font-weight:normal; overflow-wrap:anywhere; } .sft .sft-facts dt { color:var(--dim); }
 '''
 
 # %% ../../nbs/inspection/02_cards.ipynb #2797542e
 _MARK_STYLE = '''
-.sft-marked { line-height:1.5; } .sft-span { display:inline-grid; grid-template-rows:1.25em auto 1.25em; vertical-align:middle; white-space:pre; } .sft-span>span { padding:0; }
-.sft-span i { font-style:normal; font-size:.72em; line-height:1.25em; height:1.25em; padding:0 2px; overflow:visible; } .sft-span i[style] { background:hsl(var(--hue) 70% 50% / .3); }
-.sft-span i.sft-gold[style] { border-bottom:3px solid hsl(var(--hue) 70% 45%); } .sft-span i.sft-said[style] { border-top:3px solid hsl(var(--hue) 70% 45%); }
-.sft-span i.sft-wrong { outline:2px dashed var(--bad); outline-offset:-1px; } .sft-snip .sft-marked { font-size:1em; margin:0; }
+.sft-marked { line-height:2.9; } .sft-span { display:inline-block; position:relative; line-height:1.45; max-width:100%; white-space:pre-wrap; }
+.sft-span i { font-style:normal; font-size:.72em; line-height:1.3em; height:1.3em; padding:0 2px; white-space:nowrap; display:block; } .sft-span .sft-said { position:absolute; top:100%; left:0; right:0; }
+.sft-span[data-wide]::before { content:attr(data-wide); display:block; visibility:hidden; height:0; overflow:hidden; font-size:.72em; padding:0 2px; white-space:nowrap; }
+.sft-span i[style] { background:hsl(var(--hue) 70% 50% / .3); } .sft-span i.sft-gold[style] { border-bottom:3px solid hsl(var(--hue) 70% 45%); } .sft-span i.sft-said[style] { border-top:3px solid hsl(var(--hue) 70% 45%); }
+.sft-span i.sft-wrong { outline:2px dashed var(--bad); outline-offset:-1px; } .sft-snip .sft-marked { font-size:1em; margin:0 0 .5em; }
 '''
+
 
 # %% ../../nbs/inspection/02_cards.ipynb #fe6c9139
 _TABLE_STYLE = '''
@@ -459,7 +504,7 @@ _TABLE_STYLE = '''
 .sft-conf { width:auto!important; } .sft .sft-conf td { padding:0; text-align:center; border:1px solid var(--line); min-width:34px; } .sft .sft-conf th { border:0; font-weight:600; max-width:120px; }
 .sft-conf button { width:100%; min-height:28px; border:0; background:none; color:inherit; font:inherit; cursor:pointer; padding:2px 6px; } .sft-conf .sft-total { color:var(--dim); }
 .sft-hist button { border:0; background:none; padding:0; cursor:pointer; height:100%; display:flex; flex-direction:column; justify-content:flex-end; flex:1; min-width:0; }
-.sft-hist { display:flex; gap:2px; height:150px; border-bottom:1px solid var(--line); max-width:640px; } .sft-hist .w { background:#c44e52; display:block; width:100%; } .sft-hist .r { background:#4477aa; display:block; width:100%; }
+.sft-hist { display:flex; gap:2px; height:150px; border-bottom:1px solid var(--line); max-width:640px; } .sft-hist .w { background:#cc6677; display:block; width:100%; } .sft-hist .r { background:#4477aa; display:block; width:100%; }
 .sft-axis { display:flex; justify-content:space-between; max-width:640px; color:var(--dim); font-size:.86em; } .sft svg { font-size:11px; fill:currentColor; max-width:640px; display:block; }
 .sft svg .g { stroke:currentColor; stroke-opacity:.15; } .sft svg .t { font-weight:600; font-size:13px; } .sft-empty { padding:24px; color:var(--dim); text-align:center; }
 '''

@@ -2,7 +2,8 @@
 
 The numbers say how many predictions are wrong; the Inspector shows which, and why. It has a gallery or a table with pages, filters, a confusion table and a histogram that
 filter when they are clicked, thresholds, a view of each row with what the model saw in it, and marks (`Marks`) for labels that are wrong. Only the page that is shown is
-drawn, so that a hundred thousand rows are no slower than a hundred. Everything works by mouse and by keyboard.
+drawn, so that a hundred thousand rows are no slower than a hundred. Everything works by mouse and by keyboard. `Inspector(ev, against=other)` shows the predictions of two models on the same rows, and which of
+them changed.
 
 Docs: https://sft-nb.github.io/sft_nb/inspection/inspector.html.md"""
 
@@ -19,11 +20,12 @@ import ipywidgets as W
 from fastcore.basics import patch
 from ..core.basics import DataError, near, SftError
 from ..data.corrections import Marks
+from ..evaluation.compare import matched_evaluation
 from .attributions import told_rows
-from .cards import detail_html, _said
-from .selection import ORDERS, Selection
+from .cards import badge_html, detail_html, _said
+from .selection import change_choices, ORDERS, Selection
 from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
-from .widgets import _in_lines, _named, _pane, _table_html
+from .widgets import _in_lines, _named, _pane, _Range, _table_html
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a6942998
 class Inspector(W.VBox):
@@ -32,7 +34,7 @@ class Inspector(W.VBox):
         ev, # An `Evaluation`
         learn=None, # What predicted, for attributions; None: the learner or predictor that `ev` was made by, where it still exists
         marks='marks.jsonl', # `Marks`, or their file; one file for each data set
-        other=None, # `Evaluation` of another model on the same rows, for the order by disagreement; None: none
+        against=None, # `Evaluation` of another model on the same rows: both predictions on each card, and what changed; None: none
         pool=None, # From `label_queue`; None: none
         page_size:int=24, # Rows a page
     ):
@@ -41,11 +43,13 @@ class Inspector(W.VBox):
         self.learn = learn if learn is not None else made_by() if made_by else None
         self.marks = marks if isinstance(marks, Marks) else Marks(marks)
         self.pool_marks = Marks(self.marks.path.with_stem(self.marks.path.stem+'-pool')) if pool is not None else None
-        self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if other is None else other.rows, ev.task)}
+        self.against = None if against is None else matched_evaluation(ev, against)
+        self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if against is None else self.against.rows, ev.task)}
         if pool is not None: self.all['queue'] = Selection(pool, vocab=ev.vocab, task=ev.task).sort('uncertainty')
         self.sel,self._quiet,self._told = self.all['evaluated'],False,{}
         self._ends = _ends_of(self.sel)
         super().__init__([])
+        self.add_class('sft-inspector')
         self._build()
 
 # %% ../../nbs/inspection/05_inspector.ipynb #8de06bbb
@@ -57,6 +61,14 @@ def now_marks(self:Inspector):
 @patch
 def __repr__(self:Inspector): return f"Inspector of {len(self.ev):,} rows; {self.now_marks!r}"
 
+_NO_WIDGETS = ('<p><b>Inspector of {:,} rows.</b> Its widgets are not shown here. Run the cell in JupyterLab, Notebook 7, VS Code or Voilà, with <code>pip install ipywidgets anywidget</code> in the environment of the server; '
+               "or write the same as a page that needs no kernel: <code>ev.to_html('report.html')</code>.</p>")
+
+@patch
+def _repr_mimebundle_(self:Inspector, **kwargs):
+    "Where widgets are not shown, a word on what to do"
+    return {**W.VBox._repr_mimebundle_(self, **kwargs), 'text/html':_NO_WIDGETS.format(len(self.ev))}
+
 @patch
 @contextmanager
 def _silent(self:Inspector):
@@ -66,26 +78,35 @@ def _silent(self:Inspector):
 
 # %% ../../nbs/inspection/05_inspector.ipynb #0b0209fc
 def _ends_of(sel):
-    "Least and largest value of the slider: of probabilities, or of residuals"
+    "Least and largest value of the filter: of probabilities, or of residuals"
     if not sel.task.target.interval or not len(sel.rows): return 0,1
     low,high = float(sel.residuals.min()),float(sel.residuals.max())
     return low,max(high, low+1e-9)
 
+_ANY = (None,None)
+
 @patch
-def _blank(self:Inspector, k): return self._ends if k in ('probability','residual') else '' if k=='text' else _ALL
+def _blank(self:Inspector, k): return _ANY if k in ('probability','residual','span') else '' if k=='text' else _ALL
+
+@patch
+def _name_filters(self:Inspector):
+    "Name of a filter by names -> its widget"
+    sel,target = self.all['evaluated'],self.ev.task.target
+    out = {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()} if target.listed else {}
+    out['result'] = _dropdown('result', _choices(['correct','wrong']), '150px')
+    if target.error_kinds: out['error'] = _dropdown('error', _choices(target.error_kinds), '170px')
+    if sel.changes: out['changed'] = _dropdown('changed', [('all',_ALL), *change_choices(sel)], '230px')
+    return out
 
 @patch
 def _filter_widgets(self:Inspector):
     "Name of a filter -> its widget"
-    sel,late = self.sel,dict(continuous_update=False)
-    by_class = {} if not self.ev.task.target.listed else {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()}
-    kinds = self.ev.task.target.error_kinds
-    by_error = dict(error=_dropdown('error', _choices(kinds), '170px')) if kinds else {}
-    by_slice = dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {}
-    which,(low,high) = ('residual' if self.ev.task.target.interval else 'probability'),self._ends
-    return dict(**by_class, result=_dropdown('result', _choices(['correct','wrong']), '150px'), **by_error, text=_named(W.Text, 'text', '190px', placeholder='search', **late),
-                **{which:_named(W.FloatRangeSlider, which, '330px', value=(low,high), min=low, max=high, step=(high-low)/100, **late)},
-                marks=_dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px'), **by_slice)
+    sel,which = self.sel,'residual' if self.ev.task.target.interval else 'probability'
+    out = dict(**self._name_filters(), text=_named(W.Text, 'text', '190px', placeholder='search', continuous_update=False), **{which:_Range(which)})
+    out[which].limits(*self._ends)
+    out |= dict(measure=_dropdown('measure', _choices(sel.measured, 'none')), span=_Range('measure'))
+    out['marks'] = _dropdown('marks', _choices(['marked','not marked','relabel','ambiguous','exclude']), '170px')
+    return out | (dict(column=_dropdown('slice', _choices(sel.slices())), value=_dropdown('is', _choices([]), '200px')) if sel.slices() else {})
 
 @patch
 def _filter_bar(self:Inspector):
@@ -122,6 +143,7 @@ def _pager(self:Inspector):
 @patch
 def _row_tab(self:Inspector):
     self.rows_pane = _pane('Rows', dict(open=lambda v: self.look_at(int(v)), key=self._key), [*_KEYS, *self._label_keys()])
+    self.rows_pane.add_class('sft-rows')
     left = W.VBox([self._pager(), self.rows_pane], layout=W.Layout(flex='3 1 420px', min_width='0'))
     return W.HBox([left, self._detail_box()], layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
 
@@ -158,13 +180,25 @@ def _detail_box(self:Inspector):
 # %% ../../nbs/inspection/05_inspector.ipynb #935ccc68
 @patch
 def _draw(self:Inspector):
+    "A page of rows"
     n,size,total = len(self.sel),self.page_size,len(self.sel.rows)
-    page,marks = self.sel.page(self.page, size),self.now_marks.refresh()
-    table = self.look.value=='table'
-    self.rows_pane.html = (_table_html if table else _gallery_html)(page, marks, self.at, self.ev.task)
-    first = self.page*size
+    page,first = self.sel.page(self.page, size),self.page*size
+    self._on_page = [(i, r['item']) for i,r in page]
+    draw = _table_html if self.look.value=='table' else _gallery_html
+    with self.rows_pane.hold_sync():
+        self.rows_pane.html = draw(page, self.ev.task, {i:o for i,_ in page if (o := self.sel.other_row(i))})
+        self._draw_marks()
     said = f'{first+1 if n else 0:,}–{min(n, first+size):,} of {n:,}{f" ({total:,} in all)" if n<total else ""}'
     self.count.value = f'<span class="sft-count" role="status">{said}</span>'
+
+@patch
+def _draw_marks(self:Inspector):
+    "Which rows are marked, and which one is open"
+    marks = self.now_marks.refresh()
+    badge = lambda pairs: {str(i):badge_html(marks.get(item)) for i,item in pairs if item in marks}
+    with self.rows_pane.hold_sync(): self.rows_pane.badges,self.rows_pane.current = badge(self._on_page),'' if self.at is None else str(self.at)
+    self.detail.badges = {} if self.at is None else badge([(self.at, self.sel.row(self.at)['item'])])
+    if marks.others: self._say('')
 
 @patch
 def _draw_detail(self:Inspector):
@@ -172,10 +206,20 @@ def _draw_detail(self:Inspector):
         self.detail.html = '<p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p>'
         return
     row = self.sel.row(self.at)
-    self.detail.html = detail_html(row, self.ev.task, self._explained(row), self.now_marks.get(row['item']))
+    self.detail.html = detail_html(row, self.ev.task, self._explained(row), self.now_marks.get(row['item']), self.sel.other_row(self.at), self.at)
 
 @patch
-def _say(self:Inspector, text): self.said.value = f'<span class="sft-said" role="status">{html.escape(text)}</span>'
+def _elsewhere(self:Inspector):
+    "What others marked since it was last said, in words"
+    found,self.now_marks.others = self.now_marks.others,[]
+    if not found: return ''
+    last = ', '.join(f"{o.get('item', '')} {o['do']}{' '+_said(o['label']) if 'label' in o else ''}".strip() for o in found[-3:])
+    return f"{len(found):,} mark{'s'*(len(found)>1)} made elsewhere: {last}{' …' if len(found)>3 else ''}"
+
+@patch
+def _say(self:Inspector, text):
+    text = '; '.join(filter(None, [text, self._elsewhere()]))
+    self.said.value = f'<span class="sft-said" role="status">{html.escape(text)}</span>'
 
 # %% ../../nbs/inspection/05_inspector.ipynb #e8b8eff5
 @patch
@@ -184,19 +228,25 @@ def _threshold_tab(self:Inspector):
     sel = self.all['evaluated']
     self.curve_pane = _pane('Precision and recall', {})
     self.of = _dropdown('class', _choices(sel.vocab if sel.probabilities is not None else [], 'whatever is predicted'), '260px')
-    at = W.FloatSlider(value=.5, min=0, max=1, step=.01, description='threshold', layout=W.Layout(width='360px'))
-    def draw(_=None): self.curve_pane.html = _curves_html(sel.thresholds(None if self.of.value is _ALL else self.of.value), at.value)
-    for w in (self.of, at): w.observe(draw, 'value')
-    return W.VBox([W.HBox([self.of, at]), self.curve_pane]),draw
+    at = [.5]
+    def draw(_=None): self.curve_pane.html = _curves_html(sel.thresholds(None if self.of.value is _ALL else self.of.value), at[0])
+    def moved(v):
+        at[0] = float(v)
+        draw()
+    slider = _pane('Threshold', dict(at=moved))
+    slider.html = '<label class="sft-slide">threshold <input type="range" data-do="at" min="0" max="1" step="0.01" value="0.5"></label>'
+    self.of.observe(draw, 'value')
+    return W.VBox([_in_lines([self.of, slider]), self.curve_pane]),draw
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a862619b
 @patch
 def _head(self:Inspector):
     "How many rows, the metrics, and the keys"
-    shown = ' · '.join(f'{html.escape(k)} <b>{v:.4f}</b>' for k,v in list(self.ev.metrics.items())[:6])
+    said = lambda ev: ' · '.join(f'{html.escape(k)} <b>{v:.4f}</b>' for k,v in list(ev.metrics.items())[:6])
+    other = '' if self.against is None else f'<div class="sft-head">other: {said(self.against)}</div>'
     own = self._label_keys()
     keys = ''.join(f', <b>{html.escape(k)}</b> {html.escape(v[:20])}' for k,v in own.items()) if any(k!=v for k,v in own.items()) else ', <b>0–9</b> label' if own else ''
-    return W.HTML(f'<div class="sft-head">{len(self.ev):,} rows{f" ({html.escape(self.ev.on)})" if self.ev.on else ""} · {shown}</div>'
+    return W.HTML(f'<div class="sft-head">{len(self.ev):,} rows{f" ({html.escape(self.ev.on)})" if self.ev.on else ""} · {said(self.ev)}</div>{other}'
                   f'<details><summary>Keys</summary><b>→ ←</b> or <b>j k</b> rows, <b>PgDn PgUp</b> pages, <b>a</b> ambiguous, <b>x</b> exclude, <b>c</b> no mark, <b>u</b> undo, <b>r</b> redo{keys}. '
                   f'Marks: {html.escape(str(self.marks.path))}</details>')
 
@@ -262,6 +312,7 @@ def _filtered(self:Inspector, k):
     if self._quiet: return
     v = self.w[k].value
     if k=='column': return self._offer_values(v)
+    if k in ('measure','span'): return self._filter_measure(k)
     if k=='value': self.sel.filter(column=None if v is _ALL else (self.w['column'].value, v))
     elif k=='marks': self._filter_marks(v)
     elif k in ('probability','residual'): self.sel.filter(**{k:None if v==self._blank(k) else v})
@@ -273,6 +324,15 @@ def _filtered(self:Inspector, k):
 @patch
 def _offer_values(self:Inspector, column):
     if 'value' in self.w: self.w['value'].options = _choices([] if column is _ALL else self.sel.slices()[column][1])
+
+@patch
+def _filter_measure(self:Inspector, k):
+    name,span = self.w['measure'].value,self.w['span']
+    if k=='measure':
+        with self._silent(): span.value = _ANY
+        if name is not _ALL: span.limits(*self.sel.ends(name))
+    self.sel.filter(measure=None if name is _ALL or span.value==_ANY else (name,*span.value))
+    self._first_page()
 
 @patch
 def _filter_marks(self:Inspector, v):
@@ -294,6 +354,9 @@ def _set_widget(self:Inspector, k, v):
         self._set_widget('slice', name)
         self._offer_values(name)
         return self._set_widget('value', value)
+    if k=='measure' and (v is None or isinstance(v, tuple)):
+        self._set_widget('measure', _ALL if v is None else v[0])
+        return self._set_widget('span', _ANY if v is None else tuple(v[1:]))
     w,v = self.w.get('column' if k=='slice' else k),self._blank(k) if v is None else v
     if w is None: return
     if isinstance(w, W.Dropdown) and v not in (values := [o for _,o in w.options]):
@@ -304,7 +367,7 @@ def _set_widget(self:Inspector, k, v):
 @patch
 def show(
     self:Inspector,
-    **filters, # As in `Selection.filter`: target, prediction, result, probability, residual, text, column
+    **filters, # As in `Selection.filter`: target, prediction, result, probability, residual, measure, changed, text, column
 ):
     "Set filters from code, as the widgets would"
     with self._silent():
@@ -347,10 +410,11 @@ def turn(
 def _switch(self:Inspector):
     "Between the evaluated rows and the queue"
     self.sel = self.all[self.which.value]
-    for k in {'target','result','residual'}&{*self.w}: self.w[k].disabled = 'target' not in self.sel.rows
+    for k in {'target','result','residual','changed'}&{*self.w}: self.w[k].disabled = 'target' not in self.sel.rows
     with self._silent():
         self.order.value,self.reverse.value = self.sel.order,self.sel.reverse
         for k in {'column','value'}&{*self.w}: self.w[k].disabled = not self.sel.slices()
+        self.w['measure'].options = _choices(self.sel.measured, 'none')
         if 'column' in self.w: self.w['column'].options = _choices(self.sel.slices())
     self.clear_filters()
 
@@ -380,7 +444,7 @@ def look_at(
     row = self.sel.row(i)
     mark = self.now_marks.get(row['item']) or {}
     self._offer(mark['label'] if mark.get('label') is not None else row.get('target', row['prediction']))
-    self._draw()
+    self._draw_marks()
     self._draw_detail()
 
 @patch
@@ -398,7 +462,7 @@ def step(
     if not len(found): return
     here = (found==self.at).nonzero()[0] if self.at is not None else []
     to = min(len(found)-1, max(0, int(here[0])+by)) if len(here) else min(self.page*self.page_size, len(found)-1)
-    self.page = to//self.page_size
+    if to//self.page_size!=self.page: self.turn(to//self.page_size-self.page)
     self.look_at(int(found[to]))
 
 # %% ../../nbs/inspection/05_inspector.ipynb #e0cc3fd6
@@ -428,9 +492,9 @@ def mark(
     if kind=='relabel' and _same(was, label): kind,label = 'clear',None
     try: self.now_marks.mark(row['item'], kind, label, was=was)
     except SftError as e: return self._say(str(e))
-    self._say(f"{row['item']}: {kind}{'' if label is None else f' {_said(label)}'}")
-    self._draw()
-    self._draw_detail()
+    theirs = [o['do'] for o in self.now_marks.others if o.get('item')==row['item']]
+    self._say(f"{row['item']}: {kind}{'' if label is None else f' {_said(label)}'}{f', in place of {theirs[-1]} from elsewhere' if theirs else ''}")
+    self._draw_marks()
 
 # %% ../../nbs/inspection/05_inspector.ipynb #53d320b1
 @patch
@@ -460,8 +524,7 @@ def redo(self:Inspector):
 @patch
 def _back(self:Inspector, what, item):
     self._say(f'There is nothing to {what}.' if item is None else f'{what}: {item}')
-    self._draw()
-    self._draw_detail()
+    self._draw_marks()
 
 @patch
 def save(self:Inspector):

@@ -16,11 +16,12 @@ import html, json
 from pathlib import Path
 import numpy as np
 from ..core.basics import write_atomic
+from ..evaluation.compare import matched_evaluation
 from ..evaluation.results import Evaluation
 from .attributions import told_rows
 from .report import document, drawings
 from .cards import card_html, detail_html, row_text, STYLE, _said
-from .selection import ORDERS, Selection
+from .selection import change_choices, ORDERS, Selection
 from .widgets import _bars_html, _confusion_html, _curves_html, _width
 
 # %% ../../nbs/inspection/06_page.ipynb #f831dcf9
@@ -30,13 +31,15 @@ def _asked(row, task):
     "The number that the form filters by: probability, or the residual of a number"
     return row['prediction']-row['target'] if task.target.interval else row.get('probability')
 
+def _change(sel, i): return sel.changes[1][sel.changes[0][i]] if sel.changes else None
+
 def _record(sel, i, rank, slices, told, whole):
-    "One row, as the script has it; `whole`: with inputs that are heard"
-    row,task = sel.row(i),sel.task
+    "One row, as the script has it, but for its measures; `whole`: with inputs that are heard"
+    row,task,other = sel.row(i),sel.task,sel.other_row(i)
     shown = row if whole else {**row, **{k.column:None for k in task.inputs if k.icon}}
     places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
     return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(_asked(row, task)), c=bool(row.get('correct')), e=list(row['errors']) if task.target.error_kinds and 'errors' in row else [], r=places, x=row_text(row, task), s=values,
-                card=card_html(row, task), full=detail_html(shown, task, told))
+                d=_change(sel, i), card=card_html(row, task, other=other), full=detail_html(shown, task, told, other=other))
 
 # %% ../../nbs/inspection/06_page.ipynb #4d20da4f
 def _ranks(sel):
@@ -72,6 +75,9 @@ function passes(o) {
   if (val('f-error') && !o.e.includes(val('f-error'))) return false;
   if (!within(o.q, parseFloat(val('f-low')), parseFloat(val('f-high')))) return false;
   if (s && v && o.s[s] !== D.slices[s][v]) return false;
+  const d = val('f-changed'), m = val('f-measure');
+  if (d && (d === 'any' ? o.d === 'same' : o.d !== d)) return false;
+  if (m && !within(o.m[m], parseFloat(val('f-least')), parseFloat(val('f-most')))) return false;
   return fold(val('f-text')).split(/\s+/).every(w => o.x.includes(w));
 }
 '''
@@ -106,7 +112,13 @@ function values() {
   if (!$('f-slice')) return;
   $('f-value').replaceChildren(new Option('all', ''), ...(D.slices[val('f-slice')] || []).map((o, i) => new Option(o, i)));
 }
-function clear() { $('filters').reset(); values(); apply(); }
+function limits() {
+  for (const [id, k] of [['f-least', 0], ['f-most', 1]]) {
+    $(id).value = ''; $(id).disabled = !val('f-measure');
+    $(id).placeholder = val('f-measure') ? D.measures[val('f-measure')].ends[k] : '';
+  }
+}
+function clear() { $('filters').reset(); values(); limits(); apply(); }
 function only(filters) {
   clear();
   for (const [id, v] of Object.entries(filters)) if ($(id)) $(id).value = v;
@@ -120,7 +132,7 @@ document.addEventListener('click', e => {
   if (t.dataset.do === 'cell') { const [i, j] = v.split(','); only({'f-target': i, 'f-prediction': j}); }
   if (t.dataset.do === 'bin') only({'f-low': (v/20).toFixed(2), 'f-high': ((+v+1)/20).toFixed(2)});
 });
-$('filters').addEventListener('input', e => { if (e.target.id === 'f-slice') values(); apply(); });
+$('filters').addEventListener('input', e => { if (e.target.id === 'f-slice') values(); if (e.target.id === 'f-measure') limits(); apply(); });
 $('filters').addEventListener('submit', e => e.preventDefault());
 $('clear').addEventListener('click', clear); $('prev').addEventListener('click', () => turn(-1)); $('next').addEventListener('click', () => turn(1));
 '''
@@ -140,7 +152,7 @@ function threshold() {
   const line = document.querySelector('#curve path:last-of-type'), x = 40+500*o[0];
   line.setAttribute('d', 'M' + x + ' 24V200');
 }
-values(); apply();
+values(); limits(); apply();
 if ($('threshold')) { $('threshold').addEventListener('input', threshold); threshold(); }
 '''
 _SCRIPT = _FIND_JS+_DRAW_JS+_CLICK_JS+_KEYS_JS
@@ -150,35 +162,54 @@ def _select(id, name, options):
     body = ''.join(f'<option value="{html.escape(str(v))}">{html.escape(str(o)[:60])}</option>' for v,o in options)
     return f'<label>{name} <select id="f-{id}">{body}</select></label>'
 
-def _filter_form(names, slices, interval=False, errors=()):
-    "`interval`: whether predictions are numbers, which have a residual in the place of a probability; `errors`: their kinds"
-    every = [('', 'all')]
-    by_class = [] if names is None else [_select(k, k, [*every, *enumerate(names)]) for k in ('target','prediction')]
-    by_slice = [_select('slice', 'slice', [*every, *((k,k) for k in slices)]), _select('value', 'is', every)] if slices else []
-    ends = 'step="any"' if interval else 'min="0" max="1" step="0.01"'
-    bounds = [f'<label>{n} <input id="f-{k}" type="number" {ends} size="5"></label>' for k,n in (('low',f'{"residual" if interval else "probability"} from'),('high','to'))]
-    by_error = [_select('error', 'error', [*every, *((k,k) for k in errors)])] if errors else []
-    parts = [*by_class, _select('result', 'result', [*every, ('correct','correct'), ('wrong','wrong')]), *by_error, *bounds, *by_slice,
+def _bounds(ends, more, named=''):
+    "Two fields for the ends of a range: (id, what stands before it); `named`: what a screen reader says of them"
+    said = lambda n: f' aria-label="{named} {n}"' if named else ''
+    return [f'<label>{n} <input id="f-{k}" type="number" {more} size="5"{said(n)}></label>' for k,n in ends]
+
+_EVERY = ('','all')
+
+def _choosing(sel, names):
+    "Fields that filter by names"
+    target,slices = sel.task.target,sel.slices()
+    out = [] if names is None else [_select(k, k, [_EVERY, *enumerate(names)]) for k in ('target','prediction')]
+    out.append(_select('result', 'result', [_EVERY, ('correct','correct'), ('wrong','wrong')]))
+    if target.error_kinds: out.append(_select('error', 'error', [_EVERY, *((k,k) for k in target.error_kinds)]))
+    if sel.changes: out.append(_select('changed', 'changed', [_EVERY, *((v,k) for k,v in change_choices(sel))]))
+    return out+([_select('slice', 'slice', [_EVERY, *((k,k) for k in slices)]), _select('value', 'is', [_EVERY])] if slices else [])
+
+def _filter_form(sel, names):
+    "`names`: those of classes, or None"
+    interval = sel.task.target.interval
+    sure = _bounds([('low', f'{"residual" if interval else "probability"} from'), ('high','to')], 'step="any"' if interval else 'min="0" max="1" step="0.01"')
+    measure = [_select('measure', 'measure', [('','none'), *enumerate(sel.measured)]), *_bounds([('least','from'), ('most','to')], 'step="any"', 'measure')]
+    parts = [*_choosing(sel, names), f'<span class="group">{"".join(sure)}</span>', f'<span class="group">{"".join(measure)}</span>',
              '<label>text <input id="f-text" type="search"></label>', _select('order', 'order', list(ORDERS.items())),
              '<label><input id="f-reverse" type="checkbox"> reversed</label>', '<button id="clear" type="button">Clear filters</button>']
     return f'<form id="filters" aria-label="Filters">{"".join(parts)}</form>'
 
 # %% ../../nbs/inspection/06_page.ipynb #ed4a22bb
 _PAGE_STYLE = '''
-body { margin:0; } main { max-width:1280px; margin:0 auto; padding:16px; } h1 { font-size:1.4em; margin:0 0 .2em; } h2 { font-size:1.05em; margin:1.6em 0 .5em; }
-form { display:flex; flex-wrap:wrap; gap:8px 14px; margin:12px 0; align-items:center; } input,select,form button,.pager button { font:inherit; color:inherit; background:var(--bg); border:1px solid var(--line);
-border-radius:4px; padding:3px 6px; } select { max-width:180px; } input[type=number] { width:4.6em; } .both { display:grid; grid-template-columns:3fr 2fr; gap:20px; align-items:start; }
-#full { position:sticky; top:8px; max-height:96vh; overflow:auto; } .pager { display:flex; gap:8px; align-items:center; margin-bottom:8px; } .views { display:flex; flex-wrap:wrap; gap:24px 40px; }
-.views>section { flex:1 1 420px; min-width:0; overflow-x:auto; } .metrics { display:flex; flex-wrap:wrap; gap:.4em 2em; } .metrics b { font-size:1.25em; } @media (max-width:800px) { .both { grid-template-columns:1fr; } }
+body { margin:0; } main { max-width:1280px; margin:0 auto; padding:16px; box-sizing:border-box; } h1 { font-size:1.4em; margin:0 0 .2em; overflow-wrap:anywhere; } h2 { font-size:1.05em; margin:1.6em 0 .5em; }
+form,.group { display:flex; flex-wrap:wrap; gap:8px 14px; align-items:center; } form { margin:12px 0; } label { display:inline-flex; gap:5px; align-items:center; } input,select,form button,.pager button { font:inherit; color:inherit;
+background:var(--bg); border:1px solid var(--line); border-radius:4px; padding:3px 6px; box-sizing:border-box; min-height:30px; } input[type=checkbox] { min-height:0; } :disabled { opacity:.6; } select { max-width:190px; } input[type=number] { width:5.4em; }
+.both { display:grid; grid-template-columns:minmax(0,3fr) minmax(0,2fr); gap:20px; align-items:start; } #full { position:sticky; top:8px; max-height:96vh; overflow:auto; }
+.pager { display:flex; gap:8px; align-items:center; margin-bottom:8px; } .views { display:flex; flex-wrap:wrap; gap:24px 40px; } .views>section { flex:1 1 420px; min-width:0; overflow-x:auto; }
+.metrics { display:flex; flex-wrap:wrap; gap:.4em 2em; align-items:baseline; } .metrics b { font-size:1.25em; }
+@media (max-width:800px) { .both { grid-template-columns:minmax(0,1fr); } #rows { max-height:50vh; overflow:auto; padding:3px; } #full { position:static; max-height:none; } }
 '''
 
 # %% ../../nbs/inspection/06_page.ipynb #4f313eab
-def _head_part(ev, shown, sounds, title):
+def _tiles(ev, name=''):
+    return f'<div class="metrics">{name}{"".join(f"<div><b>{v:.4f}</b> {html.escape(k)}</div>" for k,v in ev.metrics.items())}</div>'
+
+def _head_part(ev, shown, sounds, title, against=None):
     "Title, metrics, and what is left out"
-    tiles = ''.join(f'<div><b>{v:.4f}</b> {html.escape(k)}</div>' for k,v in ev.metrics.items())
-    left = f' The gallery has the {shown:,} rows of the highest loss; the counts are of all.' if shown<len(ev) else ''
+    other = '' if against is None else _tiles(against, '<div>the other model:</div>')
+    first = ', those that changed first' if against is not None else ''
+    left = f' The gallery has the {shown:,} rows of the highest loss{first}; the counts are of all.' if shown<len(ev) else ''
     if any(k.icon for k in ev.task.inputs) and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
-    return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p><div class="metrics">{tiles}</div>'
+    return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p>{_tiles(ev)}{other}'
             +(f'<p class="sft-note">Scores: {html.escape(ev.score_note)}</p>' if ev.score_note else ''))
 
 def _gallery_part(form, task):
@@ -203,8 +234,10 @@ def _whole_page(title, body, data):
 
 # %% ../../nbs/inspection/06_page.ipynb #9317be07
 def _chosen(sel, max_rows):
-    "The rows of the highest loss, as many as are wanted"
-    return [int(i) for i in np.argsort(sel._key('loss'), kind='stable')[:max_rows]]
+    "The rows of the highest loss, as many as are wanted; beside another model first those that changed"
+    order = np.argsort(sel._key('loss'), kind='stable')
+    if sel.changes: order = order[np.argsort(np.array(sel.changes[1])[sel.changes[0][order]]=='same', kind='stable')]
+    return [int(i) for i in order[:max_rows]]
 
 def _told(learn, sel, chosen, n):
     "Attributions of the first of the chosen rows"
@@ -212,10 +245,17 @@ def _told(learn, sel, chosen, n):
     return dict(zip(chosen, told_rows(learn, sel.rows.iloc[chosen[:n]])))
 
 # %% ../../nbs/inspection/06_page.ipynb #94e67593
-def _page_data(sel, rows, names):
+def _page_data(sel, rows, names, measures):
     "All that the script reads"
     curve = [[_finite(v) for v in o] for o in sel.thresholds().itertuples(index=False)]
-    return dict(rows=rows, names=names, slices={k:n for k,(_,n) in sel.slices().items()}, curve=curve)
+    return dict(rows=rows, names=names, slices={k:n for k,(_,n) in sel.slices().items()}, measures=measures, curve=curve)
+
+def _measures(sel, chosen, rows):
+    "Give each row its numbers, and say between which they are"
+    some = Selection(sel.rows.iloc[chosen], task=sel.task)
+    columns = [some.measure(k) for k in some.measured]
+    for i,r in enumerate(rows): r['m'] = [_finite(c[i]) for c in columns]
+    return [dict(name=k, ends=[f'{o:.4g}' for o in some.ends(k)]) for k in some.measured]
 
 def evaluation_page(
     ev:Evaluation, # What the page shows
@@ -225,13 +265,15 @@ def evaluation_page(
     explain:int=24, # Rows with attributions
     learn=None, # What predicted; None: what made this evaluation
     sounds:int=50, # Rows with their sound
+    against:Evaluation|None=None, # Another model on the same rows; None: none
 )->Path: # `path`
     "Write the Inspector as one page that needs no kernel; `ev.to_html` calls it"
-    sel,listed = Selection(ev.rows, ev.probabilities, ev.vocab, task=ev.task),ev.task.target.listed
+    against = None if against is None else matched_evaluation(ev, against)
+    sel,listed = Selection(ev.rows, ev.probabilities, ev.vocab, None if against is None else against.rows, ev.task),ev.task.target.listed
     learn = learn if learn is not None else ev.made_by() if ev.made_by else None
     chosen,rank,slices = _chosen(sel, max_rows),_ranks(sel),sel.slices()
     told = _told(learn if listed or ev.task.converses else None, sel, chosen, explain)
     rows = [_record(sel, i, rank, slices, told.get(i), n<sounds) for n,i in enumerate(chosen)]
     names = [str(o) for o in sel.confusion().index] if listed else None
-    body = ''.join([_head_part(ev, len(rows), sounds, title), _gallery_part(_filter_form(names, slices, ev.task.target.interval, ev.task.target.error_kinds), ev.task), _views_part(ev, sel)])
-    return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names or [])))
+    body = ''.join([_head_part(ev, len(rows), sounds, title, against), _gallery_part(_filter_form(sel, names), ev.task), _views_part(ev, sel)])
+    return write_atomic(path, _whole_page(title, f'<main class="sft sft-auto">{body}</main>', _page_data(sel, rows, names or [], _measures(sel, chosen, rows))))

@@ -14,6 +14,7 @@ __all__ = []
 import html
 from functools import lru_cache
 import ipywidgets as W
+from traitlets import Tuple
 from ..core.basics import need
 from .report import confusion_html, _colors
 from .cards import card_html, cells_html, STYLE
@@ -22,19 +23,31 @@ from .cards import card_html, cells_html, STYLE
 _PANE = '''
 function render({model, el}) {
   el.classList.add('sft'); el.setAttribute('data-lm-suppress-shortcuts', 'true');
+  const painted = new WeakMap();
+  const badge = () => el.querySelectorAll('[data-badge]').forEach(o => {
+    const now = model.get('badges')[o.dataset.badge] || '';
+    if (painted.get(o) !== now) { o.innerHTML = now; painted.set(o, now); }
+  });
+  const point = had => {
+    const now = el.querySelector('[data-do=open][data-value="' + model.get('current') + '"]');
+    el.querySelectorAll('[aria-current]').forEach(o => { if (o !== now) o.removeAttribute('aria-current'); });
+    if (!now) { if (had) el.focus({preventScroll: true}); return; }
+    now.setAttribute('aria-current', 'true');
+    if (had) now.focus({preventScroll: true});
+    now.scrollIntoView({block: 'nearest'});
+  };
   const draw = () => {
     const had = el.contains(document.activeElement);
     el.innerHTML = model.get('html');
     el.setAttribute('aria-label', model.get('label')); el.setAttribute('role', 'region');
-    const now = el.querySelector('[aria-current=true]');
-    if (now) { if (had) now.focus({preventScroll: true}); now.scrollIntoView({block: 'nearest'}); }
-    else if (had) el.focus({preventScroll: true});
+    badge(); point(had);
   };
   el.tabIndex = 0;
-  el.addEventListener('click', e => {
+  const tell = e => {
     const t = e.target.closest('[data-do]');
-    if (t) model.send({do: t.dataset.do, value: t.dataset.value});
-  });
+    if (t && (t.tagName === 'INPUT') === (e.type === 'input')) model.send({do: t.dataset.do, value: t.tagName === 'INPUT' ? t.value : t.dataset.value});
+  };
+  el.addEventListener('click', tell); el.addEventListener('input', tell);
   el.addEventListener('keydown', e => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
     if (e.key === 'Enter' && e.target.matches('tr[data-do]')) { e.preventDefault(); e.target.click(); return; }
@@ -42,19 +55,28 @@ function render({model, el}) {
     e.preventDefault(); e.stopPropagation();
     model.send({do: 'key', value: e.key});
   });
-  model.on('change:html', draw); draw();
+  model.on('change:html', draw); model.on('change:badges', badge); model.on('change:current', () => point(el.contains(document.activeElement)));
+  draw();
 }
 export default {render};
 '''
 
 # %% ../../nbs/inspection/04_widgets.ipynb #7c883877
+_PANE_STYLE = '''
+.sft-inspector { container-type:inline-size; } .sft-rows { max-height:min(78vh,780px); overflow:auto; padding:3px; box-sizing:border-box; } .sft-rows:focus-visible { outline-offset:-3px; }
+@container (max-width:860px) { .sft-rows { max-height:40vh; } }
+.sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; } .sft-slide input { width:260px; }
+'''
+
 @lru_cache
 def _pane_class():
     anywidget,traitlets = need('anywidget', 'inspect'),need('traitlets', 'inspect')
     class Pane(anywidget.AnyWidget):
         "HTML that reports clicks and keys"
-        _esm,_css = _PANE,STYLE
-        html,label,listens = traitlets.Unicode('').tag(sync=True),traitlets.Unicode('').tag(sync=True),traitlets.List([]).tag(sync=True)
+        _esm,_css = _PANE,STYLE+_PANE_STYLE
+        html,label = traitlets.Unicode('').tag(sync=True),traitlets.Unicode('').tag(sync=True)
+        listens = traitlets.List([]).tag(sync=True)
+        badges,current = traitlets.Dict({}).tag(sync=True),traitlets.Unicode('').tag(sync=True)
     return Pane
 
 def _pane(label, does, keys=()):
@@ -64,18 +86,21 @@ def _pane(label, does, keys=()):
     return pane
 
 # %% ../../nbs/inspection/04_widgets.ipynb #82fcd7e9
-def _gallery_html(page, marks, at, task):
-    cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}"{" aria-current=true" if i==at else ""}>{card_html(r, task, marks.get(r["item"]))}</button>' for i,r in page)
+def _slot(i): return f'<span data-badge="{i}"></span>'
+
+def _gallery_html(page, task, others):
+    "`others`: number of a row -> the row as another model has it"
+    cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}">{card_html(r, task, None, others.get(i))}{_slot(i)}</button>' for i,r in page)
     return f'<div class="sft-grid{_width(task)}">{cards}</div>' if page else '<p class="sft-empty">No row passes the filters.</p>'
 
 def _width(task): return '' if any(k.pictured for k in task.inputs) else ' sft-wide'
 
-def _table_html(page, marks, at, task):
+def _table_html(page, task, others):
     if not page: return '<p class="sft-empty">No row passes the filters.</p>'
     head = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
     def line(i, r):
-        cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, task, marks.get(r['item'])))
-        return f'<tr data-do="open" data-value="{i}" tabindex="0"{" aria-current=true" if i==at else ""}>{cells}</tr>'
+        cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, task, None, others.get(i))[:-1])
+        return f'<tr data-do="open" data-value="{i}" tabindex="0">{cells}<td>{_slot(i)}</td></tr>'
     return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(line(i, r) for i,r in page)}</tbody></table>'
 
 # %% ../../nbs/inspection/04_widgets.ipynb #99f8c22b
@@ -138,7 +163,7 @@ def _curves_html(curve, at, w=560, h=230):
 # %% ../../nbs/inspection/04_widgets.ipynb #c2b37398
 _ALL = object()
 
-def _in_lines(parts): return W.HBox(parts, layout=W.Layout(flex_flow='row wrap'))
+def _in_lines(parts): return W.HBox(parts, layout=W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px'))
 
 def _choices(names, all='all'): return [(all, _ALL), *((o[:40], o) for o in names)]
 
@@ -147,6 +172,36 @@ def _named(widget, name, width, **kw):
     return widget(description=name, layout=W.Layout(width=width), style=dict(description_width='initial'), **kw)
 
 def _dropdown(name, options, width='190px'): return _named(W.Dropdown, name, width, options=options)
+
+class _Range(W.HBox):
+    "Two fields for the ends of a range, `value` is (low, high), None where a field is empty; what is not a number is taken out again"
+    value,busy = Tuple(default_value=(None,None)),False
+    def __init__(self, name):
+        self.fields = [_named(W.Text, o, w, continuous_update=False) for o,w in ((f'{name} from','205px'), ('to','120px'))]
+        super().__init__(self.fields, layout=W.Layout(grid_gap='6px'))
+        for o in self.fields: o.observe(self._read, 'value')
+        self.observe(self._write, 'value')
+    def _read(self, change):
+        if self.busy: return
+        self.value = tuple(_ends(o.value) for o in self.fields)
+        self._write()
+    def _write(self, change=None):
+        self.busy = True
+        for o,v in zip(self.fields, self.value): o.value = '' if v is None else o.value if _ends(o.value)==v else f'{v}'
+        self.busy = False
+    @property
+    def disabled(self): return self.fields[0].disabled
+    @disabled.setter
+    def disabled(self, on):
+        for o in self.fields: o.disabled = on
+    def limits(self, low, high):
+        "Say in the empty fields between which numbers the rows are"
+        for o,v in zip(self.fields, (low, high)): o.placeholder = f'{v:.4g}'
+
+def _ends(text):
+    try: v = float(text)
+    except ValueError: return None
+    return v if v==v else None
 
 def _button(name, f, tooltip='', width='auto'):
     b = W.Button(description=name, tooltip=tooltip or name, layout=W.Layout(width=width))
