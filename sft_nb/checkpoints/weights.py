@@ -120,10 +120,10 @@ def _read_all(files):
 def _by_order(state, arch):
     "Tensors under the names of a timm architecture that has the same shapes in the same order"
     import timm, torch
-    with torch.device('meta'): want = timm.create_model(arch, pretrained=False).state_dict()
-    if len(want)!=len(state) or any(a.shape!=b.shape for a,b in zip(want.values(), state.values())):
-        raise CheckpointError(f"{len(state)} tensors do not map onto the {len(want)} of {arch}: number or shapes differ. Upgrade sft_nb or timm.")
-    return dict(zip(want, state.values()))
+    with torch.device('meta'): expected = timm.create_model(arch, pretrained=False).state_dict()
+    if len(expected)!=len(state) or any(a.shape!=b.shape for a,b in zip(expected.values(), state.values())):
+        raise CheckpointError(f"{len(state)} tensors do not map onto the {len(expected)} of {arch}: number or shapes differ. Upgrade sft_nb or timm.")
+    return dict(zip(expected, state.values()))
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #23428c10
 def _no_hub(ref, e):

@@ -38,8 +38,8 @@ def near(
 )->str: # ' Did you mean …?', or all options where nothing is near
     "The end of a message about an unknown `name`: the nearest options"
     options = [str(o) for o in options]
-    found = get_close_matches(str(name), options, n=n, cutoff=.5) or [o for o in options if str(name).lower() in o.lower()][:n]
-    if found: return f" Did you mean {' or '.join(repr(o) for o in found)}?"
+    hits = get_close_matches(str(name), options, n=n, cutoff=.5) or [o for o in options if str(name).lower() in o.lower()][:n]
+    if hits: return f" Did you mean {' or '.join(repr(o) for o in hits)}?"
     return f" Valid: {', '.join(options[:20])}{', …' if len(options)>20 else ''}."
 
 # %% ../../nbs/core/00_basics.ipynb #ba80fa45

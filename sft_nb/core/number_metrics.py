@@ -20,9 +20,9 @@ from .basics import FitError, near
 # %% ../../nbs/core/07_number_metrics.ipynb #3e3c7764
 def _group_sums(values, weights):
     "(weights per distinct value `(draws, values)`, number of the value of each row)"
-    found,at = np.unique(values, return_inverse=True)
+    levels,at = np.unique(values, return_inverse=True)
     order = np.argsort(at, kind='stable')
-    starts = np.searchsorted(at[order], np.arange(len(found)))
+    starts = np.searchsorted(at[order], np.arange(len(levels)))
     return np.add.reduceat(weights[:,order], starts, axis=1),at
 
 def _ranks(values, weights):

@@ -145,12 +145,12 @@ class TagScores:
         odd = next((i for i,(t,p) in enumerate(rows) if len(t)!=len(p)), None)
         if odd is not None: raise DataError(f"Row {odd} has {len(rows[odd][0]):,} tags and {len(rows[odd][1]):,} predicted tags. Pass one tag per word in both.")
         self.marked = has_entities([t for o,_ in rows for t in o])
-        found = [(entities(t), entities(p)) if self.marked else (self._words(t), self._words(p)) for t,p in rows]
-        self.names = sorted({o[0] for t,_ in found for o in t} or {o[0] for _,p in found for o in p})
-        self.right = self._counted([[o[0] for o in t if o in set(p)] for t,p in found])
-        self.true,self.predicted = (self._counted([[o[0] for o in pair[i]] for pair in found], every=True) for i in (0,1))
+        pairs = [(entities(t), entities(p)) if self.marked else (self._words(t), self._words(p)) for t,p in rows]
+        self.names = sorted({o[0] for t,_ in pairs for o in t} or {o[0] for _,p in pairs for o in p})
+        self.right = self._counted([[o[0] for o in t if o in set(p)] for t,p in pairs])
+        self.true,self.predicted = (self._counted([[o[0] for o in pair[i]] for pair in pairs], every=True) for i in (0,1))
         words = [(len(t), sum(a==b for a,b in zip(t, p))) for t,p in rows]
-        self.sums = np.array([(*w, *_partial(*f)) for w,f in zip(words, found)], dtype=float).reshape(-1, 4)
+        self.sums = np.array([(*w, *_partial(*f)) for w,f in zip(words, pairs)], dtype=float).reshape(-1, 4)
     @staticmethod
     def _words(tags): return [(tag, i, i+1) for i,tag in enumerate(tags)]
 

@@ -175,8 +175,8 @@ def check_memory(
     error=FolderError, # Exception class to raise
 ):
     "Refuse a size that cannot fit into memory"
-    have = machine_memory()
-    if have and size>have: raise error(f"{what} needs {size/1e9:,.1f} GB of memory, this machine has {have/1e9:,.1f} GB. It is not opened.")
+    available = machine_memory()
+    if available and size>available: raise error(f"{what} needs {size/1e9:,.1f} GB of memory, this machine has {available/1e9:,.1f} GB. It is not opened.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #708cbfd0
 @contextmanager

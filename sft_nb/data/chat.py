@@ -347,9 +347,9 @@ def _whole_tokens(name, n, least, most):
     return n
 
 def _coder(spec, p):
-    "The coder of a spec, kept on it"
-    kept = getattr(spec, '_coder', None)
-    if kept and kept[0] is spec.checkpoint and kept[1]==p: return kept[2]
+    "The coder of a spec, cached on it"
+    cached = getattr(spec, '_coder', None)
+    if cached and cached[0] is spec.checkpoint and cached[1]==p: return cached[2]
     if p['train_on'] not in ('all','last'): raise DataError(f"train_on={p['train_on']!r} is unknown.{near(p['train_on'], ('all','last'))}")
     if p['system'] is not None and (bad := _text_problem(p['system'])): raise DataError(f"system: {bad}. Leave it out, or pass a text.")
     most = _limit(network_config(spec.checkpoint)) or 10**6

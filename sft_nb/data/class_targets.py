@@ -85,13 +85,13 @@ def judged_classes(
     keep:bool, # Keep the probability of every class
 )->tuple: # (columns target, prediction, probability, loss, correct; probabilities or None)
     "The columns of an `Evaluation`"
-    cols,kept = dict(target=[], prediction=[], probability=[], loss=[]),[]
+    cols,all_probs = dict(target=[], prediction=[], probability=[], loss=[]),[]
     for z,t in pairs:
         n,p = _named(z, spec.vocab, spec.multi_label)
         for k,v in zip(cols, (class_names(t, spec.vocab, spec.multi_label), n, p.tolist(), _losses(z, t, spec.multi_label).tolist())): cols[k] += v
-        if keep: kept.append(log_probabilities(z, spec.multi_label)[0].exp().numpy().astype(np.float32))
+        if keep: all_probs.append(log_probabilities(z, spec.multi_label)[0].exp().numpy().astype(np.float32))
     cols['correct'] = [_same(t, p, spec.multi_label) for t,p in zip(cols['target'], cols['prediction'])]
-    return cols,(np.concatenate(kept) if kept else None)
+    return cols,(np.concatenate(all_probs) if all_probs else None)
 
 def _row_pairs(outs, cells, spec):
     codes,at = class_codes(cells, spec.vocab, spec.multi_label),0
@@ -120,8 +120,8 @@ def _class_table(frame, vocab, own):
     "Columns of probabilities under the names of the classes, or of `class_NAME` for those of `own`; None where one is not there"
     names = list(map(label_text, frame.columns))
     at = {**{l:i for i,l in enumerate(match_labels(names, vocab))}, **{l:i for i,l in enumerate(names)}}
-    want = [f'class_{o}' if o in own else class_columns(vocab)[o] for o in vocab]
-    return frame.iloc[:,[at[v] for v in want]].set_axis(vocab, axis=1) if set(want)<=set(at) else None
+    wanted = [f'class_{o}' if o in own else class_columns(vocab)[o] for o in vocab]
+    return frame.iloc[:,[at[v] for v in wanted]].set_axis(vocab, axis=1) if set(wanted)<=set(at) else None
 
 # %% ../../nbs/data/10_class_targets.ipynb #afad24ea
 def _checked(probs, n, classes):

@@ -431,13 +431,13 @@ def set_augment(
 )->bool: # Whether it was on
     "Switch the random transforms of training off and on"
     dl = dls.train
-    kept = dl.__dict__.pop('_sft_kept', None)
-    if kept: dl.after_item,dl.after_batch = kept
+    saved = dl.__dict__.pop('_sft_kept', None)
+    if saved: dl.after_item,dl.after_batch = saved
     if not on:
         dl._sft_kept = dl.after_item,dl.after_batch
         dl.after_item = _AsValid(dl.after_item.fs)
         dl.after_batch = _AsValid([t for t in dl.after_batch.fs if not isinstance(t, RandTransform) or getattr(t, 'size', None)])
-    return kept is None
+    return saved is None
 
 # %% ../../nbs/data/12_images.ipynb #a43443c7
 def _add_normalize(dls, stats):

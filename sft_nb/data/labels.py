@@ -163,20 +163,20 @@ def alike_classes(
     typos:bool=False, # Also accents, and a rare class that is one letter away from one with ten times its rows
 )->list: # (names, the most frequent first; the difference: 'case or white space', 'accents', 'one letter')
     "Classes that are probably one"
-    names,found = sorted(counts, key=lambda o: (-counts[o],o)),[]
+    names,alike = sorted(counts, key=lambda o: (-counts[o],o)),[]
     for how,form in (('case or white space',_look), *((('accents',_bare),) if typos else ())):
         groups = {}
         for o in names: groups.setdefault(form(o), []).append(o)
-        found += [(g,how) for g in groups.values() if len(g)>1 and (how=='case or white space' or len({_look(o) for o in g})==len(g))]
-    if not typos: return found
+        alike += [(g,how) for g in groups.values() if len(g)>1 and (how=='case or white space' or len({_look(o) for o in g})==len(g))]
+    if not typos: return alike
     rare = [o for o in names if 10*counts[o]<=counts[names[0]]]
-    return found+[([b,a],'one letter') for a in rare for b in names if counts[b]>=10*counts[a] and _bare(a)!=_bare(b) and _one_letter(_look(a), _look(b))]
+    return alike+[([b,a],'one letter') for a in rare for b in names if counts[b]>=10*counts[a] and _bare(a)!=_bare(b) and _one_letter(_look(a), _look(b))]
 
 def _report_alike(counts):
-    found = alike_classes(counts)
-    if not found: return
-    some = '; '.join(', '.join(f'{o!r} ({counts[o]:,})' for o in names) for names,_ in found[:5])
-    say(f"Classes that differ only in case or white space: {some}{f' and {len(found)-5:,} more groups' if len(found)>5 else ''}. "
+    alike = alike_classes(counts)
+    if not alike: return
+    some = '; '.join(', '.join(f'{o!r} ({counts[o]:,})' for o in names) for names,_ in alike[:5])
+    say(f"Classes that differ only in case or white space: {some}{f' and {len(alike)-5:,} more groups' if len(alike)>5 else ''}. "
         "They are learned as different classes; give them one spelling where they are one class")
 
 # %% ../../nbs/data/03_labels.ipynb #3e852a78
@@ -203,8 +203,8 @@ def _quoted(names):
 def _like(counts):
     "Class of one row -> a word about a class that looks like it"
     lone = [l for l in counts if counts[l]==1]
-    found = alike_classes(counts, typos=True) if lone else []
-    return {l:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in found for l in names[1:] if counts[l]==1}
+    alike = alike_classes(counts, typos=True) if lone else []
+    return {l:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in alike for l in names[1:] if counts[l]==1}
 
 # %% ../../nbs/data/03_labels.ipynb #ee709ebf
 def _lone_labels(labels, split, counts):

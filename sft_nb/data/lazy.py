@@ -239,8 +239,8 @@ def cells(self:LazyArray,
     idxs = self.idxs[places]
     if not len(idxs): return []
     if (idxs<0).any():
-        found = iter(self.cells(np.asarray(places)[idxs>=0]))
-        return [next(found) if i>=0 else None for i in idxs]
+        filled = iter(self.cells(np.asarray(places)[idxs>=0]))
+        return [next(filled) if i>=0 else None for i in idxs]
     cells = self.rows.read(self.column, idxs)
     return cells if self.convert is None else [self.convert(o) for o in cells]
 

@@ -141,9 +141,9 @@ def _exclude(rows, exclude):
         if len(values)!=len(rows): raise DataError(f"exclude must have one value per row, {len(rows):,}, got {len(values):,}.")
         return rows[~np.array(values)].reset_index(drop=True)
     names = list(map(str, values))
-    found = _find_rows(rows, names, 'exclude')
-    for o in sorted(set(names)-set(found)): raise DataError(f"exclude names {o!r}, which is not an item.{near(o, list(rows['item']))}")
-    return rows.drop(index=[i for at in found.values() for i in at]).reset_index(drop=True)
+    by_name = _find_rows(rows, names, 'exclude')
+    for o in sorted(set(names)-set(by_name)): raise DataError(f"exclude names {o!r}, which is not an item.{near(o, list(rows['item']))}")
+    return rows.drop(index=[i for at in by_name.values() for i in at]).reset_index(drop=True)
 
 # %% ../../nbs/data/11_load.ipynb #07d88ceb
 def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise', folder=None, ending=None, sheet=None):

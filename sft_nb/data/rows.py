@@ -137,7 +137,7 @@ def _no_sheet(source, sheet):
 def _read_source(source, task, labelled=True, lazy=None, sheet=None):
     "(frame, folder that paths are relative to, name of the data)"
     _no_sheet(source, sheet)
-    if (found := _as_needed(source, lazy)) is not None: return found
+    if (result := _as_needed(source, lazy)) is not None: return result
     if isinstance(source, pd.DataFrame): return _read_frame(source),Path.cwd(),'the DataFrame'
     if is_dataset(source, 'DatasetDict'): return _read_hf_dict(source),Path.cwd(),'the DatasetDict'
     if is_dataset(source): return _read_hf(source),Path.cwd(),'the Dataset'
@@ -188,11 +188,11 @@ def _cells_of(frame, c, empty=None):
 def _found_fields(missing, task, fields, labelled):
     "Name of an input or the target -> the field that it is in, for those that no column has"
     flat = [f for fs in fields.values() for f in fs]
-    found = {k:hits[0] for k in missing if len(hits := [f for f in flat if f.endswith(f'.{k}')])==1}
+    matches = {k:hits[0] for k in missing if len(hits := [f for f in flat if f.endswith(f'.{k}')])==1}
     sides = task.columns
-    if found or not task.both_in_one or not set(sides[:1+labelled])<=set(missing): return found
+    if matches or not task.both_in_one or not set(sides[:1+labelled])<=set(missing): return matches
     pair = next(iter(fields.values())) if len(fields)==1 else []
-    if len(pair)!=2: return found
+    if len(pair)!=2: return matches
     say(f"Reading {pair[0]} as {sides[0]} and {pair[1]} as {sides[1]}; input={pair[1]!r} and target={pair[0]!r} swap them")
     return dict(zip(sides, pair))
 
@@ -208,8 +208,8 @@ def _columns(frame, task, input, target, group, labelled, what):
     if group: want['group'] = (group, 'group=')
     missing = [k for k,(cs,_) in want.items() if not set(_each(cs))<=set(has)]
     if missing and (fields := _fields(frame)):
-        found = _found_fields([k for k in missing if want[k][0]==k and k!='group'], task, fields, labelled)
-        want,has = {k:(found.get(k, c),arg) for k,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
+        matches = _found_fields([k for k in missing if want[k][0]==k and k!='group'], task, fields, labelled)
+        want,has = {k:(matches.get(k, c),arg) for k,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
     if not labelled and task.needs=='any' and any(want[k][0] in has for k in task.input_columns): has = [*has, *(k for k in task.input_columns if k not in names)]
     for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
         if c not in has and any(isinstance(o, str) for o in frame.columns):

@@ -120,15 +120,15 @@ def longest_window(
     if kind=='spectrogram': return config.max_length/100,True
     return (config.max_source_positions/50 if kind=='whisper' else 30.),False
 
-def _window(spec, config, asked, seconds):
+def _window(spec, config, given, seconds):
     "Seconds of a window"
     most,fixed = longest_window(spec.checkpoint, config)
-    if asked is None: return most if fixed else min(most, next((o for o in _LENGTHS if np.mean(np.asarray(seconds)<=o)>=.9), _LENGTHS[-1]))
-    if isinstance(asked, str) and asked=='whole': return most
-    if fixed: raise DataError(f"window={asked!r}: the window of {spec.checkpoint.ref} is always {most:g} s. Leave it out.")
-    if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not .1<=asked<=most:
-        raise DataError(f"window must be seconds from 0.1 to {most:g}, or 'whole', got {asked!r}.")
-    return math.ceil(asked*50)/50
+    if given is None: return most if fixed else min(most, next((o for o in _LENGTHS if np.mean(np.asarray(seconds)<=o)>=.9), _LENGTHS[-1]))
+    if isinstance(given, str) and given=='whole': return most
+    if fixed: raise DataError(f"window={given!r}: the window of {spec.checkpoint.ref} is always {most:g} s. Leave it out.")
+    if isinstance(given, bool) or not isinstance(given, (int,float)) or not .1<=given<=most:
+        raise DataError(f"window must be seconds from 0.1 to {most:g}, or 'whole', got {given!r}.")
+    return math.ceil(given*50)/50
 
 def sound_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read

@@ -203,12 +203,12 @@ def speech_coder(
 # %% ../../nbs/data/18_speech.ipynb #5a2b428e
 def _longest(spec):
     "Seconds that can be heard"
-    config,asked = network_config(spec.checkpoint),spec.options.get('max_seconds')
+    config,given = network_config(spec.checkpoint),spec.options.get('max_seconds')
     most = config.max_source_positions/50 if _kind(spec.checkpoint)=='whisper' else None
-    if asked is None: return most or 30.
-    if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not 0<asked<=(most or sys.float_info.max):
-        raise DataError(f"max_seconds must be above 0{f' and at most {most:g}, the limit of {spec.checkpoint.ref}' if most else ''}, got {asked!r}.")
-    return float(asked)
+    if given is None: return most or 30.
+    if isinstance(given, bool) or not isinstance(given, (int,float)) or not 0<given<=(most or sys.float_info.max):
+        raise DataError(f"max_seconds must be above 0{f' and at most {most:g}, the limit of {spec.checkpoint.ref}' if most else ''}, got {given!r}.")
+    return float(given)
 
 def _transcript_problem(text, coder):
     "The problem of a transcript"
@@ -264,17 +264,17 @@ class SpeechDL(SequenceDL):
         return show_sounds([o[0] for o in shown], dict(text=[o[1] for o in shown], prediction=coder.say(tokens)))
 
 # %% ../../nbs/data/18_speech.ipynb #691b6a5d
-def _positions(spec, coder, asked, seconds):
+def _positions(spec, coder, given, seconds):
     "Positions of a Whisper that are used in training"
     if coder.kind=='ctc':
-        if asked is None: return None
-        raise DataError(f"window={asked!r}: {spec.checkpoint.ref} hears each clip in its own length. A window is for a Whisper; leave it out.")
+        if given is None: return None
+        raise DataError(f"window={given!r}: {spec.checkpoint.ref} hears each clip in its own length. A window is for a Whisper; leave it out.")
     most = coder.config.max_source_positions
-    if asked is None: return min(most, 25*int(np.ceil(max(seconds)*2)))
-    if isinstance(asked, str) and asked=='whole': return most
-    if isinstance(asked, bool) or not isinstance(asked, (int,float)) or not max(seconds)<=asked<=most/50:
-        raise DataError(f"window must be seconds from {max(seconds):.2f} (the longest clip) to {most/50:g}, or 'whole', got {asked!r}.")
-    return int(np.ceil(asked*50))
+    if given is None: return min(most, 25*int(np.ceil(max(seconds)*2)))
+    if isinstance(given, str) and given=='whole': return most
+    if isinstance(given, bool) or not isinstance(given, (int,float)) or not max(seconds)<=given<=most/50:
+        raise DataError(f"window must be seconds from {max(seconds):.2f} (the longest clip) to {most/50:g}, or 'whole', got {given!r}.")
+    return int(np.ceil(given*50))
 
 def _search_beams(spec, coder, n):
     if _beams(n)>1 and coder.kind=='ctc': raise DataError(f"num_beams={n}: {spec.checkpoint.ref} reads one letter per frame, there is nothing to search. Leave it out.")

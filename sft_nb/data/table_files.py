@@ -181,11 +181,11 @@ def _widths(t):
 
 def _separator(text, usual):
     "The separator by which most of the first rows have as many cells as the header"
-    part,found = ''.join(o for o,_ in zip(io.StringIO(text, newline=''), range(200))),[]
+    part,candidates = ''.join(o for o,_ in zip(io.StringIO(text, newline=''), range(200))),[]
     for sep in _SEPARATORS:
         first,*others = list(_widths(_Text(part, sep))) or [0]
-        if first>1: found.append((round(sum(o==first for o in others)/max(1, len(others)), 2), first, sep==usual, sep))
-    return max(found)[-1] if found else usual
+        if first>1: candidates.append((round(sum(o==first for o in others)/max(1, len(others)), 2), first, sep==usual, sep))
+    return max(candidates)[-1] if candidates else usual
 
 def _sep_line(text):
     "(text without a first line such as `sep=;`, its separator or None)"

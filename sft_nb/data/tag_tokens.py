@@ -159,13 +159,13 @@ def remarks(
     return [windows]*(n>0)+([_lost_words(self.lost)] if self.lost else [])
 
 # %% ../../nbs/data/25_tag_tokens.ipynb #0df1d8f3
-def _overlap(asked, length, specials):
+def _overlap(given, length, specials):
     "Tokens that two windows share"
     most = length-specials-1
-    if asked is None: return min(64, length//4)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 0<=asked<most:
-        raise DataError(f"overlap must be a whole number of tokens from 0 to {most-1} for windows of {length}, got {asked!r}.")
-    return asked
+    if given is None: return min(64, length//4)
+    if isinstance(given, bool) or not isinstance(given, int) or not 0<=given<most:
+        raise DataError(f"overlap must be a whole number of tokens from 0 to {most-1} for windows of {length}, got {given!r}.")
+    return given
 
 def tag_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read

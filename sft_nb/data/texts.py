@@ -141,13 +141,13 @@ def _limit(config):
     first = 2 if config.model_type=='mpnet' else (config.pad_token_id or 0)+1 if config.model_type in _OFFSET else 0
     return n-first
 
-def _length(ckpt, config, tokenizer, asked=None):
+def _length(ckpt, config, tokenizer, given=None):
     "Tokens after which a text is cut"
     limit,least = _limit(config),tokenizer.num_special_tokens_to_add(pair=True)+2
-    if asked is None: return min(o for o in (ckpt.preprocess.get('max_length') or 512, limit or 512, tokenizer.model_max_length) if o)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not least<=asked<=(limit or asked):
-        raise DataError(f"max_length must be a whole number of tokens from {least} to {limit or 'any'}, the limit of {ckpt.ref}, got {asked!r}.")
-    return asked
+    if given is None: return min(o for o in (ckpt.preprocess.get('max_length') or 512, limit or 512, tokenizer.model_max_length) if o)
+    if isinstance(given, bool) or not isinstance(given, int) or not least<=given<=(limit or given):
+        raise DataError(f"max_length must be a whole number of tokens from {least} to {limit or 'any'}, the limit of {ckpt.ref}, got {given!r}.")
+    return given
 
 # %% ../../nbs/data/13_texts.ipynb #f453fdbf
 def is_causal(
@@ -159,9 +159,9 @@ def is_causal(
 
 POOLINGS = ('mean', 'cls', 'last', 'max')
 
-def _pooling(ckpt, asked=None):
+def _pooling(ckpt, given=None):
     "The pooling of token vectors into one"
-    pooling = asked or ckpt.preprocess.get('pooling') or ('last' if is_causal(ckpt.arch) else 'mean')
+    pooling = given or ckpt.preprocess.get('pooling') or ('last' if is_causal(ckpt.arch) else 'mean')
     if pooling not in POOLINGS: raise DataError(f"pooling={pooling!r}.{near(pooling, POOLINGS)}")
     return pooling
 

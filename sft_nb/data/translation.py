@@ -120,8 +120,8 @@ def pair_coder(
     spec, # From `load_data` or a saved folder; `preprocess` is read
 )->PairCoder: # The coder of training
     "The tokenizer of a checkpoint, with the languages and lengths of `spec.preprocess`"
-    p,kept = spec.preprocess,getattr(spec, '_coder', None)
-    if kept and kept[0] is spec.checkpoint and kept[1]==p: return kept[2]
+    p,cached = spec.preprocess,getattr(spec, '_coder', None)
+    if cached and cached[0] is spec.checkpoint and cached[1]==p: return cached[2]
     tokenizer = spec.checkpoint.tokenizer()
     _check_tokenizer(spec, tokenizer)
     coder = PairCoder(tokenizer, p['max_length'], p['max_target_length'], p['source_lang'], p['target_lang'], p['prefix'])
@@ -157,12 +157,12 @@ def _report_odd(rows):
     say(f"Odd pairs: {same:,} with a target equal to the source, {len(odd)-same:,} with lengths that do not fit, of {len(rows):,} (odd_pairs(dls.sft.rows) lists them)")
 
 # %% ../../nbs/data/17_translation.ipynb #09662827
-def _target_length(lengths, most, limit, asked):
+def _target_length(lengths, most, limit, given):
     "Tokens after which a target is cut and writing stops: 1.5 times the longest target, within the limit of the model"
-    if asked is None: return min(limit, int(1.5*max(lengths, default=8))+8)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 2<=asked<=most:
-        raise DataError(f"max_target_length must be a whole number of tokens from 2 to {most:,}, got {asked!r}.")
-    return asked
+    if given is None: return min(limit, int(1.5*max(lengths, default=8))+8)
+    if isinstance(given, bool) or not isinstance(given, int) or not 2<=given<=most:
+        raise DataError(f"max_target_length must be a whole number of tokens from 2 to {most:,}, got {given!r}.")
+    return given
 
 # %% ../../nbs/data/17_translation.ipynb #e53e8246
 def _report_cut(what, lengths, limit):
