@@ -455,6 +455,6 @@ def _spec_for(dls, spec, checkpoint, pretrained):
     same = [k for k in new.checkpoint.preprocess if k in spec.preprocess and k not in ('size','max_length','pooling')]
     other = [k for k in same if new.checkpoint.preprocess[k]!=spec.preprocess[k]]
     if other:
-        raise CheckpointError(f"{new.checkpoint.ref} expects other {', '.join(other)} than {spec.checkpoint.ref}, for which the data were loaded.  "
+        raise CheckpointError(f"{new.checkpoint.ref} expects other {', '.join(other)} than {spec.checkpoint.ref}, for which the data were loaded. "
                               f"Load them for it: load_data(…, checkpoint={new.checkpoint.ref!r}).")
     return new
