@@ -6,7 +6,10 @@ from sft_nb.core.basics import FolderError
 from sft_nb.data.load import load_data
 from sft_nb.data.task import all_tasks
 from sft_nb.deployment.predictor import load_predictor, save_predictor
+from sft_nb.evaluation.changes import changed_rows
 from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.evaluation.tables import load_evaluation
+from sft_nb.inspection.kept import keep_predictions, run_pages
 from sft_nb.tasks.toys import make_toy
 from sft_nb.training.learner import sft_learner
 
@@ -37,6 +40,10 @@ def test_a_hub_reads_it(task, tmp_path):
     assert str(tmp_path) not in text and 'a local folder' in text or task in ('image','image_text')
     cells = [str(v) for c in learn.spec.task.input_columns for v in learn.spec.rows[c] if isinstance(v, str)]
     assert not [o for o in [*learn.spec.rows['item'], *cells] if len(o)>3 and o in text]
+    kept = keep_predictions(ev, folder)
+    again = load_evaluation(kept/'rows.parquet')
+    assert kept==tmp_path/'model-predictions' and again.metrics==pytest.approx(ev.metrics) and list(run_pages(folder))==['predictions']
+    assert len(changed_rows(ev, again))==0 and sorted(o.name for o in tmp_path.iterdir())==['model','model-predictions','toy']
 
 def test_without_an_evaluation_it_says_so(tmp_path):
     text = load_predictor(save_predictor(learner('image', tmp_path/'toy'), tmp_path/'model', metrics={})).card

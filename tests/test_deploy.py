@@ -77,3 +77,15 @@ def test_an_opened_model_is_explained_after_it_has_predicted(tmp_path):
     model.predict(items)
     again = [o['image'].values for o in explain(model, items)]
     assert all(np.abs(a-b).max()<1e-5*np.abs(a).max() for a,b in zip(fresh, again)) and np.abs(fresh[0]).max()>0
+
+def test_a_model_that_has_predicted_is_exported(tmp_path):
+    "It predicts by operations of this processor, which ONNX does not have"
+    learn = learner('image', tmp_path/'toy')
+    model = load_predictor(save_predictor(learn, tmp_path/'model', metrics={}), device='cpu')
+    said = model.predict_proba([str(o) for o in learn.spec.rows.image[:3]])
+    assert model.model.folded is not None
+    path = export_onnx(model, tmp_path/'m.onnx')
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad(): want = learn.model.cpu().eval()(x).numpy()
+    assert np.abs(scores(path, image=x)-want).max()<1e-4
+    assert np.allclose(model.predict_proba([str(o) for o in learn.spec.rows.image[:3]])[model.vocab], said[model.vocab], atol=1e-5)

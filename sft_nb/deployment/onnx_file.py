@@ -120,6 +120,8 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with eval_mode(net), tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as work:
-            _write(net.plain().cpu().eval(), spec, inputs, Path(work), int8, tolerance, path)
+            plain = net.plain().cpu().eval()
+            plain.folded = None # a copy that predictions run with: its operations are those of one processor
+            _write(plain, spec, inputs, Path(work), int8, tolerance, path)
     finally: net.to(device)
     return path
