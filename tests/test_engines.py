@@ -88,8 +88,13 @@ def job(out):
     found['history'] = [[h[k] for k in ('train_loss','valid_loss')] for h in learn.history[:5]]
     Path(f'{out}-{process_rank()}.json').write_text(json.dumps(found))
 
-def ran(shared, out, n, f=job):
-    codes,_ = shared.launched(n, out, lambda: f(out))
+FSDP = dict(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2')
+
+def ran(shared, out, n, f=job, **env):
+    def inner():
+        os.environ.update(env)
+        f(out)
+    codes,_ = shared.launched(n, out, inner)
     assert not any(codes), '\n'.join(Path(f'{out}-{r}.err').read_text() for r in range(n))
     return [json.loads(Path(f'{out}-{r}.json').read_text()) for r in range(n)],[load_file(f'{out}-{r}.safetensors') for r in range(n)]
 
