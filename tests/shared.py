@@ -23,6 +23,8 @@ DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.
 
 RATES = ('dropout','activation_dropout','attention_dropout','layerdrop','encoder_layerdrop','decoder_layerdrop')
 
+FSDP = dict(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2', FSDP_CPU_RAM_EFFICIENT_LOADING='true')  # the last as `accelerate launch` sets it
+
 class Act(Callback):
     "Does something before a step of this process; nothing of it is among the settings of the run"
     todo = None
@@ -114,8 +116,8 @@ def run(task, folder, name, n, **how):
     "A run in a folder: exit codes, seconds after the first failure, what each process has left"
     os.environ['SFT_NB_HOME'] = str(folder/how.pop('home', name)/'home')
     os.environ['SFT_NB_TIMEOUT'] = str(how.pop('timeout', 60))
-    out = folder/name
-    codes,seconds = launched(n, out, lambda: job(task, folder, out, how))
+    out,env = folder/name,FSDP if how.pop('fsdp', False) else {}
+    codes,seconds = launched(n, out, lambda: (os.environ.update(env), job(task, folder, out, how)))
     left = [json.loads(Path(f'{out}-{r}.json').read_text()) if not c else None for r,c in enumerate(codes)]
     return dict(codes=codes, seconds=seconds, left=left, said=[[Path(f'{out}-{r}.{o}').read_text() for o in ('out','err')] for r in range(n)],
                 weights=[load_file(f'{out}-{r}.safetensors') if not c else None for r,c in enumerate(codes)])

@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/core/processes.html.md"""
 
 # %% auto #0
 __all__ = ['join_processes', 'is_sharded', 'explain_lost_process', 'over_processes', 'from_processes', 'from_first',
-           'first_then_all', 'own_rows']
+           'first_then_all', 'own_rows', 'is_spread', 'own_share']
 
 # %% ../../nbs/core/01_processes.ipynb #d9386e70
 import contextlib, os, re
@@ -112,3 +112,18 @@ def own_rows(
     "The part of the batch that this process computes"
     parts = getattr(learn.dl, '__dict__', {}).get('parts')
     return slice(None) if parts is None else slice(*parts[learn.iter][:2])
+
+# %% ../../nbs/core/01_processes.ipynb #a609ee6c
+def is_spread(
+    t, # Anything
+)->bool: # Whether it is a tensor of which each process has a share
+    "Whether FSDP has spread a tensor over the processes"
+    if process_count()==1: return False
+    from torch.distributed.tensor import DTensor
+    return isinstance(t, DTensor)
+
+def own_share(
+    t, # A tensor
+):  # The part of it that lies in this process, without a copy; a tensor that is not spread, as it is
+    "The numbers of a tensor that this process has"
+    return t.to_local() if is_spread(t) else t
