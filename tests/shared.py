@@ -12,7 +12,8 @@ from sft_nb.core.basics import process_rank
 from sft_nb.data.task import get_task
 from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner
-from sft_nb.training.callbacks import Accumulate
+from sft_nb.training.adapters import add_adapter
+from sft_nb.training.callbacks import Accumulate, checkpoint_activations, KeepBest
 from sft_nb.training.resume import Resume
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import save_predictor
@@ -42,7 +43,8 @@ def learner(toy, task, how, cbs):
         if isinstance(m, torch.nn.Dropout): m.p = 0.
         for k in RATES:
             if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
-    return learn
+    if how.get('adapter'): add_adapter(learn, how['adapter'], dropout=0.)
+    return checkpoint_activations(learn) if how.get('checkpointing') else learn
 
 def train(task, home, out, how):
     whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
@@ -51,7 +53,7 @@ def train(task, home, out, how):
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
     learn = learner(toy, task, how, cbs)
     fit = dict(cbs=Accumulate(8)) if how.get('accumulate') else {}
-    if how['way']=='live': learn.freeze_to(0).fit_one_cycle(2, 5e-3, **fit)
+    if how['way']=='live': (learn if how.get('adapter') else learn.freeze_to(0)).fit_one_cycle(2, 5e-3, **fit)
     elif how['way']=='head': learn.fit_head(3, **fit)
     elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)

@@ -14,7 +14,7 @@ Docs: https://sft-nb.github.io/sft_nb/training/distributed.html.md"""
 __all__ = ['part_loader', 'SharedSteps', 'has_spread', 'gathered', 'spread_like', 'shared_fit']
 
 # %% ../../nbs/training/02_distributed.ipynb #075c7bea
-import contextlib, copy, gc, os
+import contextlib, copy, gc, os, warnings
 from collections import defaultdict
 from functools import lru_cache, partial
 import torch
@@ -221,9 +221,7 @@ def _check_spread(learn):
         if isinstance(c, (MixedPrecision,LRFinder)) or getattr(c, 'needs_whole', False):
             raise FitError(f"{type(c).__name__} does not work under FSDP, where each process has a share of the weights. Leave it out, or launch without FSDP. "
                            "For lower precision take cbs=Autocast().")
-    model = learn.model
-    if model.checkpointing: raise FitError("checkpoint_activations does not work under FSDP. Call checkpoint_activations(learn, False); Accumulate allows smaller batches.")
-    if (n := next((n for n,p in model.named_parameters() if p.requires_grad and not p.ndim), None)):
+    if (n := next((n for n,p in learn.model.named_parameters() if p.requires_grad and not p.ndim), None)):
         raise FitError(f"{n} is a single number, which FSDP cannot spread. Freeze it (learn.model.get_parameter({n!r}).requires_grad_(False)), or launch without FSDP.")
 
 class _LostWeights(FitError, AttributeError): "The weights are not there"
@@ -315,7 +313,10 @@ def _fsdp(learn):
     learn.model = _spread_copy(model, device)
     shares = dict(learn.model.named_parameters())
     _hand_over(learn.opt, {homes[n][0]:p for n,p in shares.items()})
-    try: yield SharedSteps(_UnusedShares(learn.model), contextlib.nullcontext)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', r'FSDP2-wrapped module \(.*\) returned a view tensor')
+            yield SharedSteps(_UnusedShares(learn.model), contextlib.nullcontext)
     except BaseException:
         learn.model = _Lost()
         raise
