@@ -56,6 +56,7 @@ def train(task, home, out, how):
     if how['way']=='live': (learn if how.get('adapter') else learn.freeze_to(0)).fit_one_cycle(2, 5e-3, **fit)
     elif how['way']=='head': learn.fit_head(3, **fit)
     elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
+    elif how['way']=='best': learn.freeze_to(0).fit(3, .3, cbs=KeepBest('valid_loss'))
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
     else: learn.fine_tune(2, 5e-3, **(dict(freeze_epochs=1) if how['way']=='steps' else {}), **fit)
     return learn

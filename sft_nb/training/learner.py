@@ -233,6 +233,8 @@ def _arounds(self:SFTLearner): return [c.around_fit for c in self.cbs.sorted('or
 
 @patch
 def _do_fit(self:SFTLearner):
+    bar = getattr(getattr(self, 'progress', None), 'mbar', None)
+    if bar and self.state.first_epoch: bar.update(0) # fastprogress takes its time from 0, and stops where it does not begin there
     for epoch in range(self.state.first_epoch, self.n_epoch):
         self.epoch = epoch
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
