@@ -37,6 +37,7 @@ class Act(Callback):
 
 def learner(toy, task, how, cbs):
     load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
+    if task=='image_text': load.update(size=64, augment=False)
     if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
     learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
     for m in learn.model.modules() if not how.get('dropout') else ():
@@ -48,7 +49,7 @@ def learner(toy, task, how, cbs):
 
 def train(task, home, out, how):
     whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
-    toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
+    toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}', **how.get('toy', {}))
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
     learn = learner(toy, task, how, cbs)

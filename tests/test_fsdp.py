@@ -183,7 +183,8 @@ RUNS = [('chat', 2, dict(way='live', batch_size=3, checkpointing=True)), ('chat'
         ('text', 4, dict(way='live', batch_size=7, accumulate=True)), ('image', 4, dict(way='head', checkpoint='timm:test_resnet')),
         pytest.param('image', 2, dict(way='live', batch_size=3), marks=pytest.mark.slow), pytest.param('text', 2, dict(way='gradual'), marks=pytest.mark.slow),
         pytest.param('translation', 2, dict(way='live', batch_size=3), marks=pytest.mark.slow), pytest.param('speech', 2, dict(way='live', batch_size=3), marks=pytest.mark.slow),
-        pytest.param('chat', 2, dict(way='gradual', batch_size=3), marks=pytest.mark.slow)]
+        pytest.param('chat', 2, dict(way='gradual', batch_size=3), marks=pytest.mark.slow),
+        pytest.param('image_text', 2, dict(way='live', batch_size=3, toy=dict(arch='test_vit')), marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize('task,n,how', RUNS, ids=str)
 def test_tasks_train_as_one(run, task, n, how): as_one(run, task, n, **how)

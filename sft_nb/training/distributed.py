@@ -24,7 +24,7 @@ from fastai.callback.schedule import LRFinder
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
-from ..core.basics import FitError, process_count, process_rank
+from ..core.basics import FitError, process_count, process_rank, say
 from ..core.processes import explain_lost_process, from_first, is_sharded, is_spread, join_processes, over_processes
 from ..core.losses import loss_weight
 from ..models.grouping import RUNNING_NORMS
@@ -144,6 +144,11 @@ def _average_norms(model):
     if not norms: return
     flat = reduce(torch.cat([b.flatten() for b in norms]))
     for b,o in zip(norms, flat.split([b.numel() for b in norms])): b.copy_(o.view_as(b))
+    counts = [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if not b.is_floating_point()]
+    if not counts: return
+    most = torch.stack(counts)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    for b,o in zip(counts, most): b.copy_(o)
 
 # %% ../../nbs/training/02_distributed.ipynb #c543766f
 def _of_all(
@@ -237,6 +242,7 @@ class _Lost:
 def _mesh(kind, n):
     "All processes in a row, on one kind of device"
     from torch.distributed.device_mesh import init_device_mesh
+    say(f'FSDP: within a fit each of {n} processes has a share of weights, gradients and optimizer state; embeddings and head are whole during each step.')
     return init_device_mesh(kind, (n,))
 
 # %% ../../nbs/training/02_distributed.ipynb #ac7ce8b5
