@@ -73,7 +73,7 @@ def job(task, home, out, how):
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
     Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, group=torch.distributed.is_initialized())))
 
-def _free_port():
+def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
@@ -97,7 +97,7 @@ def _fork(rank, n, port, out, f):
 
 def launched(n, out, f, left=30):
     "Fork `n` processes; returns the exit code of each (-9: killed), and how long the others lived after the first that did not end well"
-    port,codes,first = _free_port(),{},None
+    port,codes,first = free_port(),{},None
     pids = {_fork(r, n, port, out, f):r for r in range(n)}
     try:
         while len(codes)<n:

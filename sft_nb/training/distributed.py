@@ -21,6 +21,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import LRFinder
+from fastai.callback.training import GradientAccumulation
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
@@ -369,6 +370,8 @@ def shared_fit(
     if n==1:
         yield
         return
+    if (o := next((c for c in learn.cbs if isinstance(c, GradientAccumulation)), None)):
+        raise FitError(f"GradientAccumulation({o.n_acc}) counts the rows of one of {n} processes alone. Take Accumulate({o.n_acc}), which counts those of all.")
     live = list(learn.dls.loaders)
     learn.dls.loaders = [part_loader(dl, rank, n) for dl in live[:2]]+live[2:]
     try:
