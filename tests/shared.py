@@ -12,7 +12,8 @@ from sft_nb.core.basics import process_rank
 from sft_nb.data.task import get_task
 from sft_nb.data.load import load_data
 from sft_nb.training.learner import sft_learner
-from sft_nb.training.callbacks import Accumulate
+from sft_nb.training.adapters import add_adapter
+from sft_nb.training.callbacks import Accumulate, checkpoint_activations, KeepBest
 from sft_nb.training.resume import Resume
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import save_predictor
@@ -22,6 +23,8 @@ DEEDS = dict(kill=lambda: os.kill(os.getpid(), signal.SIGKILL), stop=lambda: os.
              fail=lambda: (_ for _ in ()).throw(ValueError('this process has a fault')))
 
 RATES = ('dropout','activation_dropout','attention_dropout','layerdrop','encoder_layerdrop','decoder_layerdrop')
+
+FSDP = dict(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2', FSDP_CPU_RAM_EFFICIENT_LOADING='true')  # the last as `accelerate launch` sets it
 
 class Act(Callback):
     "Does something before a step of this process; nothing of it is among the settings of the run"
@@ -34,24 +37,27 @@ class Act(Callback):
 
 def learner(toy, task, how, cbs):
     load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
+    if task=='image_text': load.update(size=64, augment=False)
     if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
     learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
     for m in learn.model.modules() if not how.get('dropout') else ():
         if isinstance(m, torch.nn.Dropout): m.p = 0.
         for k in RATES:
             if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
-    return learn
+    if how.get('adapter'): add_adapter(learn, how['adapter'], dropout=0.)
+    return checkpoint_activations(learn) if how.get('checkpointing') else learn
 
 def train(task, home, out, how):
     whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
-    toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}')
+    toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}', **how.get('toy', {}))
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
     learn = learner(toy, task, how, cbs)
     fit = dict(cbs=Accumulate(8)) if how.get('accumulate') else {}
-    if how['way']=='live': learn.freeze_to(0).fit_one_cycle(2, 5e-3, **fit)
+    if how['way']=='live': (learn if how.get('adapter') else learn.freeze_to(0)).fit_one_cycle(2, 5e-3, **fit)
     elif how['way']=='head': learn.fit_head(3, **fit)
     elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
+    elif how['way']=='best': learn.freeze_to(0).fit(3, .3, cbs=KeepBest('valid_loss'))
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
     else: learn.fine_tune(2, 5e-3, **(dict(freeze_epochs=1) if how['way']=='steps' else {}), **fit)
     return learn
@@ -67,7 +73,7 @@ def job(task, home, out, how):
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
     Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, group=torch.distributed.is_initialized())))
 
-def _free_port():
+def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
@@ -91,7 +97,7 @@ def _fork(rank, n, port, out, f):
 
 def launched(n, out, f, left=30):
     "Fork `n` processes; returns the exit code of each (-9: killed), and how long the others lived after the first that did not end well"
-    port,codes,first = _free_port(),{},None
+    port,codes,first = free_port(),{},None
     pids = {_fork(r, n, port, out, f):r for r in range(n)}
     try:
         while len(codes)<n:
@@ -114,8 +120,8 @@ def run(task, folder, name, n, **how):
     "A run in a folder: exit codes, seconds after the first failure, what each process has left"
     os.environ['SFT_NB_HOME'] = str(folder/how.pop('home', name)/'home')
     os.environ['SFT_NB_TIMEOUT'] = str(how.pop('timeout', 60))
-    out = folder/name
-    codes,seconds = launched(n, out, lambda: job(task, folder, out, how))
+    out,env = folder/name,FSDP if how.pop('fsdp', False) else {}
+    codes,seconds = launched(n, out, lambda: (os.environ.update(env), job(task, folder, out, how)))
     left = [json.loads(Path(f'{out}-{r}.json').read_text()) if not c else None for r,c in enumerate(codes)]
     return dict(codes=codes, seconds=seconds, left=left, said=[[Path(f'{out}-{r}.{o}').read_text() for o in ('out','err')] for r in range(n)],
                 weights=[load_file(f'{out}-{r}.safetensors') if not c else None for r,c in enumerate(codes)])

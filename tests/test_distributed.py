@@ -37,7 +37,14 @@ def test_two_processes_train_as_one(run, task, how): as_one(run, task, **how)
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['translation', 'speech', 'image_text'])
 @pytest.mark.parametrize('way', ['live', 'head'])
-def test_other_tasks_train_as_one(run, task, way): as_one(run, task, way=way, batch_size=3)
+def test_other_tasks_train_as_one(run, task, way):
+    "Pictures by a network without batch norm: such a norm that trains sees the rows of its process alone"
+    as_one(run, task, way=way, batch_size=3, toy=dict(arch='test_vit') if task=='image_text' else {})
+
+def test_norms_that_train_end_equal_in_all(run):
+    "A process may have no picture in a step, so that its norms have counted fewer"
+    two = well(run('image_text', 'two', 2, way='live', batch_size=3))
+    assert same(*two['weights'])
 
 def test_a_loss_over_tokens_is_the_same_in_any_batches_and_processes(run):
     "Nothing is learnt: the loss of the validation is one number, whichever rows come together"
@@ -119,9 +126,33 @@ def test_the_command(toy, tmp_path, how):
     assert {'metrics.json', 'sft.json', 'history.csv', 'report.html'}<={p.name for p in (tmp_path/'two').iterdir()}
 
 @pytest.mark.slow
+def test_the_command_under_fsdp(toy, tmp_path):
+    r = launch((*ACCELERATE[:1], '--use_fsdp', '--fsdp_version', '2', *ACCELERATE[1:]), 'finetune', 'text', *toy, '--out', tmp_path/'two')
+    assert not r.returncode and r.stderr.count('each of 2 processes has a share')==1 and (tmp_path/'two'/'sft.json').is_file(), r.stderr
+    r = launch((*ACCELERATE[:1], '--use_fsdp', *ACCELERATE[1:]), 'finetune', 'text', *toy, '--out', tmp_path/'one')
+    assert r.returncode and "FSDP_VERSION must be 2, got '1'" in r.stderr and not (tmp_path/'one').exists()
+
+@pytest.mark.slow
 def test_the_command_says_a_mistake_once(toy, tmp_path):
     r = launch(TORCHRUN, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--batch-size', '1')
     assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
+
+NOTEBOOK = """
+import sys
+from accelerate import notebook_launcher
+def train(source, checkpoint, out):
+    from sft_nb.all import load_data, process_count, process_rank, save_predictor, sft_learner
+    learn = sft_learner(load_data('text', source, valid=.25, checkpoint=checkpoint, batch_size=4))
+    with learn.no_bar(), learn.no_logging(): learn.fit_head(2)
+    if not process_rank(): print('of', process_count())
+    save_predictor(learn, out)
+if __name__=='__main__': notebook_launcher(train, sys.argv[1:4], num_processes=2, use_port=sys.argv[4])
+"""
+
+def test_a_notebook_launches(toy, tmp_path, shared):
+    (tmp_path/'notebook.py').write_text(NOTEBOOK)
+    r = subprocess.run([sys.executable, tmp_path/'notebook.py', toy[0], toy[2], tmp_path/'model', str(shared.free_port())], capture_output=True, text=True, timeout=300)
+    assert not r.returncode and 'of 2' in r.stdout and (tmp_path/'model'/'sft.json').is_file(), r.stderr
 
 def test_a_single_process_has_no_group():
     words = ("import sys, sft_nb; assert not {'torch','accelerate'}&sys.modules.keys(); import sft_nb.training.learner, torch; "

@@ -98,7 +98,7 @@ class FusionModel(SFTModel):
         self.towers,self.pooling,self.dual = towers,pooling,dual
         groups = {g:next(t for t in towers.values() if g in t.groups).groups[g] for g in _by_height(towers)}
         super().__init__(net, {**groups, 'head':[f'head.{n}' for n,_ in head.named_parameters()]}, head, example)
-        self._shapes = self._measure()
+        self._shapes,self.skipped = self._measure(),('net',) if dual else ('net.image',)
 
     def view(self,
         side:str, # 'image' or 'text'

@@ -12,6 +12,7 @@ Docs: https://sft-nb.github.io/sft_nb/models/model.html.md"""
 __all__ = ['SFTModel', 'find_group', 'on_device']
 
 # %% ../../nbs/models/01_model.ipynb #f4dcba0a
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from numbers import Integral
 import torch
@@ -34,6 +35,7 @@ class SFTModel(nn.Module):
         self.net,self.head,self.example = net,head,example
         self.only,self.adapter,self.checkpointing,self.temperature = None,None,None,1.
         self.folded,self.keep_folded,self.layout = None,False,torch.contiguous_format
+        self.in_parts,self.skipped = True,()
         self.groups = self._settle(groups)
         self.module_groups = self._place_modules()
 
@@ -215,6 +217,18 @@ def folding(self:SFTModel,
 def borders(self:SFTModel)->list:
     "Indices of the groups at whose input the network can be cut"
     return [i for i,_ in self.stages()][1:]
+
+# %% ../../nbs/models/01_model.ipynb #1afda853
+@patch
+def steady_layers(self:SFTModel)->list: # Modules
+    "Layers that every forward pass runs as modules: members of lists that stand in one group, share no parameter, and are not in `skipped`"
+    owners,found = Counter(id(p) for _,p in self.named_parameters(remove_duplicate=False)),{}
+    for n,m in self.named_modules():
+        if n not in self.module_groups or _under(n, (*found, *self.skipped)): continue
+        own = Counter(id(p) for _,p in m.named_parameters(remove_duplicate=False))
+        is_member = isinstance(self.get_submodule(n.rpartition('.')[0]), (nn.ModuleList,nn.Sequential))
+        if is_member and own and all(owners[i]==k for i,k in own.items()): found[n] = m
+    return list(found.values())
 
 # %% ../../nbs/models/01_model.ipynb #2a1af393
 @patch

@@ -249,7 +249,7 @@ def scores(self:TextModel, border, h):
 def forward(self:TextModel, *x):
     "Class scores; on a CPU a training batch with a few long texts goes through in two parts"
     border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
-    parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and isinstance(h, dict) else None
+    parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and self.in_parts and isinstance(h, dict) else None
     if parts is None: return self.scores(border, h)
     out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
     return out[torch.cat([rows for rows,_ in parts]).argsort()]

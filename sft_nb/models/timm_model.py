@@ -90,7 +90,7 @@ class PictureModel(SFTModel):
         return ((same[0][0], torch.cat([h for _,h in same])) for same in zip(*parts))
     def _parts(self, x):
         "Pictures without a gradient in parts whose activations fit into a processor's cache; else all at once"
-        if x.device.type!='cpu' or self.layout!=torch.channels_last or self.training or torch.is_grad_enabled(): return [x]
+        if not self.in_parts or x.device.type!='cpu' or self.layout!=torch.channels_last or self.training or torch.is_grad_enabled(): return [x]
         return x.as_subclass(torch.Tensor).split(max(8, _CACHED_PIXELS//x[0,0].numel()))
     def features(self,
         x:torch.Tensor, # `(batch, 3, side, side)`

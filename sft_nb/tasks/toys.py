@@ -98,7 +98,7 @@ def _toy_table(folder):
     return pd.DataFrame(rows, columns=['image','text','label'])
 
 # %% ../../nbs/tasks/01_toys.ipynb #6d17bae2
-def _toy_networks(folder, texts):
+def _toy_networks(folder, texts, arch):
     import timm
     from timm.models import save_for_hf
     import torch
@@ -109,7 +109,7 @@ def _toy_networks(folder, texts):
     config = BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, pad_token_id=0)
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)
-        save_for_hf(timm.create_model('test_resnet', num_classes=2), folder/'resnet', safe_serialization=True)
+        save_for_hf(timm.create_model(arch, num_classes=2), folder/'resnet', safe_serialization=True)
         BertModel(config).save_pretrained(folder/'bert')
     tok.save_pretrained(folder/'bert')
     return f"{folder/'resnet'}+{folder/'bert'}"
@@ -117,7 +117,8 @@ def _toy_networks(folder, texts):
 # %% ../../nbs/tasks/01_toys.ipynb #22dc493f
 def toy_captions(
     folder, # Where the table, the pictures and the networks are written
-    numbers:bool=False, # A number instead of the class
+    numbers:bool=False, # A number in the place of the class
+    arch:str='test_resnet', # Name of the picture network, as timm has it
 )->dict: # source, load and checkpoint for a run of seconds; `bad` breaks one row and returns what its error must name
     "Shapes with words, and two networks with random weights"
     folder = Path(folder)
@@ -125,7 +126,7 @@ def toy_captions(
     table = _toy_table(folder)
     if numbers: table['label'] = _graded(table.label)
     table.to_csv(folder/'captions.csv', index=False)
-    checkpoint = _toy_networks(folder, list(table.text.dropna()))
+    checkpoint = _toy_networks(folder, list(table.text.dropna()), arch)
     def bad():
         table.assign(image=table.image.where(table.index!=2), text=table.text.where(table.index!=2)).to_csv(folder/'captions.csv', index=False)
         return ['captions.csv line 4', 'empty image and text']

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..core.basics import FitError, near
 from ..core.processes import over_processes, own_rows
 from .learner import SFTLearner
+from .distributed import spread_like
 from ..core.losses import loss_weight
 
 # %% ../../nbs/training/09_callbacks.ipynb #b62e11c2
@@ -126,7 +127,7 @@ def _library_checkpointing(net, on):
 # %% ../../nbs/training/09_callbacks.ipynb #7b47819d
 class L2SP(Callback):
     "Add alpha/2·‖w − start‖² over the body and beta/2·‖w‖² over the head to the loss"
-    order,run_valid = Accumulate.order-2,False
+    order,run_valid,needs_whole = Accumulate.order-2,False,True
     def __init__(self,
         alpha:float=1e-2, # Pull of the body to where it started
         beta:float=1e-2, # Pull of the head to zero
@@ -207,5 +208,7 @@ def after_epoch(self:KeepBest):
 @patch
 def after_fit(self:KeepBest):
     "Restore the best weights"
-    if self.kept: self.model.load_state_dict(self.kept, strict=False)
+    if self.kept:
+        own = self.model.state_dict()
+        self.model.load_state_dict({k:spread_like(v, own[k]) for k,v in self.kept.items()}, strict=False)
     self.kept = None

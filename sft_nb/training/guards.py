@@ -17,6 +17,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastcore.basics import patch
 from ..core.basics import FitError
+from ..core.processes import is_spread, over_processes, own_share
 from ..models.grouping import RUNNING_NORMS
 
 # %% ../../nbs/training/00_guards.ipynb #29710009
@@ -51,14 +52,16 @@ class StopAtNaN(Callback):
         if not torch.isfinite(self.learn.loss).all(): self._stop('loss', self.learn.loss.mean().item())
     def before_step(self):
         if hasattr(self.learn, 'lr_finder'): return
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if not grads: return
+        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not found: return
+        grads = [own_share(g) for g in found]
         total = torch.stack([g.sum() for g in grads]).sum()
+        if is_spread(found[0]): torch.distributed.all_reduce(total)
         if self.flags is not None: self._flag(grads, total)
         elif not total.isfinite().item(): self._check(grads)
     def _check(self, grads):
         top = torch.nn.utils.get_total_norm(grads, norm_type=float('inf')).item()
-        if not top<float('inf'): self._stop('largest gradient', top)
+        if over_processes([not top<float('inf')])[0]: self._stop('largest gradient', top)
     def _stop(self, what, value):
         self.learn.state.stopped = FitError(nan_message(self.learn, what, value))
         for b,before in self.kept: b.copy_(before)

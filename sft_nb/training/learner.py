@@ -29,14 +29,14 @@ from fastai.vision.augment import RandTransform
 from fastcore.basics import patch
 from fastcore.foundation import L
 from ..core.basics import CheckpointError, FitError, GroupError, process_rank
-from ..core.processes import join_processes
+from ..core.processes import is_spread, join_processes
 from ..data.task import get_task
 from ..data.images import set_augment
 from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
 from .guards import FreeGradients, memory_message, out_of_memory, StopAtNaN
 from .metrics import MeanLoss, SmoothMeanLoss, _weighed_metric
-from .distributed import shared_fit
+from .distributed import has_spread, shared_fit
 
 # %% ../../nbs/training/03_learner.ipynb #1da2ada9
 def _random_states()->dict: # Of python, numpy, torch, and each CUDA or MPS device
@@ -233,6 +233,8 @@ def _arounds(self:SFTLearner): return [c.around_fit for c in self.cbs.sorted('or
 
 @patch
 def _do_fit(self:SFTLearner):
+    bar = getattr(getattr(self, 'progress', None), 'mbar', None)
+    if bar and self.state.first_epoch: bar.update(0) # fastprogress takes its time from 0, and stops where it does not begin there
     for epoch in range(self.state.first_epoch, self.n_epoch):
         self.epoch = epoch
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
@@ -338,6 +340,19 @@ def to_detach(self:SFTLearner, b, cpu:bool=True, gather:bool=False):
 def distrib_ctx(self:SFTLearner, *args, **kwargs):
     "A fit of launched processes is shared in any case"
     yield self
+
+# %% ../../nbs/training/03_learner.ipynb #83a4d7af
+@patch
+def save(self:SFTLearner,
+    file, # Name or path, as fastai takes it
+    with_opt:bool=True, # The state of the optimizer too
+    **kwargs, # To fastai's `save`
+):  # Path of the file
+    "fastai's `save`; refused where each process has a share alone"
+    if any(map(is_spread, self.model.parameters())): raise FitError("Within a fit FSDP has spread the weights over the processes. Save after the fit; KeepBest and Resume work within it.")
+    if with_opt and self.opt is not None and has_spread(self.opt.state_dict()):
+        raise FitError("FSDP has spread the state of the optimizer over the processes. Save the weights alone: learn.save(…, with_opt=False), or keep the run with Resume.")
+    return Learner.save(self, file, with_opt=with_opt, **kwargs)
 
 # %% ../../nbs/training/03_learner.ipynb #207b731b
 @patch

@@ -20,7 +20,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.data.load import DataLoader
 from fastai.learner import Metric
 from ..core.basics import process_count, process_rank
-from ..core.processes import from_first
+from ..core.processes import from_first, is_sharded
 from ..core.hashing import content_hash
 from .learner import inner_loader, random_transforms, _random_states, _set_random_states
 from .resume_files import _hash, _latest_state, _pack
@@ -163,17 +163,19 @@ def _asked(
            'checkpoint':spec and f'{spec.checkpoint.ref} {str(spec.checkpoint.sha256)[:12]}', 'preprocess':spec and _word(spec.preprocess),
            'options':spec and {k:_word(v) for k,v in spec.options.items() if k not in ('batch_size','num_workers','max_items')},
            'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimizer':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
-           'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {})}
+           'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {}), **({'sharded':True} if is_sharded() else {})}
     return json.loads(json.dumps(out))
 
 # %% ../../nbs/training/13_resume_state.ipynb #79198e57
-def _differences(before, current):
-    "The differences, in words"
+_ALONE = dict(processes=1, sharded=False)
+
+def _differences(was, now):
+    "What differs, in words"
     def short(o):
         text = o if isinstance(o, str) else json.dumps(o)
         return text if len(text)<=80 else f'{text[:60]}… ({_hash(text)[:6]})'
-    before,current = {'processes':1, **before},{'processes':1, **current}
-    return [f'{k} was {short(before.get(k))}, is {short(current.get(k))}' for k in {**before, **current} if before.get(k)!=current.get(k)]
+    was,now = {**_ALONE, **was},{**_ALONE, **now}
+    return [f'{k} was {short(was.get(k))}, is {short(now.get(k))}' for k in {**was, **now} if was.get(k)!=now.get(k)]
 
 # %% ../../nbs/training/13_resume_state.ipynb #bd1dfeef
 @dataclass
