@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from ..core.basics import FitError, FolderError, process_rank, say, SftError
 from ..core.processes import from_first, from_processes, over_processes
 from ..core.hashing import library_versions, tensor_hash
-from .distributed import gathered, spread_like
+from .distributed import _gathered, _spread_like
 from .learner import _load_opt, _random_states
 from .resume_files import _numbers, _prune_states, _read_state, _write_state
 from .resume_state import _asked, _data_words, _differences, _memory, _order, _own_state, _place, _remembered
@@ -177,7 +177,7 @@ def _state(self:Resume, step, done):
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
     scaler,own = vars(learn).get('scaler'),from_processes(dict(order=self.start, random=_random_states()))
     spread = dict(weights={n:p for n,p in learn.model.named_parameters() if n in trained}, optimiser=learn.opt.state_dict(), callbacks=_remembered(_others(learn)))
-    return dict(place, **gathered(spread), journal=run.journal, pinned=run.pinned, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
+    return dict(place, **_gathered(spread), journal=run.journal, pinned=run.pinned, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
                 learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [],
                 scaler=scaler and scaler.state_dict(), cache=self._cache_keys(), versions=library_versions())
 
@@ -220,7 +220,7 @@ def _set_rest(self:Resume, state):
 
 def _set_opt(opt, sd):
     if not isinstance(opt, Optimizer): return opt.load_state_dict(sd)
-    for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({k:spread_like(v.to(p.device), p) for k,v in s.items() if isinstance(v, torch.Tensor)})
+    for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({k:_spread_like(v.to(p.device), p) for k,v in s.items() if isinstance(v, torch.Tensor)})
     _load_opt(opt, sd)
 
 # %% ../../nbs/training/14_resume.ipynb #04c1f1ca
