@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core.basics import FitError, near
 from ..core.processes import over_processes, own_rows
 from .learner import SFTLearner
-from .distributed import spread_like
+from .distributed import _spread_like
 from ..core.losses import loss_weight
 
 # %% ../../nbs/training/09_callbacks.ipynb #b62e11c2
@@ -210,5 +210,5 @@ def after_fit(self:KeepBest):
     "Restore the best weights"
     if self.kept:
         own = self.model.state_dict()
-        self.model.load_state_dict({k:spread_like(v, own[k]) for k,v in self.kept.items()}, strict=False)
+        self.model.load_state_dict({k:_spread_like(v, own[k]) for k,v in self.kept.items()}, strict=False)
     self.kept = None

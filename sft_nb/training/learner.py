@@ -36,7 +36,7 @@ from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
 from .guards import FreeGradients, memory_message, out_of_memory, StopAtNaN
 from .metrics import MeanLoss, SmoothMeanLoss, _weighed_metric
-from .distributed import has_spread, shared_fit
+from .distributed import shared_fit, _has_spread
 
 # %% ../../nbs/training/03_learner.ipynb #1da2ada9
 def _random_states()->dict: # Of python, numpy, torch, and each CUDA or MPS device
@@ -350,7 +350,7 @@ def save(self:SFTLearner,
 ):  # Path of the file
     "fastai's `save`; refused where each process has a share alone"
     if any(map(is_spread, self.model.parameters())): raise FitError("Within a fit FSDP has spread the weights over the processes. Save after the fit; KeepBest and Resume work within it.")
-    if with_opt and self.opt is not None and has_spread(self.opt.state_dict()):
+    if with_opt and self.opt is not None and _has_spread(self.opt.state_dict()):
         raise FitError("FSDP has spread the state of the optimizer over the processes. Save the weights alone: learn.save(…, with_opt=False), or keep the run with Resume.")
     return Learner.save(self, file, with_opt=with_opt, **kwargs)
 
