@@ -861,7 +861,7 @@ def _typed_as(words): return f'sft_nb {shlex.join(words)}'
 
 def _advised(text, words, args, e):
     "A message with the next command behind it, where it does not end with one already"
-    if re.search(r"(See|Type|Next|by): (sft_nb|pip) [^.]*$", text): return text
+    if re.search(r"(See|Type|Next|by): (sft_nb|pip) ((?!\. ).)*$", text): return text
     command = _next_command(words, args, e)
     if len(command)>300: command = _typed_as([words[0], '--help'])
     return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Type: {command}"
