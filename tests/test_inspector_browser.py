@@ -142,6 +142,8 @@ def test_keys_and_marks(clean, shots):
     expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('ambiguous')
     nb.button('Undo'); nb.button('Undo')
     expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(0)
+    for key in ('d','d','b','y','m','Enter'): nb.page.keyboard.press(key) # shortcuts of the notebook, with the focus on a button
+    expect(nb.said).to_contain_text('undo')
     assert nb.page.locator('.jp-Notebook .jp-Cell').count()==cells
     assert [o['do'] for o in marks(nb)[before:]]==['exclude','undo','redo','ambiguous','undo','undo']
 
