@@ -34,7 +34,8 @@ def main(n=200):
         for o in (folder, home): o.mkdir()
         with jupyterlab(folder, home) as address, chromium(Path(tmp)/'browser') as b:
             nb = Notebook((address, folder), b, 'marks', CELL.replace('COUNT', str(n)))
-            nb.cards.first.click()
+            nb.cards.first.focus()
+            nb.page.keyboard.press('Enter')
             nb.page.evaluate(WATCH)
             for i in range(n):
                 nb.page.keyboard.press('xa'[i%2])

@@ -142,6 +142,8 @@ def test_keys_and_marks(clean, shots):
     expect(nb.page.locator('.sft-card .sft-mark')).to_have_text('ambiguous')
     nb.button('Undo'); nb.button('Undo')
     expect(nb.page.locator('.sft-card .sft-mark')).to_have_count(0)
+    for key in ('d','d','b','y','m','Enter'): nb.page.keyboard.press(key) # shortcuts of the notebook, with the focus on a button
+    expect(nb.said).to_contain_text('undo')
     assert nb.page.locator('.jp-Notebook .jp-Cell').count()==cells
     assert [o['do'] for o in marks(nb)[before:]]==['exclude','undo','redo','ambiguous','undo','undo']
 
@@ -215,7 +217,9 @@ look
 def test_two_hundred_marks_by_keyboard(lab, browser):
     "None is lost, in their order, also when nobody waits for an answer; they are there after the kernel is restarted"
     nb = Notebook(lab, browser, 'many', many)
-    nb.cards.first.click()
+    nb.cards.first.focus()
+    nb.page.keyboard.press('Enter')
+    expect(nb.cards.first).to_have_attribute('aria-current', 'true')
     for i in range(200): nb.page.keyboard.press('xa'[i%2]); nb.page.keyboard.press('ArrowRight')
     expect(nb.said).to_contain_text('row 199: ambiguous', timeout=slow_machine)
     said = [json.loads(o) for o in (nb.folder/'many.jsonl').read_text().splitlines()]

@@ -103,8 +103,8 @@ def test_rows_in_another_order_are_paired_by_name(shown, tmp_path):
 
 def test_what_cannot_be_read_has_no_measure(tmp_path):
     "The page and the filter go on where a file is gone"
-    rows = pd.DataFrame(dict(item=['a.wav','b.wav'], audio=['a.wav', (np.zeros(800, np.float32), 8000)], target='x', prediction=['x','y'],
-        probability=.9, loss=[.1,2.], correct=[True,False]))
+    rows = pd.DataFrame(dict(item=['a.wav','b.wav'], audio=['a.wav', (np.zeros(800, np.float32), 8000)], target='x',
+                             prediction=['x','y'], probability=.9, loss=[.1,2.], correct=[True,False]))
     ev = Evaluation(rows, get_task('audio'), ['x','y'])
     found = data(ev.to_html(tmp_path/'page.html'))
     assert sorted((r['m'] for r in found['rows']), key=str)==[[.1,None,None],[2.,.1,-120]]

@@ -48,15 +48,21 @@ function render({model, el}) {
     if (t && (t.tagName === 'INPUT') === (e.type === 'input')) model.send({do: t.dataset.do, value: t.tagName === 'INPUT' ? t.value : t.dataset.value});
   };
   el.addEventListener('click', tell); el.addEventListener('input', tell);
-  el.addEventListener('keydown', e => {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
-    if (e.key === 'Enter' && e.target.matches('tr[data-do]')) { e.preventDefault(); e.target.click(); return; }
-    if (!model.get('listens').includes(e.key)) return;
-    e.preventDefault(); e.stopPropagation();
-    model.send({do: 'key', value: e.key});
-  });
+  const press = e => {
+    const t = e.target, room = el.closest('.sft-inspector') || el;
+    if (!room.contains(t) || e.ctrlKey || e.metaKey || e.altKey || e.key === 'Tab' || e.key === 'Escape' || (e.shiftKey && e.key === 'Enter')) return;
+    if (t.matches('textarea, input:not([type=range]):not([type=checkbox])')) return;
+    const keys = model.get('listens');
+    if (!el.contains(t) && (t.closest('.sft') || !keys.length)) return;
+    e.stopImmediatePropagation();
+    if (t.closest('input,select,audio,[role=tab]')) return;
+    if (e.key === 'Enter' && t.matches('tr[data-do]')) { e.preventDefault(); t.click(); return; }
+    if (keys.includes(e.key)) { e.preventDefault(); model.send({do: 'key', value: e.key}); }
+  };
+  addEventListener('keydown', press, true);
   model.on('change:html', draw); model.on('change:badges', badge); model.on('change:current', () => point(el.contains(document.activeElement)));
   draw();
+  return () => removeEventListener('keydown', press, true);
 }
 export default {render};
 '''
@@ -64,6 +70,7 @@ export default {render};
 # %% ../../nbs/inspection/04_widgets.ipynb #7c883877
 _PANE_STYLE = '''
 .sft-inspector { container-type:inline-size; } .sft-rows { max-height:min(78vh,780px); overflow:auto; padding:3px; box-sizing:border-box; } .sft-rows:focus-visible { outline-offset:-3px; }
+.sft-inspector .lm-TabBar-tabLabel { color:var(--jp-ui-font-color1,inherit); }
 @container (max-width:860px) { .sft-rows { max-height:40vh; } }
 .sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; } .sft-slide input { width:260px; }
 '''
