@@ -109,7 +109,7 @@ def test_large_sources_are_lazy_by_themselves(tmp_path, monkeypatch):
     assert not is_lazy(read_rows(path, 'text').text)
     monkeypatch.setattr('sft_nb.data.rows.LAZY_BYTES', 10)
     assert is_lazy(read_rows(path, 'text').text)
-    with pytest.raises(DataError, match='lazy=True: a Parquet file or a Dataset'): load_data('text', pd.read_parquet(path), checkpoint=ckpt, lazy=True)
+    with pytest.raises(DataError, match='lazy=True needs a Parquet file or a Dataset'): load_data('text', pd.read_parquet(path), checkpoint=ckpt, lazy=True)
 
 def test_a_column_goes_to_another_process(tmp_path):
     path,_ = texts(tmp_path, 2)

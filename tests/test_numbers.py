@@ -80,7 +80,7 @@ def test_what_is_no_number_is_named(toy, home):
     frame = rated(toy).astype(dict(label=object))
     frame.loc[3,'label'],frame.loc[5,'label'],frame.loc[7,'label'] = '3,5','many',float('inf')
     with pytest.raises(DataError) as e: load_data('text', frame, **kw)
-    for words in ("label '3,5' is not a number; write a point", "label 'many' is not a number", 'label inf is not finite'): assert words in str(e.value)
+    for words in ("label '3,5' is not a number; write decimals with a point", "label 'many' is not a number", 'label inf is not finite'): assert words in str(e.value)
     assert len(load_data('text', frame, bad='skip', **kw).sft.rows)==57
     with pytest.raises(DataError, match='one value only'): load_data('text', frame.assign(label=1.5), **kw)
     with pytest.raises(TaskError, match="'color'.*Valid: 'class', 'number'"): load_data('text', frame, **{**kw, 'target_kind':'color'})

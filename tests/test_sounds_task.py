@@ -156,7 +156,7 @@ def test_bad_sounds_are_named(toy, tmp_path):
 
 @pytest.mark.parametrize('kw,says', [(dict(window=2), "window must be seconds from 0.1 to 1, or 'whole', got 2"), (dict(window='long'), "got 'long'"),
     (dict(max_seconds=0), 'max_seconds must be above 0, got 0'),
-    (dict(augment='loud'), "augment='loud'. Valid: True, False, or a dict of gain, shift, noise, mask"), (dict(augment=dict(gian=3)), "no 'gian'. Did you mean 'gain'"),
+    (dict(augment='loud'), "augment='loud' is unknown. Valid: True, False, or a dict of gain, shift, noise, mask"), (dict(augment=dict(gian=3)), "no 'gian'. Did you mean 'gain'"),
     (dict(augment=dict(noise=3)), 'noise must be two numbers of decibels'), (dict(augment=dict(mask=2)), 'mask must be a share')])
 def test_mistakes_are_said(toy, kw, says):
     with pytest.raises(DataError) as e: data(toy, **kw)
