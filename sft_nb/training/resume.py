@@ -1,8 +1,8 @@
-"""Training that may be killed at any moment goes on where it stopped, and ends with the same weights to the last bit
+"""`Resume(folder)` goes on where a run stopped, and ends with the same weights to the last bit
 
-A machine is taken away, a battery runs out, a cell is interrupted. `Resume(folder)` keeps what a run needs to go on: weights, optimiser, place in the schedule and in the data, random
-states, what callbacks remember. The same call in a new process goes on from there; a call with other arguments or other data is refused. How it is written stands in `resume_files`, what is
-compared and put back in `resume_state`; here is when.
+A machine is taken away, a battery runs out, a cell is interrupted. `Resume(folder)` saves all that a run needs to go on: weights, optimizer, place in the schedule and in the data, random
+states, the memory of callbacks. The same call in a new process goes on from there; a call with other arguments or other data is refused. `resume_files` writes the states, `resume_state`
+compares and restores them; this module decides when.
 
 Docs: https://sft-nb.github.io/sft_nb/training/resume.html.md"""
 
@@ -36,15 +36,15 @@ def _interval(every):
     if isinstance(every, (int,np.integer)) and not isinstance(every, bool) and every>0: return int(every),None
     with contextlib.suppress(ValueError):
         if isinstance(every, str) and (s := pd.Timedelta(every).total_seconds())>=1e-3: return None,s
-    raise FitError(f"every={every!r} is no interval. Valid: a number of steps from 1 up, or a time such as '5min' or '30s'.")
+    raise FitError(f"every must be a positive number of steps, or a time such as '5min' or '30s', got {every!r}.")
 
 # %% ../../nbs/training/14_resume.ipynb #0b4f565f
 class Resume(Callback):
     "Keep a run in a folder, so that the same call in a new process goes on where it stopped"
     order,run_valid = 200,False
     def __init__(self,
-        folder, # Where the states of the run are kept; one folder a run
-        every:int|str='5min', # Steps, or a time ('30s', '5min', '1h'), from one state to the next
+        folder, # Where the states of the run are kept; one folder per run
+        every:int|str='5min', # Steps, or a time ('30s', '5min', '1h'), between states
     ):
         self.folder,(self.every_steps,self.every_seconds) = Path(folder),_interval(every)
         self.on,self.at,self.pending,self.start,self.stop,self.busy,self.stepped = False,None,None,None,None,False,False
@@ -55,28 +55,28 @@ def _run(self:Resume): return self.learn.state.runs.setdefault(str(self.folder.r
 
 @patch
 def _begin(self:Resume, fit):
-    "Whether this fit is done; what is kept of it is put in place"
+    "Whether this fit is done; its saved state is restored"
     learn,run = self.learn,self._run()
     self.at,self.pending,self.stop,self.busy,run.now = run.now,None,None,False,run.now+1
     if run.data is None: run.data = _data_words(learn)
-    now = _asked(learn, run.data, **fit)
+    asked = _asked(learn, run.data, **fit)
     if run.unread: run.read(self.folder)
-    if run.found is None or self.at>run.found['fit']: return self._begin_new(now)
-    if diff := _differences(run.journal[self.at]['asked'], now):
-        raise FitError(f"{self.folder} holds a run that was begun otherwise: {'; '.join(diff)}. Call it as before to go on, or take another folder to begin anew.")
+    if run.found is None or self.at>run.found['fit']: return self._begin_new(asked)
+    if diff := _differences(run.journal[self.at]['asked'], asked):
+        raise FitError(f"{self.folder} holds a run that was begun otherwise: {'; '.join(diff)}. Call it as before to go on, or pass another folder to begin anew.")
     return self._skip() if self.at<run.found['fit'] or run.found['done'] else self._go_on()
 
 # %% ../../nbs/training/14_resume.ipynb #f034ed97
 @patch
-def _begin_new(self:Resume, now):
+def _begin_new(self:Resume, asked):
     run = self._run()
-    run.found,run.journal[self.at:] = None,[dict(asked=now)]
+    run.found,run.journal[self.at:] = None,[dict(asked=asked)]
     self.frozen = _frozen(self.learn, self._trained())
     return False
 
 @patch
 def _trained(self:Resume):
-    "Names of what trains now or has trained in this run"
+    "Names of the parameters that train now or have trained in this run"
     return {n for n,p in self.learn.model.named_parameters() if p.requires_grad}.union(*(o.get('trained', ()) for o in self._run().journal))
 
 def _frozen(learn, trained): return tensor_hash((n,p) for n,p in learn.model.named_parameters() if n not in trained)
@@ -113,7 +113,7 @@ def _go_on(self:Resume):
 def around_fit(self:Resume,
     **fit, # Arguments of the fit
 ):  # Yields whether the fit is done already
-    "Find the place in the run; say how to go on where a fit breaks off"
+    "Find the place in the run; print how to go on where a fit is interrupted"
     self.on = not any(isinstance(c, LRFinder) for c in self.learn.cbs)
     if not self.on:
         yield False
@@ -131,8 +131,8 @@ def around_fit(self:Resume,
 @patch
 def _kept(self:Resume):
     saved = self._run().saved
-    if not saved: return f'Nothing of the run is kept in {self.folder} yet.'
-    return f'The run is kept in {self.folder} up to {saved}: the same call goes on from there, other arguments need another folder.'
+    if not saved: return f'No state of the run is saved in {self.folder} yet.'
+    return f'The run is saved in {self.folder} up to {saved}: the same call goes on from there, other arguments need another folder.'
 
 # %% ../../nbs/training/14_resume.ipynb #627a2d86
 @contextlib.contextmanager
@@ -142,12 +142,12 @@ def _locked(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(FileLock(folder/'.lock').acquire(timeout=0))
-        except Timeout as e: raise FitError(f"Another process trains into {folder}. Wait for it, stop it, or take another folder.") from e
+        except Timeout as e: raise FitError(f"Another process trains into {folder}. Wait for it, stop it, or pass another folder.") from e
         except OSError as e: raise _unwritable(folder, e) from e
     from_first(take)
     with lock: yield
 
-def _unwritable(folder, e): return FolderError(f"{folder} cannot be written to: {e.strerror or e}. Free space in it, or take another folder: Resume('…').")
+def _unwritable(folder, e): return FolderError(f"{folder} cannot be written to: {e.strerror or e}. Free space in it, or pass another folder: Resume('…').")
 
 # %% ../../nbs/training/14_resume.ipynb #f5ba1259
 @patch
@@ -156,10 +156,10 @@ def _signals(self:Resume):
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    was = {s:signal.signal(s, self._asked_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s:signal.signal(s, self._asked_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
     finally:
-        for s,h in was.items(): signal.signal(s, h or signal.SIG_DFL)
+        for s,h in before.items(): signal.signal(s, h or signal.SIG_DFL)
 
 @patch
 def _asked_to_stop(self:Resume, sig, frame):
@@ -171,12 +171,12 @@ def _leave(sig): raise KeyboardInterrupt if sig==signal.SIGINT else SystemExit(1
 # %% ../../nbs/training/14_resume.ipynb #7e2f930c
 @patch
 def _state(self:Resume, step, done):
-    "All that the run needs to go on from here"
+    "All values that the run needs to go on from this step"
     learn,run,trained = self.learn,self._run(),self._trained()
     run.journal[self.at]['trained'] = sorted(trained)
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
     scaler,own = vars(learn).get('scaler'),from_processes(dict(order=self.start, random=_random_states()))
-    spread = dict(weights={n:p for n,p in learn.model.named_parameters() if n in trained}, optimiser=learn.opt.state_dict(), callbacks=_remembered(_others(learn)))
+    spread = dict(weights={n:p for n,p in learn.model.named_parameters() if n in trained}, optimizer=learn.opt.state_dict(), callbacks=_remembered(_others(learn)))
     return dict(place, **_gathered(spread), journal=run.journal, pinned=run.pinned, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
                 learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [],
                 scaler=scaler and scaler.state_dict(), cache=self._cache_keys(), versions=library_versions())
@@ -186,15 +186,15 @@ def _others(learn): return [c for c in learn.cbs if not isinstance(c, Resume)]
 # %% ../../nbs/training/14_resume.ipynb #3be05d9c
 @patch
 def _learner_state(self:Resume):
-    "What the learner counts and logs"
+    "Counters and logs of the learner"
     learn,state = self.learn,self.learn.state
     return dict(fits=state.fits, history=state.history, peak_lrs=state.peak_lrs, seconds=self._seconds(), pct_train=learn.pct_train, train_iter=learn.train_iter)
 
 @patch
 def _seconds(self:Resume):
     state = self.learn.state
-    now = {} if state.phase_begun is None else {state.phase:state.seconds.get(state.phase, 0)+time.perf_counter()-state.phase_begun}
-    return {**state.seconds, **now}
+    current = {} if state.phase_begun is None else {state.phase:state.seconds.get(state.phase, 0)+time.perf_counter()-state.phase_begun}
+    return {**state.seconds, **current}
 
 @patch
 def _cache_keys(self:Resume): return [v.folder.name for v in getattr(self.learn.dls.train, 'views', ()) if hasattr(v, 'folder')]
@@ -212,9 +212,9 @@ def _set_weights(self:Resume, state):
 
 @patch
 def _set_rest(self:Resume, state):
-    "Optimiser, callbacks, history"
+    "Optimizer, callbacks, history"
     learn,rest = self.learn,dict(state['learner'])
-    _set_opt(learn.opt, state['optimiser'])
+    _set_opt(learn.opt, state['optimizer'])
     _remind(_others(learn), state['callbacks'])
     for k,v in rest.items(): setattr(learn.state if k in vars(learn.state) else learn, k, v)
 
@@ -226,7 +226,7 @@ def _set_opt(opt, sd):
 # %% ../../nbs/training/14_resume.ipynb #04c1f1ca
 @patch
 def before_train(self:Resume):
-    "Put back what was begun; else note where the epoch begins"
+    "Restore a resumed epoch; otherwise note where the epoch begins"
     if not self.on: return
     state,self.pending = self.pending,None
     if state: self._put_back(state)
@@ -240,9 +240,9 @@ def before_train(self:Resume):
 def _put_back(self:Resume, state):
     learn = self.learn
     other = state['cache'] and self._cache_keys() and state['cache']!=self._cache_keys()
-    if other and state['versions']==library_versions(): self._break(FitError(f"{self.folder} holds a run on other data: their content has changed. Take another folder to begin anew."))
-    if state['versions']!=library_versions(): say('Resume: other versions of the libraries than before: the run goes on, but not bit for bit.')
-    if bool(state['cache'])!=bool(self._cache_keys()): say('Resume: the cache was on and is off now, or the reverse: equal up to rounding.')
+    if other and state['versions']==library_versions(): self._break(FitError(f"{self.folder} holds a run on other data: their content has changed. Pass another folder to begin anew."))
+    if state['versions']!=library_versions(): say('Resume: library versions differ from before: the run goes on, but not bit for bit.')
+    if bool(state['cache'])!=bool(self._cache_keys()): say('Resume: the cache was on and is now off, or the reverse: equal up to rounding.')
     self._set_rest(state)
     for m,kept in zip(learn.metrics, state['metrics']): _remind_one(m, kept)
     if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
@@ -258,7 +258,7 @@ def _break(self:Resume, error):
 # %% ../../nbs/training/14_resume.ipynb #c34d8a9f
 @patch
 def before_fit(self:Resume):
-    "No epoch has begun; steps and time are counted from here, over all epochs"
+    "No epoch has begun; steps and time are counted from now on, over all epochs"
     self.start,self.steps,self.clock = None,0,time.monotonic()
 
 @patch
@@ -268,7 +268,7 @@ def after_step(self:Resume):
 
 @patch
 def after_batch(self:Resume):
-    "Write a state where one is due; leave where that was asked for"
+    "Write a state where one is due; stop where a signal asked for it"
     if not self.on or not self.stepped: return
     self.stepped,self.steps = False,self.steps+1
     due = self.steps>=self.every_steps if self.every_steps else time.monotonic()-self.clock>=self.every_seconds
@@ -279,14 +279,14 @@ def after_batch(self:Resume):
 # %% ../../nbs/training/14_resume.ipynb #c4ac6729
 @patch
 def _agreed(self:Resume, due=False):
-    "Whether a state is due in any process; what one was asked to do, all do"
+    "Whether a state is due in any process; a signal to one stops all"
     due,stop = over_processes([due, self.stop or 0], most=True)
     if stop: self.stop = int(stop)
     return bool(due)
 
 @patch
 def after_train(self:Resume):
-    "Leave where that was asked for since the last batch"
+    "Stop where a signal asked for it since the last batch"
     self._agreed()
     self.busy = False
     if self.stop is not None: _leave(self.stop)
@@ -304,7 +304,7 @@ def save(self:Resume,
     step:int, # Steps of the epoch that are done
     done:bool=False, # The fit has ended
 ):
-    "Write a state now"
+    "Write a state at once"
     run,state = self._run(),self._state(step, done)
     try: n = from_first(partial(self._write, run, state))
     except OSError as e: return self._not_saved(state, e)
@@ -327,12 +327,12 @@ def _write(self:Resume, run, state):
 def _not_saved(self:Resume, state, e):
     self.steps,self.clock = 0,time.monotonic()
     if not self._run().saved: self._break(_unwritable(self.folder, e))
-    say(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; what is kept is {self._run().saved}. Free space for {self.folder}.")
+    say(f"Resume: the state at {_place(state)} was not saved ({e}). Training goes on; the last saved state is {self._run().saved}. Free space for {self.folder}.")
 
 # %% ../../nbs/training/14_resume.ipynb #f7a09f99
 @patch
 def clear(self:Resume):
-    "Remove all states, and the folder where nothing else is in it"
+    "Remove all states, and the folder if it holds nothing else"
     if process_rank(): return
     for p in [*self.folder.glob('state-*'), *self.folder.glob('.state-*'), self.folder/'.lock']: p.unlink(missing_ok=True)
     with contextlib.suppress(OSError): self.folder.rmdir()
