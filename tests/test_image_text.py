@@ -72,7 +72,7 @@ def test_missing_sides_are_counted(toy, capsys):
     data(toy, t.dropna(), valid=.3)
     assert 'placeholder' not in capsys.readouterr().err
     data(toy, t.assign(text=None).dropna(subset='image'))
-    assert '12 have no text' in capsys.readouterr().err
+    assert '12 of 12 rows have no text' in capsys.readouterr().err
 
 def test_a_missing_side_has_no_influence(toy):
     m = sft_learner(data(toy)).model.eval()
