@@ -39,7 +39,7 @@ class run_line(Processor):
         if o := runs.get(name):
             versions = ', '.join(f'{k} {o[k]}' for k in ('torch','fastai','transformers','timm'))
             text += f" Last run on {o['date']}, whole: {o['seconds']} seconds of one processor, {o['peak_mb']/1000:.1f} GB of memory ({versions})."
-        self.nb.cells.insert(1, mk_cell(f'::: {{.run-line}}\n{text}\n:::', 'markdown'))
+        self.nb.cells.insert(1, mk_cell(f'> {text}', 'markdown'))
 
 class outside_links(Processor):
     "A relative link to a file of the repository that is not a page leads to the repository"
