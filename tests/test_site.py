@@ -122,7 +122,7 @@ def test_readable(seen, width):
 
 def test_sidebar_is_that_of_quarto(seen):
     entries = configuration(root/'nbs')['website']['sidebar']['contents']
-    files = [f for o in entries for f in (o['contents'] if isinstance(o, dict) else [o])]
+    files = [f['href'] if isinstance(f, dict) else f for o in entries for f in (o['contents'] if isinstance(o, dict) else [o])]
     assert {str(p.relative_to(root/'nbs')) for p in root.glob('nbs/**/*.ipynb')} <= set(files)
     stem = lambda f: str(Path(f).with_name(Path(f).stem.lstrip('0123456789').partition('_')[2] if Path(f).stem[0].isdigit() else Path(f).stem))
     assert {tuple(o['sidebar']) for o in seen.values()}=={tuple(f'/{stem(f)}.html' for f in files)}
