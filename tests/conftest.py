@@ -54,3 +54,9 @@ def shared():
     import shared
     yield shared
     sys.path.remove(str(Path(__file__).parent))
+
+@pytest.fixture
+def run(shared, tmp_path, monkeypatch):
+    "A run of a toy's task in so many processes"
+    for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')
+    return lambda task, name, n, **how: shared.run(task, tmp_path, name, n, **how)

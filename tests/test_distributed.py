@@ -7,11 +7,6 @@ from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
-@pytest.fixture
-def run(shared, tmp_path, monkeypatch):
-    for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')
-    return lambda task, name, n, **how: shared.run(task, tmp_path, name, n, **how)
-
 def well(r):
     assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
     return r

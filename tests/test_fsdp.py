@@ -160,11 +160,6 @@ def test_what_does_not_work_is_refused_in_words(shared, tmp_path):
 
 # --------------------------------------------------------------------------- the tasks
 
-@pytest.fixture
-def run(shared, tmp_path, monkeypatch):
-    for k in ('SFT_NB_HOME', 'SFT_NB_TIMEOUT'): monkeypatch.setenv(k, '')
-    return lambda task, name, n, **how: shared.run(task, tmp_path, name, n, **how)
-
 def well(r):
     assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
     return r
