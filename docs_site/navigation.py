@@ -14,7 +14,8 @@ def sidebar(nbs):
     pages = sorted(str(p.relative_to(nbs)) for p in nbs.rglob('*.ipynb') if not any(o.startswith(('.','_')) for o in p.relative_to(nbs).parts))
     folder = lambda p: '' if (d := str(Path(p).parent))=='.' else d
     if lost := {folder(p) for p in pages}-set(SECTIONS): raise ValueError(f'nbs/{lost.pop()} has no name for the sidebar: give it one in SECTIONS of {__file__}')
-    parts = [dict(section=name, contents=[*([dict(href=f'{d}/index.qmd', text='Overview')] if d else []), *(p for p in pages if folder(p)==d and p!='index.ipynb')]) for d,name in SECTIONS.items()]
+    def first(d): return [dict(href=f'{d}/index.qmd', text='Overview')] if d else []
+    parts = [dict(section=name, contents=[*first(d), *(p for p in pages if folder(p)==d and p!='index.ipynb')]) for d,name in SECTIONS.items()]
     return dict(website=dict(sidebar=dict(contents=['index.ipynb', *parts, NAMES])))
 
 def write_sidebar(nbs):
