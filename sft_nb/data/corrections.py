@@ -61,7 +61,7 @@ class Marks:
         if self.path.is_dir(): raise FolderError(f"{path} is a folder. Name a file for the marks, for instance {self.path/'marks.jsonl'}.")
         self._forget()
         self.refresh()
-        self.others = [] # What was written by others since; whoever tells it empties the list
+        self.others = [] # Marks written by others since; whoever tells it empties the list
 
     def _forget(self): self.state,self._done,self._undone,self._read,self._lines,self.others = {},[],[],0,0,[]
     def __len__(self): return len(self.state)

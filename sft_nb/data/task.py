@@ -20,7 +20,7 @@ class Task:
     "One kind of data: inputs × target, and the network for it; a task of your own overrides its methods"
     name = '' # As typed in `load_data` and on the command line
     summary = '' # One line for `sft_nb tasks`
-    pipeline = None # What a model hub calls this kind of task, such as 'image-classification'; None: it has no name there
+    pipeline = None # Name of this kind of task on a model hub, such as 'image-classification'; None: it has no name there
     inputs = () # An `InputKind` per input column
     needs = 'all' # 'all': every row has each input; 'any': one of them is enough
     target = None # A `TargetKind`

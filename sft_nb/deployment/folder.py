@@ -174,13 +174,13 @@ def _metrics_part(info):
     return f'{said}.\n\n| metric | value | 95 % interval |\n|---|---|---|\n{rows}{_scored(info)}'
 
 def _limits(info):
-    "What a reader must know before trusting the predictions"
+    "Limits that a reader must know before trusting the predictions"
     out = ['The rows that it was measured on come from the same source as those that it learned from; on other data it may do worse.'] if info['metrics'] else []
     if info.get('measured', {}).get('rows', 50)<50: out.append('It was measured on few rows; intervals that come from drawing rows are too narrow there.')
     if info.get('measured', {}).get('on')=='valid': out.append('Where epochs or settings were chosen by these rows too, their metrics are somewhat too good.')
     if info['vocab']: out.append(f"It knows the {len(info['vocab']):,} {'labels' if info['multi_label'] else 'classes'} above and no other, also where an item shows something else.")
     if info['vocab'] and info.get('temperature', 1.)==1: out.append('Its probabilities were not calibrated.')
-    if info['checkpoint'].get('pretrained', True): out.append('What the pretrained model has learned, its biases too, is still in it.')
+    if info['checkpoint'].get('pretrained', True): out.append('Everything that the pretrained model has learned, its biases too, is still in it.')
     return '\n'.join(f'- {o}' for o in out) or '- None are known.'
 
 
@@ -311,7 +311,7 @@ def _current(info):
 def read_info(
     path, # Of a folder of `save_predictor`; ~ is the home folder
 )->dict: # The content of `sft.json`
-    "What a saved folder says of itself, its shape checked; no weight is read and no library of networks imported"
+    "The `sft.json` of a saved folder, its shape checked; no weight is read and no library of networks imported"
     folder = local_path(path)
     if folder is None: raise FolderError(f"There is no folder {str(path)[:200]!r}. Pass one that save_predictor (sft_nb finetune) has written.")
     path = folder/_SPEC

@@ -75,7 +75,7 @@ def _check_same(net, path, inputs, tolerance):
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #672af32a
 def _facts(spec):
-    "What one needs to know to use the file"
+    "The facts that a user of the file needs"
     return dict(task=spec.task.name, vocab=list(spec.vocab), multi_label=bool(spec.multi_label), preprocess=spec.preprocess, checkpoint=spec.checkpoint.ref, **_target_json(spec))
 
 def _describe_file(path, spec):

@@ -1,6 +1,6 @@
 """`save_predictor` writes a folder that is safe to open; `load_predictor` opens it to predict
 
-What is saved is the folder of the library the model came from (timm or transformers), and beside it `sft.json` (`folder` has what is in it). There is no pickle in it, and
+A saved model is a folder of the library the model came from (timm or transformers), and beside it `sft.json` (`folder` has what is in it). There is no pickle in it, and
 nothing in it is run: a folder from someone else is data. Opened, it is a `Predictor`.
 
 Docs: https://sft-nb.github.io/sft_nb/deployment/predictor.html.md"""
@@ -230,7 +230,7 @@ def save_predictor(
     learn, # Trained `SFTLearner`, or a `Predictor`; what is frozen is saved too
     path:str|Path, # Folder to make; an existing one is an error unless `overwrite`
     overwrite:bool=False, # Replace a saved model at `path` in one step
-    metrics:dict|Evaluation|None=None, # What is known of its quality, name -> finite number, or an evaluation of held-out rows; None: `evaluate` on the validation rows, where there are any
+    metrics:dict|Evaluation|None=None, # Its quality, name -> finite number, or an evaluation of held-out rows; None: `evaluate` on the validation rows, where there are any
 )->Path: # The folder: the library's own files, `sft.json` and a card, README.md
     "Save all that prediction needs, as safetensors and JSON"
     if process_rank(): return Path(path)
@@ -246,7 +246,7 @@ def save_predictor(
 
 # %% ../../nbs/deployment/01_predictor.ipynb #510bd6e0
 def _spec_of(info, folder):
-    "What the task needs to know to build the model again"
+    "The spec that the task needs to build the model again"
     try:
         task = get_task(info['task'])
         if 'target' in info: task = task.with_target(info['target']['kind'])

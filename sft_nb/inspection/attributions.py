@@ -243,7 +243,7 @@ def explain(
 # %% ../../nbs/inspection/00_attributions.ipynb #460ee978
 @dataclass
 class TokenLosses:
-    "What each token of a reference costs"
+    "The loss of each token of a reference"
     texts:list # Of the tokens, in order; together they are the answer with its end token
     losses:list # In nats, one per text: minus the log of the probability that the model gives the token behind all before it
 
@@ -283,11 +283,11 @@ def reference_losses(
 
 # %% ../../nbs/inspection/00_attributions.ipynb #d651bba5
 def told_rows(
-    learn, # What predicted
+    learn, # The learner or predictor
     rows:pd.DataFrame, # As in `Evaluation.rows`
     how:str='ig', # Method of `explain`; of no account to answers
 )->list: # One dict per row, as `detail_html` takes it: column -> `Attribution` or `TokenLosses`
-    "What the Inspector shows of rows beside their content"
+    "Facts that the Inspector shows of rows beside their content"
     task = model_and_spec(learn)[1].task
     if task.converses: return [{task.target.column:o} for o in reference_losses(learn, rows)]
     return explain(learn, rows, picture=how, text=how if how in TEXT_METHODS else 'ig')

@@ -1,6 +1,6 @@
 """How one row looks: a card in a gallery, a line in a table, and the whole of it with what the model saw
 
-The Inspector and the static page show rows of any task. What a row looks like is what the kinds of its inputs give (`InputKind.picture`): a picture, a sound, texts; a target that is
+The Inspector and the static page show rows of any task. The look of a row comes from the kinds of its inputs (`InputKind.picture`): a picture, a sound, texts; a target that is
 written is shown word by word. Everything here returns HTML, and every text out of the data goes through `show_value` or `html.escape` on its way.
 
 Docs: https://sft-nb.github.io/sft_nb/inspection/cards.html.md"""
@@ -40,7 +40,7 @@ def _address(im, side):
     return embedded(im, 'PNG', optimize=True) if times>1 else embedded(im, quality=82)
 
 def picture_uri(
-    picture, # What `read_picture` takes
+    picture, # A picture, as `read_picture` takes it
     side:int=112, # Longest side, pixels; small pictures are enlarged by whole numbers
 )->str|None: # Data address; None: it cannot be read
     "A picture as an address that holds it"
@@ -147,8 +147,8 @@ def _edit(kind, words, tag):
     return f'<{tag} class="sft-{kind}" title="{kind}">{html.escape(" ".join(words))}</{tag}>' if words else ''
 
 def align_html(
-    reference:str, # What is right
-    output:str, # What the model wrote
+    reference:str, # The right text
+    output:str, # The model's text
 )->str: # HTML: the output with its deletions, insertions and substitutions, and how many there are
     "Reference and output, word by word"
     parts,n = [],dict(substitution=0, deletion=0, insertion=0)
@@ -177,7 +177,7 @@ def _repr_html_(self:TokenLosses): return losses_html(self) # noqa: F811
 # %% ../../nbs/inspection/02_cards.ipynb #93dac957
 def placeholders_html(
     source:str, # Text with its marks
-    output:str, # What should have the same
+    output:str, # The text that should have the same
 )->str: # HTML; empty where there are none in either
     "Whether all marks came through"
     a,b = placeholders(source),placeholders(output)
@@ -269,7 +269,7 @@ def _verdict(row):
 def badge_html(
     mark, # From `Marks`; None: none
 )->str: # HTML
-    "What somebody marked a row as"
+    "The mark of a row"
     if mark is None: return ''
     label = '' if mark.get('label') is None else f': {show_value(mark["label"], 40)}'
     return f'<span class="sft-mark">{show_value(mark["mark"])}{label}</span>'
@@ -348,7 +348,7 @@ def _sure(row, task):
     return ' · '.join([*ends, *([f'off by {row["prediction"]-row["target"]:+.3g}'] if _has(row, 'target') else [])])
 
 def _by_other(other, task, n=60):
-    "What another model made of a row, in a line"
+    "The prediction of another model, in a line"
     if other is None: return ''
     said = list(other['errors']) if _has(other, 'errors') else _short(other.get('prediction'))
     return f'<div class="sft-was">other: {_verdict(other)} <b>{show_value(said, n) if said else ""}</b> <span class="sft-note">{_sure(other, task)}</span></div>'
@@ -378,7 +378,7 @@ def cells_html(
 
 # %% ../../nbs/inspection/02_cards.ipynb #d1cfb71c
 def _facts(row, task):
-    "What else is known about a row"
+    "Other facts about a row"
     own = _not_facts(task)
     more = {k:v for k,v in row.items() if k not in own and not isinstance(v, (bytes,np.ndarray,dict))}
     facts = {k:row.get(k) for k in ('probability','loss','group') if k in row and not (k=='probability' and task.target.interval)}
@@ -443,7 +443,7 @@ def detail_html(
     attribution=None, # Input column -> `Attribution`, from `explain`, or column of the target -> `TokenLosses`; None: none
     mark=None, # From `Marks`; None: none
     other=None, # The row as another model has it; None: there is none
-    slot='', # What a script finds the mark by, to change it; '': it stays
+    slot='', # The id by which a script finds the mark, to change it; '': it stays
 )->str: # HTML
     "All of a row"
     badge = f'<span data-badge="{html.escape(str(slot))}">{badge_html(mark)}</span>'

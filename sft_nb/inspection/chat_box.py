@@ -55,7 +55,7 @@ def _busy(self:ChatBox, on):
 @patch
 def ask(
     self:ChatBox,
-    text:str|None=None, # What to say; None: what the line holds
+    text:str|None=None, # The message; None: the text of the line
 ):
     "Say something; the answer appears while it is written"
     text,pieces = self.line.value if text is None else text,[]

@@ -32,7 +32,7 @@ class Inspector(W.VBox):
     "Every prediction, to be looked at and corrected"
     def __init__(self,
         ev, # An `Evaluation`
-        learn=None, # What predicted, for attributions; None: the learner or predictor that `ev` was made by, where it still exists
+        learn=None, # The learner or predictor, for attributions; None: the learner or predictor that `ev` was made by, where it still exists
         marks='marks.jsonl', # `Marks`, or their file; one file for each data set
         against=None, # `Evaluation` of another model on the same rows: both predictions on each card, and what changed; None: none
         pool=None, # From `label_queue`; None: none
@@ -210,7 +210,7 @@ def _draw_detail(self:Inspector):
 
 @patch
 def _elsewhere(self:Inspector):
-    "What others marked since it was last said, in words"
+    "Marks by others since the last message, in words"
     found,self.now_marks.others = self.now_marks.others,[]
     if not found: return ''
     last = ', '.join(f"{o.get('item', '')} {o['do']}{' '+_said(o['label']) if 'label' in o else ''}".strip() for o in found[-3:])
@@ -276,7 +276,7 @@ def _build(self:Inspector):
 # %% ../../nbs/inspection/05_inspector.ipynb #8280bd63
 @patch
 def _key(self:Inspector, key):
-    "What a key does"
+    "The action of a key"
     does = dict(ArrowRight=lambda: self.step(1), j=lambda: self.step(1), ArrowLeft=lambda: self.step(-1), k=lambda: self.step(-1), PageDown=lambda: self.turn(1),
                 PageUp=lambda: self.turn(-1), a=lambda: self.mark('ambiguous'), x=lambda: self.mark('exclude'), c=lambda: self.mark('clear'), u=lambda: self.undo(), r=lambda: self.redo())
     if key in does: does[key]()

@@ -31,7 +31,7 @@ def predictions_folder(
 
 # %% ../../nbs/inspection/08_kept.ipynb #50964b3f
 def keep_predictions(
-    ev:Evaluation, # What is kept
+    ev:Evaluation, # The evaluation to keep
     model, # Folder of the saved model
     title:str='Predictions', # Of the page
     overwrite:bool=False, # Replace predictions that are there

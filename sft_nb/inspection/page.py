@@ -258,12 +258,12 @@ def _measures(sel, chosen, rows):
     return [dict(name=k, ends=[f'{o:.4g}' for o in some.ends(k)]) for k in some.measured]
 
 def evaluation_page(
-    ev:Evaluation, # What the page shows
+    ev:Evaluation, # The evaluation to show
     path='report.html', # As in `Evaluation.to_html`, and so are the others
     title:str='Predictions', # Of the page
     max_rows:int=500, # Rows in the gallery
     explain:int=24, # Rows with attributions
-    learn=None, # What predicted; None: what made this evaluation
+    learn=None, # The learner or predictor; None: the one that made this evaluation
     sounds:int=50, # Rows with their sound
     against:Evaluation|None=None, # Another model on the same rows; None: none
 )->Path: # `path`

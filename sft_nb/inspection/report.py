@@ -72,7 +72,7 @@ def _series_svg(name, values, color, px, py, x, top):
 # %% ../../nbs/inspection/01_report.ipynb #de792125
 def line_chart(
     series:dict, # Name -> values, one a row of the history; None or nan leaves a gap
-    labels:list, # What stands below the first and the last row
+    labels:list, # Text below the first and the last row
     title:str, # Above the chart
 )->str: # An `<svg>` element
     "Curves as SVG"

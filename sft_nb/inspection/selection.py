@@ -124,7 +124,7 @@ def _changes(rows, other, task):
 def change_choices(
     sel:Selection, # With another model
 )->list: # (what is offered, with the number of rows; value of the filter)
-    "What can be asked for of what changed"
+    "Choices of the filter of changed rows"
     codes,names = sel.changes
     counts = [(names[i], int((codes==i).sum())) for i in range(len(names))]
     return [(f"any change ({sum(c for k,c in counts if k!='same'):,})",'any'), *((f'{k} ({c:,})',k) for k,c in counts if c)]
@@ -183,7 +183,7 @@ def _is(cols, value):
     return codes==names.index(value) if value in names else np.zeros(len(codes), bool)
 
 def _within(x, low, high):
-    "What is not known is within no bounds; None: no bound"
+    "An unknown number is within no bounds; None: no bound"
     if low is None and high is None: return np.ones(len(x), bool)
     return (x>=(-np.inf if low is None else low-1e-9))&(x<=(np.inf if high is None else high+1e-9))
 
@@ -320,7 +320,7 @@ def thresholds(
     of:str|None=None, # A class; None: whatever is predicted
     steps:int=101, # Thresholds from 0 to 1
 )->pd.DataFrame: # threshold, precision, recall, f1, answered: how many rows
-    "What a threshold costs and brings"
+    "Costs and gains of a threshold"
     if of is not None and (self.probabilities is None or of not in self.vocab):
         raise DataError(f"of={of!r}: the probabilities of {'the classes were not kept' if self.probabilities is None else 'that class are not known'}. Take None."
                         f"{near(of, self.vocab) if self.probabilities is not None else ''}")

@@ -1,6 +1,6 @@
 """What the Inspector and the page draw of many rows, and the small widgets of a notebook
 
-A gallery, a table, a confusion table, bars and curves, as HTML: what the Inspector shows in a notebook, the static page holds as well. What can be clicked is a button with
+A gallery, a table, a confusion table, bars and curves, as HTML: what the Inspector shows in a notebook, the static page holds as well. A part that can be clicked is a button with
 `data-do`, which says what is meant, and `data-value`. In a notebook a pane reports it to Python; in the page a script answers.
 
 Docs: https://sft-nb.github.io/sft_nb/inspection/widgets.html.md"""

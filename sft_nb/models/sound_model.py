@@ -43,7 +43,7 @@ def _body_name(net):
 def sound_groups(
     net:nn.Module, # An encoder of sounds of transformers, with or without a classifier
 )->dict: # Group name -> names of parameters of `net`; 'head' is empty where there is no classifier
-    "What comes before the layers, each layer, and the head"
+    "The modules before the layers, each layer, and the head"
     prefix = f'{name}.' if (name := _body_name(net)) else ''
     short = {n:n.removeprefix(prefix) for n,_ in net.named_parameters()}
     layers = list(dict.fromkeys(found[1] for n,o in short.items() if n.startswith(prefix) and (found := _LAYER.match(o))))
@@ -245,7 +245,7 @@ def _assemble(spec, net, head, dropout):
     return model
 
 def sound_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
+    spec, # `DataSpec`: checkpoint, preprocessing, vocabulary
     head=None, # None (pooling and one linear layer), [512], a module, or 'hf': the classifier of the library
     dropout:float=0., # In front of each linear layer of the head
 )->SoundModel: # A dict of features, `heard` and `mask` -> `(sound, class)` scores
@@ -257,8 +257,8 @@ def sound_model(
 
 # %% ../../nbs/models/13_sound_model.ipynb #2c5610be
 def save_sound_model(
-    model:SoundModel, # What was trained
-    spec, # What `load_data` knows
+    model:SoundModel, # The trained model
+    spec, # Its `DataSpec`
     folder, # Existing folder to write into
 ):
     "Write a Hugging Face folder, and `head.safetensors` where the head is not the library's own"
@@ -283,10 +283,10 @@ def load_sound_model(
 
 # %% ../../nbs/models/13_sound_model.ipynb #2a644d7f
 def sound_onnx_inputs(
-    model:SoundModel, # What is exported
-    spec, # What is known
+    model:SoundModel, # The model to export
+    spec, # Its `DataSpec`
 )->dict: # Name -> example of two sounds of one window
-    "What an ONNX file reads: features of one window per sound, and how many of its columns are sound"
+    "Inputs of the ONNX file: features of one window per sound, and how many of its columns are sound"
     if isinstance(model, WaveSounds): raise CheckpointError(f"{type(model.net).__name__} is not written as ONNX. Valid: encoders of Whisper and spectrogram transformers.")
     return {k:v[:,0].cpu() for k,v in model.example[0].items() if k!='mask'}
 

@@ -193,7 +193,7 @@ def _own_head(head):
     return head
 
 def token_model(
-    spec, # What `load_data` knows: checkpoint, preprocessing, vocabulary
+    spec, # `DataSpec`: checkpoint, preprocessing, vocabulary
     head=None, # None or 'hf' (the token classifier of the library, one linear layer), [512], or a module
     dropout:float=0., # In front of each linear layer of the head
 )->TokenModel: # A dict of input_ids, attention_mask and taken `(batch, token)` -> `(batch, word, tag)` scores
@@ -202,8 +202,8 @@ def token_model(
     return _put_together(spec, _net_of(spec, head, dropout, partial(spec.checkpoint.hf_model, pretrained=spec.pretrained)), head, dropout)
 
 def save_token_model(
-    model:TokenModel, # What was trained
-    spec, # What `load_data` knows
+    model:TokenModel, # The trained model
+    spec, # Its `DataSpec`
     folder, # Existing folder to write into
 ):
     "Write a Hugging Face folder, and `head.safetensors` where the head is not the library's own"

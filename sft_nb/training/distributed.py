@@ -57,7 +57,7 @@ class _Part:
 
 # %% ../../nbs/training/02_distributed.ipynb #a7dceb61
 def _inner_loader_for(dl):
-    "What torch iterates over for a copy of a fastai loader, as fastai made it for the loader that was copied"
+    "The iterator that torch makes for a copy of a fastai loader, as fastai made it for the loader that was copied"
     old = dl.fake_l
     return type(old)(dl, old.pin_memory, old.num_workers, old.timeout, old.persistent_workers, old.pin_memory_device)
 
@@ -78,7 +78,7 @@ def part_loader(
 
 # %% ../../nbs/training/02_distributed.ipynb #5d7ac97e
 class _Trained(nn.Module):
-    "What trains of a model, and how it runs, as an engine takes them"
+    "The trained parameters of a model and its forward pass, as an engine takes them"
     def __init__(self, model):
         super().__init__()
         self.trained,self.run = nn.ParameterList(p for p in model.parameters() if p.requires_grad),model.forward
@@ -155,7 +155,7 @@ def _average_norms(model):
 def _of_all(
     t, # The rows of this process, `(row, …)`
     rows, # Number of rows of each process
-    fill, # What fills up rows of different sizes
+    fill, # Value that fills up rows of different sizes
 ):  # The rows of all processes
     "The rows of a tensor, of all processes"
     from accelerate.utils import gather, pad_across_processes
@@ -283,7 +283,7 @@ def _gathered(
     o, # Tensors in lists, tuples and dicts, nested; in all processes the same
     first:bool=True, # Whole in the first process alone, on the CPU; the others get empty ones
 ):  # Of the same kind, without tensors that are spread over the processes
-    "What FSDP has spread, whole again"
+    "Tensors that FSDP has spread, whole again"
     if isinstance(o, dict): return {k:_gathered(v, first) for k,v in o.items()}
     if isinstance(o, (list,tuple,L)): return type(o)(_gathered(v, first) for v in o)
     if not is_spread(o): return o
@@ -336,7 +336,7 @@ def _layout(t): return torch.channels_last if t.ndim==4 and t.is_contiguous(memo
 
 # %% ../../nbs/training/02_distributed.ipynb #828f2f16
 def _settle(model):
-    "What is still whole after a forward pass is let go"
+    "Parts that are still whole after a forward pass are let go"
     from torch.distributed.fsdp import FSDPModule
     for m in model.modules():
         if isinstance(m, FSDPModule): m.reshard()

@@ -170,7 +170,7 @@ def _asked(
 _ALONE = dict(processes=1, sharded=False)
 
 def _differences(was, now):
-    "What differs, in words"
+    "The differences, in words"
     def short(o):
         text = o if isinstance(o, str) else json.dumps(o)
         return text if len(text)<=80 else f'{text[:60]}… ({_hash(text)[:6]})'
