@@ -1,7 +1,8 @@
 """`published_checkpoints(task)`: five published models for each task, with what is known of them and from where
 
 A checkpoint is chosen by what it can do, how large it is, and whether its license allows the use. This is a short list to start from, five models for each task, no ranking. Each number
-has a source: the configuration in the installed timm or transformers, from which parameters are counted, or a page that is named. A fact without a source is left out. None of these was trained
+has a source: the configuration in the installed timm or transformers, from which parameters are counted, or a page that is named. A fact without a source is left out.
+None of these was trained
 or run here, since their weights were not at hand; the packaged ones of `list_checkpoints` were. Their architectures are tested with fresh weights.
 
 Docs: https://sft-nb.github.io/sft_nb/checkpoints/published.html.md"""
