@@ -65,4 +65,4 @@ def test_frames_and_too_few_rows(notes):
     assert check_data('text', notes).command.startswith("load_data('text'")
     lone = check_data('text', notes[:6])
     assert lone.spec is None and 'one class only' in lone.problems.problem.iloc[-1] and 'Next: fix' in repr(lone)
-    with pytest.raises(DataError, match='leave it out'): check_data('text', notes, bad='skip')
+    with pytest.raises(DataError, match='Leave it out'): check_data('text', notes, bad='skip')

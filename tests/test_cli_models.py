@@ -8,7 +8,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import load_evaluation
 from sft_nb.tasks.toys import make_toy
 from test_cli import fails, run
-from test_inspector_browser import browsers
+from browser import browsers
 
 rows = [(f'a {w} day number {i}', 'good') for i,w in enumerate(['fine','bright','fine','calm']*5)]+[(f'a {w} day number {i}', 'bad') for i,w in enumerate(['grim','dark','grim','wet']*5)]
 

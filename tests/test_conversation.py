@@ -95,7 +95,7 @@ def test_mistakes_of_chat(folder, tmp_path, monkeypatch, capsys):
     other = save_predictor(sft_learner(load_data('text', toy['source'], checkpoint=toy['checkpoint'], **toy['load'])), tmp_path/'other', metrics={})
     capsys.readouterr()
     code,out,err = typed(monkeypatch, capsys, 'chat', other)
-    assert (code, out, err.count('\n'))==(2, '', 1) and "holds a model of task 'text', which answers no conversations. Type: sft_nb predict" in err
+    assert (code, out, err.count('\n'))==(2, '', 1) and "holds a model of task 'text', which answers no conversations." in err and 'Type: sft_nb demo chat' in err
     with pytest.raises(TaskError, match="task 'text' does not answer conversations"): Conversation(load_predictor(other))
 
 # In a notebook

@@ -184,7 +184,7 @@ def test_card_may_be_edited(copy):
     (copy/'metrics.json').write_text('{}')
     assert load_predictor(copy).card=='mine'
     (copy/'README.md').unlink()
-    assert 'Fine-tuned from' in load_predictor(copy).card
+    assert 'Trained from fresh weights of' in load_predictor(copy).card
 
 @pytest.mark.parametrize('name', ['../copy/config.json', '/etc/hostname', 'a/../../x', '..\\x', 'C:x', '.', ''])
 def test_paths_stay_inside(copy, name):

@@ -1,13 +1,15 @@
 "The documentation site: what pages may hold, and the built site in a browser"
 import functools, http.server, shutil, subprocess, sys, threading
 from pathlib import Path
+from urllib.parse import unquote
 import pytest, yaml
+from browser import browsers
 from playwright.sync_api import sync_playwright
 from docs_site.build import configuration
+from docs_site.navigation import SECTIONS
 from docs_site.pages import Page, PageError, _Writer, render
 
 root = Path(__file__).resolve().parents[1]
-browsers = 'chromium chromium-browser google-chrome-stable google-chrome'.split()
 
 def html(md, head=None): return render(Page(Path('x.ipynb'), head or dict(title='x'), md), lambda page, url: url)[0]
 
@@ -92,7 +94,7 @@ def seen(site, browser):
 
 def test_every_notebook_is_a_page(seen):
     notebooks = [p for p in root.glob('nbs/**/*.ipynb') if not any(o.startswith('.') for o in p.parts)]
-    assert len(seen)==len(notebooks)+1
+    assert len(seen)==len(notebooks)+1+len([o for o in SECTIONS if o]) # all names, and an overview per folder
 
 def test_pages_load_quietly(seen):
     assert {k:(o['status'], o['said']) for k,o in seen.items() if o['status']!=200 or o['said']}=={}
@@ -105,7 +107,7 @@ def test_links_and_anchors(seen, site):
     for name,o in seen.items():
         for url in (u for u in o['links'] if u.startswith(site)):
             path,_,at = url.removeprefix(site).partition('#')
-            path = path or 'index.html'
+            path,at = path or 'index.html',unquote(at)
             if path in seen and at and at not in seen[path]['ids'] or path not in seen and not (root/'_docs'/path).is_file(): bad.append((name, url))
     assert bad==[]
 
