@@ -20,9 +20,8 @@ from .report import confusion_html, _colors
 from .cards import card_html, cells_html, STYLE
 
 # %% ../../nbs/inspection/04_widgets.ipynb #f6924f72
-_PANE = '''
-function render({model, el}) {
-  el.classList.add('sft'); el.setAttribute('data-lm-suppress-shortcuts', 'true');
+_PAINT = '''
+const painter = (model, el) => {
   const painted = new WeakMap();
   const badge = () => el.querySelectorAll('[data-badge]').forEach(o => {
     const now = model.get('badges')[o.dataset.badge] || '';
@@ -36,29 +35,41 @@ function render({model, el}) {
     if (had) now.focus({preventScroll: true});
     now.scrollIntoView({block: 'nearest'});
   };
+  return {badge, point};
+};
+'''
+
+# %% ../../nbs/inspection/04_widgets.ipynb #e5710421
+_TELL = '''
+const teller = model => e => {
+  const t = e.target.closest('[data-do]');
+  if (t && (t.tagName === 'INPUT') === (e.type === 'input')) model.send({do: t.dataset.do, value: t.tagName === 'INPUT' ? t.value : t.dataset.value});
+};
+const presser = (model, el) => e => {
+  const t = e.target, room = el.closest('.sft-inspector') || el;
+  if (!room.contains(t) || e.ctrlKey || e.metaKey || e.altKey || e.key === 'Tab' || e.key === 'Escape' || (e.shiftKey && e.key === 'Enter')) return;
+  if (t.matches('textarea, input:not([type=range]):not([type=checkbox])')) return;
+  const keys = model.get('listens');
+  if (!el.contains(t) && (t.closest('.sft') || !keys.length)) return;
+  e.stopImmediatePropagation();
+  if (t.closest('input,select,audio,[role=tab]')) return;
+  if (e.key === 'Enter' && t.matches('tr[data-do]')) { e.preventDefault(); t.click(); return; }
+  if (keys.includes(e.key)) { e.preventDefault(); model.send({do: 'key', value: e.key}); }
+};
+'''
+
+# %% ../../nbs/inspection/04_widgets.ipynb #0678a9f2
+_PANE = _PAINT+_TELL+'''
+function render({model, el}) {
+  const {badge, point} = painter(model, el), tell = teller(model), press = presser(model, el);
   const draw = () => {
     const had = el.contains(document.activeElement);
     el.innerHTML = model.get('html');
     el.setAttribute('aria-label', model.get('label')); el.setAttribute('role', 'region');
     badge(); point(had);
   };
-  el.tabIndex = 0;
-  const tell = e => {
-    const t = e.target.closest('[data-do]');
-    if (t && (t.tagName === 'INPUT') === (e.type === 'input')) model.send({do: t.dataset.do, value: t.tagName === 'INPUT' ? t.value : t.dataset.value});
-  };
+  el.classList.add('sft'); el.setAttribute('data-lm-suppress-shortcuts', 'true'); el.tabIndex = 0;
   el.addEventListener('click', tell); el.addEventListener('input', tell);
-  const press = e => {
-    const t = e.target, room = el.closest('.sft-inspector') || el;
-    if (!room.contains(t) || e.ctrlKey || e.metaKey || e.altKey || e.key === 'Tab' || e.key === 'Escape' || (e.shiftKey && e.key === 'Enter')) return;
-    if (t.matches('textarea, input:not([type=range]):not([type=checkbox])')) return;
-    const keys = model.get('listens');
-    if (!el.contains(t) && (t.closest('.sft') || !keys.length)) return;
-    e.stopImmediatePropagation();
-    if (t.closest('input,select,audio,[role=tab]')) return;
-    if (e.key === 'Enter' && t.matches('tr[data-do]')) { e.preventDefault(); t.click(); return; }
-    if (keys.includes(e.key)) { e.preventDefault(); model.send({do: 'key', value: e.key}); }
-  };
   addEventListener('keydown', press, true);
   model.on('change:html', draw); model.on('change:badges', badge); model.on('change:current', () => point(el.contains(document.activeElement)));
   draw();
