@@ -35,7 +35,7 @@ class FitPlan:
     def table(self)->pd.DataFrame: # setting, value, reason
         "One row per setting"
         rows = [*((k, *o) for k,o in self.loaded.items()), *((k, v, self.reasons.get(k, '')) for k,v in self.values.items())]
-        return pd.DataFrame([dict(setting=k, value='to the minimum' if k=='freeze_epochs' and v is None else v, reason=o) for k,v,o in rows])
+        return pd.DataFrame([dict(setting=k, value='to the minimum' if k=='freeze_epochs' and v is None else v, reason=o) for k,v,o in rows], dtype=object)
     def _lines(self): return [f'{o.setting} {o.value}: {o.reason}' for o in self.table.itertuples()]
     def __repr__(self): return '\n'.join([*self._lines(), *([f'about {self.seconds:.0f} s'] if self.seconds is not None else [])])
     def _repr_html_(self): return self.table.to_html(index=False)
@@ -68,11 +68,15 @@ def _per_class(learn, values, reasons):
 
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
-    "Whether the rule applies: the head is one linear layer on a body that can be cached, with labelled rows"
+    "Whether the rule applies: only a head trains first, on a body that can be cached, with labelled rows; a task may recommend its own way of training a head"
     spec = learn.spec
-    return spec is not None and len(spec.rows)>0 and learn.model.above_body=='head' and _linear_layer(learn.model) is not None and bool(learn.model.borders())
+    if spec is None or not len(spec.rows) or learn.model.above_body!='head' or not learn.model.borders(): return False
+    return _linear_layer(learn.model) is not None or 'freeze_epochs' not in spec.task.recipe
 
 # %% ../../nbs/training/07_plan.ipynb #9f9b3bef
+_HEAD = {True:'a linear head on cached features is solved for, its penalty chosen on folds of the training rows',
+         False:'a head of several layers trains on cached features until its loss settles, its weight decay chosen on a fifth of the training rows'}
+
 def _rule(learn):
     "The plan without a budget; recommendations of the task go before the rule"
     n = len(learn.spec.split('train'))
@@ -80,7 +84,7 @@ def _rule(learn):
     epochs,why = _epochs(n)
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
     values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
-    reasons = dict(freeze_epochs='a linear head on cached features is solved for, its penalty chosen on folds of the training rows', epochs=why, **reasons)
+    reasons = dict(freeze_epochs=_HEAD[_linear_layer(learn.model) is not None], epochs=why, **reasons)
     return FitPlan(*_per_class(learn, values, {**reasons, **dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')}), loaded)
 
 # %% ../../nbs/training/07_plan.ipynb #501aeb65
@@ -157,6 +161,7 @@ def plan(self:SFTLearner,
 )->FitPlan: # `.values`, `.table`; validation and test rows are not looked at
     "The numbers that `fine_tune` takes where it is given none, and why"
     if not _plannable(self):
-        raise FitError(f"No plan for {type(self.model).__name__} with this head: a plan needs rows, a linear head and a body that can be cached. Pass numbers, such as epochs=3.")
+        raise FitError(f"No plan for {type(self.model).__name__} with this head: a plan needs rows, and a head on a body that can be cached; a task may have numbers of its own. "
+                       "Pass numbers, such as epochs=3.")
     plan = _rule(self)
     return plan if budget is None else _within(self, plan, _budget_seconds(budget), dtype)

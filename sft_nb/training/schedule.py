@@ -47,7 +47,7 @@ def _for_frozen(kwargs):
 @patch
 @_one_call
 def fit_head(self:SFTLearner,
-    epochs:int|None=None, # Passes over the cached features; None: a linear head is solved for, its penalty chosen on folds of training rows; others train until their loss settles
+    epochs:int|None=None, # Passes over the cached features; None: a linear head is solved for, its penalty chosen on folds of training rows; others train as long as is best on a fifth of them
     lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
     dtype:str='float32', # How features are stored; float32 is exact
     views:int=0, # Augmented passes to store; 0: no augmentation
@@ -68,14 +68,22 @@ def fit_head(self:SFTLearner,
 _DECAYS = (1e-3, 1e-1, 1.)
 
 def _settle(learn, lr, wd, most=60, step=5, tol=1e-3, **kwargs):
-    "Fit in steps until the training loss changes by less than the share `tol`"
+    "Fit in steps until the training loss changes by less than the share `tol`; number of epochs and what the recorder says after each step"
     last,done = np.inf,0
     while done<most:
         learn.fit(step, lr, wd=wd, **kwargs)
         done,loss = done+step,learn.recorder.log[1]
+        yield done,learn.recorder.log
         if last-loss < tol*abs(last): break
         last = loss
-    return done
+
+def _judged(steps):
+    "Number of epochs -> validation loss, until the loss has not fallen for two steps"
+    out = {}
+    for n,log in steps:
+        out[n] = log[2]
+        if list(out.values()).index(min(out.values()))<len(out)-2: break
+    return out
 
 class _Rows:
     "Some rows of an entry"
@@ -95,8 +103,8 @@ def _halves(dls, seed):
     return DataLoaders(part(order[k:], True), part(order[:k], False), device=dls.device)
 
 # %% ../../nbs/training/08_schedule.ipynb #4f3d5471
-def _choose_decay(learn, lr, dtype, views, **kwargs):
-    "The weight decay whose head is best on a fifth of the training rows"
+def _choose(learn, lr, dtype, views, **kwargs):
+    "The weight decay, and the number of epochs, whose head is best on a fifth of the training rows"
     head = {n:p.detach().clone() for n,p in learn.model.named_parameters() if p.requires_grad}
     dls,losses = _halves(_border_dls(learn, cache_border(learn.model), dtype, views), learn.seed),{}
     def reset():
@@ -105,20 +113,19 @@ def _choose_decay(learn, lr, dtype, views, **kwargs):
                 if n in head: p.copy_(head[n])
         learn.opt,learn.state.fits = None,0
     for wd in _DECAYS:
-        with _in_place(learn, dls): _settle(learn, lr, wd, **kwargs)
-        losses[wd] = learn.recorder.log[2]
+        with _in_place(learn, dls): losses |= {(wd,n):loss for n,loss in _judged(_settle(learn, lr, wd, **kwargs)).items()}
         reset()
     return min(losses, key=losses.get)
 
 # %% ../../nbs/training/08_schedule.ipynb #5dc8740b
 def _to_convergence(learn, lr, dtype, views, wd=None, **kwargs):
-    "Fit until the loss settles, with the given weight decay or the best one"
-    rows = len(learn.history)
+    "Fit until the loss settles, with the given weight decay; or with the best one, for as many epochs as are best with it"
+    rows,most = len(learn.history),60
     with learn.no_bar(), learn.no_logging():
         if wd is None and not why_not(learn, views):
-            with learn.removed_cbs(_caches(learn)): wd = _choose_decay(learn, lr, dtype, views if learn.augments else 0, **kwargs)
+            with learn.removed_cbs(_caches(learn)): wd,most = _choose(learn, lr, dtype, views if learn.augments else 0, **kwargs)
         del learn.history[rows:]
-        _settle(learn, lr, wd, **kwargs)
+        for _ in _settle(learn, lr, wd, most, **kwargs): pass
     learn.state.head_decay = wd
 
 # %% ../../nbs/training/08_schedule.ipynb #0423eb35
@@ -154,7 +161,7 @@ def _chosen(learn, given, budget):
     "The plan with the given numbers; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those of the task"
     planned = not {'freeze_epochs','head_lr'} & set(given) and _plannable(learn)
     if budget is not None and (not planned or 'epochs' in given):
-        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan. Leave out epochs, freeze_epochs and head_lr, and use a head of one linear layer.")
+        raise FitError(f"budget={budget!r} chooses epochs and depth from a plan. Leave out epochs, freeze_epochs and head_lr, and use a head on a body that can be cached.")
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a resumed run could not go on. Pass epochs instead.")
     own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'recommended by the task')})
@@ -202,7 +209,7 @@ def _second_phase(learn, numbers, planned, dtype, kwargs):
 def fine_tune(self:SFTLearner,
     epochs:int|None=None, # Passes over the data after the head phase; None: those of `learn.plan()`
     base_lr:float|None=None, # Half of it is the highest rate of the second phase, as in fastai; None: the plan's
-    freeze_epochs:int|None=None, # Passes over the cached features in the head phase; 1 is fastai's way, with its defaults. None: a linear head is solved for, others get 1
+    freeze_epochs:int|None=None, # Passes over the cached features in the head phase; 1 is fastai's way, with its defaults. None: the head trains as in `fit_head`, pretrained decoders for 1
     lr_mult:float|None=None, # The lowest group gets 1/lr_mult of the rate of the head; None: `decay`
     pct_start:float=.3, # Share of the second phase in which the rate rises
     div:float=5., # The second phase starts from 1/div of its highest rate
