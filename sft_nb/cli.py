@@ -16,7 +16,7 @@ import argparse, contextlib, csv, io, json, os, re, shlex, signal, sys, time, wa
 from difflib import get_close_matches
 from pathlib import Path
 from . import __version__
-from .core.basics import cache_home, CheckpointError, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
+from .core.basics import cache_home, CheckpointError, DataError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
 from .data.task import all_tasks, get_task, task_of
 
 # %% ../nbs/00_cli.ipynb #1a8fd78e
@@ -131,14 +131,18 @@ def _plain(o):
     return ', '.join(map(str, o)) if isinstance(o, (list, tuple)) else str(o)
 
 # %% ../nbs/00_cli.ipynb #afea2b51
-def _epoch_line(row):
-    "One row of `learn.history` as text"
+def _epoch_line(row, of=0):
+    "One row of `learn.history` as text; `of`: epochs of its phase, 0: not known"
     numbers = [f'{k} {v:.4g}' for k,v in row.items() if k not in ('phase', 'epoch', 'seconds') and isinstance(v, (int, float))]
-    return '  '.join([f"{row['phase']} {row['epoch']}", *numbers, f"{row['seconds']:.1f} s"])
+    more = of-row['epoch']
+    left = f', the other {more} about {_duration(more*row["seconds"])}' if more>0 else ''
+    return '  '.join([f"{row['phase']} {row['epoch']}{f'/{of}' if of else ''}", *numbers, f"{row['seconds']:.1f} s{left}"])
 
-def _say_epochs(learn, said):
+def _duration(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 else f'{s/3600:.1f} h'
+
+def _say_epochs(learn, said, of=0):
     "The rows of the history that were not said yet; returns how many there are"
-    for row in learn.history[said:]: say(_epoch_line(row))
+    for row in learn.history[said:]: say(_epoch_line(row, of if row['phase']==learn.phase else 0))
     return len(learn.history)
 
 def _say_plan(plan):
@@ -164,7 +168,7 @@ def _progress_callback():
         def _close(self):
             if self.bar is not None: self.bar.close()
         after_train = after_validate = after_cancel_fit = _close
-        def after_epoch(self): self.said = _say_epochs(self.learn, self.said)
+        def after_epoch(self): self.said = _say_epochs(self.learn, self.said, self.n_epoch)
     return Lines()
 
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
@@ -175,7 +179,7 @@ def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet)
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
     from sft_nb.data.load import load_data
-    from sft_nb.core.processes import join_processes
+    from sft_nb.core.processes import join_processes, usable_device
     options = dict(a.option)
     for k in ('task', 'source'):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
@@ -183,15 +187,8 @@ def _load(a, task, source, **more):
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
                    max_items=a.max_items, **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
-    if a.device: dls.to(_device(a.device))
+    if a.device: dls.to(usable_device(a.device, f'--device {a.device}'))
     return dls
-
-def _device(name):
-    import torch
-    try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise FitError(f"--device {name} cannot be used: {str(e).splitlines()[0]}. Try cpu, cuda or mps, or leave it out.") from e
-    return torch.device(name)
 
 # %% ../nbs/00_cli.ipynb #d588def1
 def _fit_args(a, fit):

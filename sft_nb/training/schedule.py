@@ -144,6 +144,7 @@ def _kept_border(learn, dtype):
 
 # %% ../../nbs/training/08_schedule.ipynb #4f306fc4
 _FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
+_WHY = {**dict.fromkeys(_FASTAI, "fastai's default"), 'unfreeze_to':"all groups train, fastai's default"}
 
 def _recommended(recipe, given):
     "Recommendations of a task for arguments that are not given: epochs go together, and so do rates"
@@ -157,7 +158,7 @@ def _chosen(learn, given, budget):
         raise FitError(f"budget={budget!r} chooses epochs and depth from a plan. Leave out epochs, freeze_epochs and head_lr, and use a head of one linear layer.")
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a resumed run could not go on. Pass epochs instead.")
     own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
-    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'recommended by the task')})
+    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**_WHY, **dict.fromkeys(own, 'recommended by the task')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
     reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
     if planned and 'epochs' in given and 'unfreeze_to' not in given: values['unfreeze_to'],reasons['unfreeze_to'] = 0,'all groups train, as a number of epochs is given'
