@@ -611,14 +611,14 @@ def _source_options(p):
     "Options of commands that split data"
     add = p.add_argument
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
-    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
+    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on; default: .2')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 def _data_options(p, target=True):
     "Options of every command that reads data"
     _column_options(p, target)
-    p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them (raise)')
+    p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them; default: raise')
     p.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
 def _train_options(p):
@@ -638,7 +638,7 @@ def _train_options(p):
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
-    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
+    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training; default: 42')
     add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
 
@@ -813,7 +813,11 @@ def _other_columns(words, args, e):
     if fits.name!=task.name and set(fits.columns)<=set(columns): return ['check', fits.name, args.data]
     taken = {args.input or task.input_columns[0]} if found[3]=='target' else {args.target or task.target.column}
     left = [o for o in columns if o not in taken]
-    return _swap(words, f'--{found[3]}', left[0]) if len(left)==1 and left[0]!=found[1] else words
+    if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
+    free = not args.input and not args.target and task.target.column not in columns
+    if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
+    near_by = re.search(r"Did you mean '([^']+)'", str(e))
+    return _swap(words, f'--{found[3]}', near_by[1]) if near_by else words
 
 def _without_bad(words, args, e):
     "The rows that can be used, where some can"
@@ -842,7 +846,7 @@ def _lists(args, e):
 
 def _next_command(words, args, e):
     "The next command to type after a mistake"
-    for rule in (_mended, _spelled, _known, _completed, _other_columns, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
+    for rule in (_mended, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
         try: new = rule(words, args, e)
         except (SftError, AttributeError, OSError): continue
         if new!=words and _parses(new): return _typed_as(new)
@@ -858,15 +862,16 @@ def _typed_as(words): return f'sft_nb {shlex.join(words)}'
 
 def _advised(text, words, args, e):
     "A message with the next command behind it, where it does not end with one already"
-    if re.search(r"(See|Type|Next|by): (sft_nb|pip) ((?!\. ).)*$", text): return text
+    if re.search(r"(See|Type|Next|by): (sft_nb|pip|iconv) ((?!\. ).)*$", text): return text
     command = _next_command(words, args, e)
     if len(command)>300: command = _typed_as([words[0], '--help'])
     return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Type: {command}"
 
 # %% ../nbs/00_cli.ipynb #fe5872f5
 def _one_line(e):
-    "A message of several lines as one"
-    return '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
+    "A message of several lines as one, with options as they are typed"
+    text = '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
+    return re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
 
 def _say(text):
     "Print to standard output; a reader that has gone away is not error"
