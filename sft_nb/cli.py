@@ -184,10 +184,11 @@ def _load(a, task, source, **more):
     for k in ('task', 'source'):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
     join_processes(a.device=='cpu')
+    device = a.device and usable_device(a.device, f'--device {a.device}')
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
                    max_items=a.max_items, **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
-    if a.device: dls.to(usable_device(a.device, f'--device {a.device}'))
+    if device: dls.to(device)
     return dls
 
 # %% ../nbs/00_cli.ipynb #d588def1
@@ -236,6 +237,14 @@ def _timed(learn, fit, what):
     head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))
     return dict(seconds_head=round(head, 2), seconds_finetune=round(spent-head, 2))
 
+def _say_head(learn):
+    "Say that the rest of the training did not help, where the loss on the held-out rows says so"
+    heads,last = [o for o in learn.history if o['phase']=='head'],learn.history[-1] if learn.history else {}
+    if not heads or last['phase']=='head': return
+    before,after = heads[-1].get('valid_loss'),last.get('valid_loss')
+    if before is not None and after is not None and before<after:
+        say(f'The head alone had a loss of {before:.4g} on the held-out rows, after all epochs it is {after:.4g}: --epochs 0 trains the head alone, --keep-best puts the best epoch back')
+
 # %% ../nbs/00_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
@@ -272,6 +281,7 @@ def _report(learn, ev, metrics, settings, against=None):
 def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
     "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
+    say(f'Writing the model and its report to {out}')
     with folder_atomic(out, overwrite=overwrite) as tmp:
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
@@ -279,6 +289,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None,
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
     if keep:
         from sft_nb.inspection.kept import keep_predictions
+        say('Writing the held-out rows with their predictions, and a page of them')
         say(f'Predictions kept in {keep_predictions(ev, out, f"{learn.spec.task.name} · {out.name}", overwrite)}')
 
 # %% ../nbs/00_cli.ipynb #0070c5ae
@@ -330,8 +341,10 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, fit)
-    seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *_keep_best(a, learn.spec.task)] or None)}, getattr(a, 'freeze', ''))
+    best = _keep_best(a, learn.spec.task)
+    seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *best] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
+    if not best: _say_head(learn)
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
@@ -732,7 +745,7 @@ def _swap(words, option, value):
 
 def _renamed(word, bad, good):
     "A word in which a name is another; None: it does not hold the name"
-    if word==bad: return good
+    if word.rstrip('/')==bad: return good
     if word.startswith(f'{bad}='): return good+word[len(bad):]
     if word.endswith((f':{bad}', f'={bad}', f'/{bad}')): return word[:-len(bad)]+good
     return word.replace(bad, good) if '/' in bad and bad in word else None
@@ -807,14 +820,16 @@ def _task_name(args):
 def _other_columns(words, args, e):
     "The column that is left over for a column that is missing; else the task that the table is for"
     found = re.search(r"no column '(.+)' for the .+?\. Columns: (.+?)\. .*Name it by (input|target)=", str(e))
-    if not found or not hasattr(args, 'data'): return words
-    columns,task = found[2].split(', '),get_task(_task_name(args))
+    columns = found[2].split(', ') if found else []
+    if args.command=='predict' and len(columns)==1: return _swap(words, '--input', columns[0])
+    if not columns or not hasattr(args, 'data'): return words
+    task = get_task(_task_name(args))
     fits = task_of(columns)
     if fits.name!=task.name and set(fits.columns)<=set(columns): return ['check', fits.name, args.data]
     taken = {args.input or task.input_columns[0]} if found[3]=='target' else {args.target or task.target.column}
     left = [o for o in columns if o not in taken]
     if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
-    free = not args.input and not args.target and task.target.column not in columns
+    free = task.inputs[0].written and not args.input and not args.target and task.target.column not in columns
     if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
     near_by = re.search(r"Did you mean '([^']+)'", str(e))
     return _swap(words, f'--{found[3]}', near_by[1]) if near_by else words

@@ -48,6 +48,7 @@ NEXT = {
     'finetune text tickets.csv --out m': 'sft_nb finetune text tickets.csv --out m --input message --target team',
     'check text tickets.csv --input mesage': 'sft_nb check text tickets.csv --input message',
     'finetune image deep/nowhere --out m': 'ls .',
+    'finetune image pet/ --out m': 'sft_nb finetune image pets --out m',
     'finetune image pet --out m': 'sft_nb finetune image pets --out m',
     'finetune image pets --out model': 'sft_nb finetune image pets --out model-2',
     'finetune image pets --out=full': 'sft_nb finetune image pets --out full-2',

@@ -327,13 +327,19 @@ with learn.no_bar(), learn.no_logging(): learn.fine_tune(5, base_lr=1e-2, decay=
 
 @pytest.mark.slow
 def test_digits(lab, browser, shots):
-    "What the quick start ends with; the picture in the documentation"
-    nb = Notebook(lab, browser, 'digits', digits, "ev = evaluate(learn)\nInspector(ev, learn, marks='digits.jsonl', page_size=12)")
+    "What the quick start ends with, and the same as a page; the pictures in the documentation"
+    shown = "ev = evaluate(learn)\nev.to_html('digits.html', title='Digits', learn=learn)\nInspector(ev, learn, marks='digits.jsonl', page_size=12)"
+    nb = Notebook(lab, browser, 'digits', digits, shown)
     nb.page.set_viewport_size(dict(width=1300, height=1500))
     nb.cards.nth(1).click()
     expect(nb.page.locator('.sft figcaption').first).to_be_visible(timeout=slow_machine)
     nb.shoot(shots/'digits.png')
     assert nb.errors==[]
+    nb.page.set_viewport_size(dict(width=1280, height=860))
+    nb.page.goto((nb.folder/'digits.html').as_uri())
+    nb.page.locator('.sft-card').nth(1).click()
+    expect(nb.page.locator('#full figcaption').first).to_be_visible()
+    nb.page.screenshot(path=shots/'digits-page.png')
     nb.page.close()
 
 @pytest.fixture(scope='module')

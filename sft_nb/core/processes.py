@@ -141,4 +141,5 @@ def usable_device(
         return default_device()
     try: return torch.zeros(1, device=device).device
     except (RuntimeError,AssertionError,NotImplementedError,TypeError) as e:
-        raise error(f"{name or f'device={device!r}'} cannot be used: {str(e).splitlines()[0]}. Try 'cpu', 'cuda' or 'mps', or leave it out.") from e
+        others = ', '.join(repr(o) for o in ('cpu','cuda','mps') if o!=str(device))
+        raise error(f"{name or f'device={device!r}'} cannot be used: {str(e).splitlines()[0]}. Try {others}, or leave it out.") from e
