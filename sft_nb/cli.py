@@ -16,7 +16,7 @@ import argparse, contextlib, csv, io, json, os, re, shlex, signal, sys, time, wa
 from difflib import get_close_matches
 from pathlib import Path
 from . import __version__
-from .core.basics import cache_home, CheckpointError, DataError, FitError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
+from .core.basics import cache_home, CheckpointError, DataError, folder_atomic, FolderError, process_rank, say, SftError, write_atomic
 from .data.task import all_tasks, get_task, task_of
 
 # %% ../nbs/00_cli.ipynb #1a8fd78e
@@ -131,14 +131,18 @@ def _plain(o):
     return ', '.join(map(str, o)) if isinstance(o, (list, tuple)) else str(o)
 
 # %% ../nbs/00_cli.ipynb #afea2b51
-def _epoch_line(row):
-    "One row of `learn.history` as text"
+def _epoch_line(row, of=0):
+    "One row of `learn.history` as text; `of`: epochs of its phase, 0: not known"
     numbers = [f'{k} {v:.4g}' for k,v in row.items() if k not in ('phase', 'epoch', 'seconds') and isinstance(v, (int, float))]
-    return '  '.join([f"{row['phase']} {row['epoch']}", *numbers, f"{row['seconds']:.1f} s"])
+    more = of-row['epoch']
+    left = f', the other {more} about {_duration(more*row["seconds"])}' if more>0 else ''
+    return '  '.join([f"{row['phase']} {row['epoch']}{f'/{of}' if of else ''}", *numbers, f"{row['seconds']:.1f} s{left}"])
 
-def _say_epochs(learn, said):
+def _duration(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 else f'{s/3600:.1f} h'
+
+def _say_epochs(learn, said, of=0):
     "The rows of the history that were not said yet; returns how many there are"
-    for row in learn.history[said:]: say(_epoch_line(row))
+    for row in learn.history[said:]: say(_epoch_line(row, of if row['phase']==learn.phase else 0))
     return len(learn.history)
 
 def _say_plan(plan):
@@ -164,7 +168,7 @@ def _progress_callback():
         def _close(self):
             if self.bar is not None: self.bar.close()
         after_train = after_validate = after_cancel_fit = _close
-        def after_epoch(self): self.said = _say_epochs(self.learn, self.said)
+        def after_epoch(self): self.said = _say_epochs(self.learn, self.said, self.n_epoch)
     return Lines()
 
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
@@ -175,23 +179,17 @@ def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet)
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
     from sft_nb.data.load import load_data
-    from sft_nb.core.processes import join_processes
+    from sft_nb.core.processes import join_processes, usable_device
     options = dict(a.option)
     for k in ('task', 'source'):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
     join_processes(a.device=='cpu')
+    device = a.device and usable_device(a.device, f'--device {a.device}')
     asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
                    max_items=a.max_items, **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
-    if a.device: dls.to(_device(a.device))
+    if device: dls.to(device)
     return dls
-
-def _device(name):
-    import torch
-    try: torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise FitError(f"--device {name} cannot be used: {str(e).splitlines()[0]}. Try cpu, cuda or mps, or leave it out.") from e
-    return torch.device(name)
 
 # %% ../nbs/00_cli.ipynb #d588def1
 def _fit_args(a, fit):
@@ -239,6 +237,14 @@ def _timed(learn, fit, what):
     head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))
     return dict(seconds_head=round(head, 2), seconds_finetune=round(spent-head, 2))
 
+def _say_head(learn):
+    "Say that the rest of the training did not help, where the loss on the held-out rows says so"
+    heads,last = [o for o in learn.history if o['phase']=='head'],learn.history[-1] if learn.history else {}
+    if not heads or last['phase']=='head': return
+    before,after = heads[-1].get('valid_loss'),last.get('valid_loss')
+    if before is not None and after is not None and before<after:
+        say(f'The head alone had a loss of {before:.4g} on the held-out rows, after all epochs it is {after:.4g}: --epochs 0 trains the head alone, --keep-best puts the best epoch back')
+
 # %% ../nbs/00_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
@@ -275,6 +281,7 @@ def _report(learn, ev, metrics, settings, against=None):
 def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
     "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
+    say(f'Writing the model and its report to {out}')
     with folder_atomic(out, overwrite=overwrite) as tmp:
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
@@ -282,6 +289,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None,
         write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
     if keep:
         from sft_nb.inspection.kept import keep_predictions
+        say('Writing the held-out rows with their predictions, and a page of them')
         say(f'Predictions kept in {keep_predictions(ev, out, f"{learn.spec.task.name} · {out.name}", overwrite)}')
 
 # %% ../nbs/00_cli.ipynb #0070c5ae
@@ -333,8 +341,10 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     learn = sft_learner(dls, head=a.head, freeze=getattr(a, 'freeze', 'body'), seed=a.seed, cbs=_resume(a.resume))
     before = evaluate(learn, on='valid') if untuned else None
     fit = _fit_args(a, fit)
-    seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *_keep_best(a, learn.spec.task)] or None)}, getattr(a, 'freeze', ''))
+    best = _keep_best(a, learn.spec.task)
+    seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *best] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
+    if not best: _say_head(learn)
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
@@ -614,14 +624,14 @@ def _source_options(p):
     "Options of commands that split data"
     add = p.add_argument
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
-    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on (.2)')
+    add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on; default: .2')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 def _data_options(p, target=True):
     "Options of every command that reads data"
     _column_options(p, target)
-    p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them (raise)')
+    p.add_argument('--bad', choices=['raise', 'skip'], default='raise', help='stop at unusable rows, or go on without them; default: raise')
     p.add_argument('--device', metavar='D', help='cpu, cuda, mps; default: the best there is')
 
 def _train_options(p):
@@ -641,7 +651,7 @@ def _train_options(p):
     add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
     add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
     add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
-    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training (42)')
+    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training; default: 42')
     add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
     add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
 
@@ -735,7 +745,7 @@ def _swap(words, option, value):
 
 def _renamed(word, bad, good):
     "A word in which a name is another; None: it does not hold the name"
-    if word==bad: return good
+    if word.rstrip('/')==bad: return good
     if word.startswith(f'{bad}='): return good+word[len(bad):]
     if word.endswith((f':{bad}', f'={bad}', f'/{bad}')): return word[:-len(bad)]+good
     return word.replace(bad, good) if '/' in bad and bad in word else None
@@ -810,13 +820,19 @@ def _task_name(args):
 def _other_columns(words, args, e):
     "The column that is left over for a column that is missing; else the task that the table is for"
     found = re.search(r"no column '(.+)' for the .+?\. Columns: (.+?)\. .*Name it by (input|target)=", str(e))
-    if not found or not hasattr(args, 'data'): return words
-    columns,task = found[2].split(', '),get_task(_task_name(args))
+    columns = found[2].split(', ') if found else []
+    if args.command=='predict' and len(columns)==1: return _swap(words, '--input', columns[0])
+    if not columns or not hasattr(args, 'data'): return words
+    task = get_task(_task_name(args))
     fits = task_of(columns)
     if fits.name!=task.name and set(fits.columns)<=set(columns): return ['check', fits.name, args.data]
     taken = {args.input or task.input_columns[0]} if found[3]=='target' else {args.target or task.target.column}
     left = [o for o in columns if o not in taken]
-    return _swap(words, f'--{found[3]}', left[0]) if len(left)==1 and left[0]!=found[1] else words
+    if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
+    free = task.inputs[0].written and not args.input and not args.target and task.target.column not in columns
+    if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
+    near_by = re.search(r"Did you mean '([^']+)'", str(e))
+    return _swap(words, f'--{found[3]}', near_by[1]) if near_by else words
 
 def _without_bad(words, args, e):
     "The rows that can be used, where some can"
@@ -845,7 +861,7 @@ def _lists(args, e):
 
 def _next_command(words, args, e):
     "The next command to type after a mistake"
-    for rule in (_mended, _spelled, _known, _completed, _other_columns, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
+    for rule in (_mended, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
         try: new = rule(words, args, e)
         except (SftError, AttributeError, OSError): continue
         if new!=words and _parses(new): return _typed_as(new)
@@ -861,15 +877,16 @@ def _typed_as(words): return f'sft_nb {shlex.join(words)}'
 
 def _advised(text, words, args, e):
     "A message with the next command behind it, where it does not end with one already"
-    if re.search(r"(See|Type|Next|by): (sft_nb|pip) ((?!\. ).)*$", text): return text
+    if re.search(r"(See|Type|Next|by): (sft_nb|pip|iconv) ((?!\. ).)*$", text): return text
     command = _next_command(words, args, e)
     if len(command)>300: command = _typed_as([words[0], '--help'])
     return f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Type: {command}"
 
 # %% ../nbs/00_cli.ipynb #fe5872f5
 def _one_line(e):
-    "A message of several lines as one"
-    return '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
+    "A message of several lines as one, with options as they are typed"
+    text = '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
+    return re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
 
 def _say(text):
     "Print to standard output; a reader that has gone away is not error"

@@ -1,5 +1,5 @@
 "A browser, JupyterLab and a notebook in it, for tests and benchmarks of what is looked at"
-import contextlib, os, shutil, socket, subprocess, sys, time, urllib.request
+import contextlib, copy, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat
 from playwright.sync_api import expect, sync_playwright
@@ -60,9 +60,19 @@ class Notebook:
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
         nbformat.write(nb, folder/f'{name}.ipynb')
         self.folder,(self.page,self.errors) = folder,new_page(browser)
-        self.page.goto(f'{address}/doc/workspaces/{name}/tree/{name}.ipynb')
+        self.address = address+'/doc/workspaces/{}/tree/'+f'{name}.ipynb'
+        self.page.goto(self.address.format(name))
         self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=slow_machine)
         self.run()
+
+    def second_tab(self, browser):
+        "The same notebook with what its cells show, in another tab"
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        other = copy.copy(self)
+        other.page,other.errors = new_page(browser)
+        other.page.goto(self.address.format('second'))
+        other.page.wait_for_selector('.sft-card', timeout=slow_machine)
+        return other
 
     def command(self, name, args=None): self.page.evaluate('([name, args]) => { window.jupyterapp.commands.execute(name, args || {}) }', [name, args])
     def run(self):

@@ -14,6 +14,7 @@ def place(tmp_path_factory):
     make_toy('image', tmp/'pets')
     words = make_toy('text', tmp/'words')
     files = {'t.csv':'text,label\na,x\nb,y\nc,x\nd,y\n', 'mood.csv':'text,mood\na,x\nb,y\nc,x\nd,y\n', 'odd.csv':'id,words,mood\n1,a,x\n2,b,y\n', 'empty.csv':'',
+             'tickets.csv':'message,team\na,x\nb,y\nc,x\nd,y\n',
              'one.csv':'text,label\na,x\nb,x\n',
              'bad.csv':'text,label\n'+'a good one,x\n'*6+'another,y\n'*6+',y\n', 'note.pdf':'%PDF-1.4', 'broken.png':'nope'}
     for name,text in files.items(): (tmp/name).write_text(text)
@@ -44,7 +45,10 @@ NEXT = {
     'finetune imgae pets --out m': 'sft_nb finetune image pets --out m',
     'finetune zebra pets --out m': 'sft_nb tasks',
     'finetune image nowhere --out m': 'ls .',
+    'finetune text tickets.csv --out m': 'sft_nb finetune text tickets.csv --out m --input message --target team',
+    'check text tickets.csv --input mesage': 'sft_nb check text tickets.csv --input message',
     'finetune image deep/nowhere --out m': 'ls .',
+    'finetune image pet/ --out m': 'sft_nb finetune image pets --out m',
     'finetune image pet --out m': 'sft_nb finetune image pets --out m',
     'finetune image pets --out model': 'sft_nb finetune image pets --out model-2',
     'finetune image pets --out=full': 'sft_nb finetune image pets --out full-2',

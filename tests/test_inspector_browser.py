@@ -229,6 +229,32 @@ def test_two_hundred_marks_by_keyboard(lab, browser):
     assert nb.errors==[]
     nb.page.close()
 
+def test_two_tabs_and_a_second_notebook(lab, browser):
+    "Two tabs of a notebook show one Inspector; another notebook on the same marks is another writer. None of the marks is lost, and who writes last is told"
+    one = Notebook(lab, browser, 'tabs', many.replace('many.jsonl', 'tabs.jsonl'))
+    two = one.second_tab(browser)
+    one.cards.first.click()
+    expect(two.cards.first).to_have_attribute('aria-current', 'true')
+    one.page.keyboard.press('x')
+    expect(two.page.locator('.sft-card .sft-mark')).to_have_text('exclude')
+    two.cards.nth(1).click()
+    two.page.keyboard.press('a')
+    for tab in (one, two):
+        expect(tab.page.locator('.sft-card .sft-mark')).to_have_text(['exclude','ambiguous'])
+        expect(tab.said).to_have_text('row 1: ambiguous')
+    other = Notebook(lab, browser, 'other', many.replace('many.jsonl', 'tabs.jsonl'))
+    expect(other.page.locator('.sft-card .sft-mark')).to_have_text(['exclude','ambiguous'])
+    other.cards.nth(1).click()
+    other.page.keyboard.press('x')
+    expect(other.said).to_have_text('row 1: exclude')
+    one.page.keyboard.press('c')
+    for tab in (one, two): expect(tab.said).to_have_text('row 1: clear, in place of exclude from elsewhere; 1 mark made elsewhere: row 1 exclude')
+    written = [json.loads(o) for o in (one.folder/'tabs.jsonl').read_text().splitlines()]
+    assert [(o['do'],o['item']) for o in written]==[('exclude','row 0'),('ambiguous','row 1'),('exclude','row 1'),('clear','row 1')]
+    for tab in (one, two, other):
+        assert tab.errors==[]
+        tab.page.close()
+
 def test_no_serious_fault(clean, shots):
     "axe, in every tab, as gallery and as table, in both themes"
     nb,where = clean,'.jp-OutputArea-output:has(.sft-head)'
@@ -327,13 +353,19 @@ with learn.no_bar(), learn.no_logging(): learn.fine_tune(5, base_lr=1e-2, decay=
 
 @pytest.mark.slow
 def test_digits(lab, browser, shots):
-    "What the quick start ends with; the picture in the documentation"
-    nb = Notebook(lab, browser, 'digits', digits, "ev = evaluate(learn)\nInspector(ev, learn, marks='digits.jsonl', page_size=12)")
+    "What the quick start ends with, and the same as a page; the pictures in the documentation"
+    shown = "ev = evaluate(learn)\nev.to_html('digits.html', title='Digits', learn=learn)\nInspector(ev, learn, marks='digits.jsonl', page_size=12)"
+    nb = Notebook(lab, browser, 'digits', digits, shown)
     nb.page.set_viewport_size(dict(width=1300, height=1500))
     nb.cards.nth(1).click()
     expect(nb.page.locator('.sft figcaption').first).to_be_visible(timeout=slow_machine)
     nb.shoot(shots/'digits.png')
     assert nb.errors==[]
+    nb.page.set_viewport_size(dict(width=1280, height=860))
+    nb.page.goto((nb.folder/'digits.html').as_uri())
+    nb.page.locator('.sft-card').nth(1).click()
+    expect(nb.page.locator('#full figcaption').first).to_be_visible()
+    nb.page.screenshot(path=shots/'digits-page.png')
     nb.page.close()
 
 @pytest.fixture(scope='module')

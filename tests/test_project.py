@@ -24,6 +24,13 @@ def python(code):
 def test_imports_are_late(code):
     assert python(f'{code}\nimport json, sys; print(json.dumps([o for o in {heavy} if o in sys.modules]))') == []
 
+@pytest.mark.parametrize('name', ['all', 'evaluation.evaluate', 'training.learner', 'inspection.inspector'])
+def test_the_first_line_says_nothing(name):
+    "As a new user runs it, and as a notebook does; a warning of ours, or of another kind, would still be heard"
+    code = f'import warnings\nfrom sft_nb.{name} import *\nwarnings.warn("`torch.jit.script` is deprecated. Who says so?", FutureWarning)'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert not r.returncode and r.stderr.count('Warning')==1 and 'Who says so?' in r.stderr, r.stderr
+
 star = '''
 import json
 mine, theirs = {}, {}

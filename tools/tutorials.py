@@ -1,6 +1,6 @@
 """Run tutorials and recipes whole, slow cells too, store what they show, and note in nbs/runs.json when, how long and with which versions
 
-    python tools/tutorials.py nbs/recipes/00_few_pictures.ipynb …     # seconds are those of the processor, on one thread"""
+    python tools/tutorials.py nbs/recipes/00_few_pictures.ipynb …     # seconds are those of the processor, of the kernel and of what it started, on one thread"""
 import base64, datetime, io, json, os, re, sys
 from configparser import ConfigParser
 from importlib.metadata import version
@@ -8,7 +8,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 RUNS,LARGEST,WITH = root/'nbs'/'runs.json',60_000,('torch','fastai','transformers','timm')
-PROBE = "import json, resource, time; print(json.dumps(dict(seconds=round(time.process_time()), peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))))"
+PROBE = "import json, os, resource; print(json.dumps(dict(seconds=round(sum(os.times()[:4])), peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))))"
 MARK = '# On Colab and the like: the package is installed where it is missing'
 
 def pages(): return sorted(o for d in ('tutorials', 'recipes') for o in (root/'nbs'/d).glob('*.ipynb'))

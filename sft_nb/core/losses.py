@@ -10,11 +10,14 @@ Docs: https://sft-nb.github.io/sft_nb/core/losses.html.md"""
 __all__ = ['class_weights', 'make_loss', 'loss_weight']
 
 # %% ../../nbs/core/04_losses.ipynb #2d4c4c72
+import warnings
 import numpy as np, torch
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
-from fastai.torch_core import find_bs
 from torch import nn
 from .basics import FitError, near
+with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning) # said by torch where `fastai.layers` is loaded
+    from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
+from fastai.torch_core import find_bs
 
 # %% ../../nbs/core/04_losses.ipynb #edfb6be2
 def class_weights(

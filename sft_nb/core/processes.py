@@ -9,7 +9,7 @@ Docs: https://sft-nb.github.io/sft_nb/core/processes.html.md"""
 
 # %% auto #0
 __all__ = ['join_processes', 'is_sharded', 'explain_lost_process', 'over_processes', 'from_processes', 'from_first',
-           'first_then_all', 'own_rows', 'is_spread', 'own_share']
+           'first_then_all', 'own_rows', 'is_spread', 'own_share', 'usable_device']
 
 # %% ../../nbs/core/01_processes.ipynb #d9386e70
 import contextlib, os, re
@@ -127,3 +127,19 @@ def own_share(
 ):  # The part of it that lies in this process, without a copy; a tensor that is not spread, as it is
     "The numbers of a tensor that this process has"
     return t.to_local() if is_spread(t) else t
+
+# %% ../../nbs/core/01_processes.ipynb #64d87c25
+def usable_device(
+    device=None, # Such as 'cpu', 'cuda', 'cuda:1', 'mps' or a `torch.device`; None: the best there is, as fastai takes it
+    name:str|None=None, # How the user asked for it, for the message; None: device=…
+    error=FitError, # Class of the error
+): # `torch.device`
+    "A device that can be used here"
+    import torch
+    if device is None:
+        from fastai.torch_core import default_device
+        return default_device()
+    try: return torch.zeros(1, device=device).device
+    except (RuntimeError,AssertionError,NotImplementedError,TypeError) as e:
+        others = ', '.join(repr(o) for o in ('cpu','cuda','mps') if o!=str(device))
+        raise error(f"{name or f'device={device!r}'} cannot be used: {str(e).splitlines()[0]}. Try {others}, or leave it out.") from e

@@ -217,8 +217,8 @@ def _columns(frame, task, input, target, group, labelled, what):
     return {k:c for k,(c,_) in want.items()}
 
 def _near_column(c, has):
-    hit = near(c, has)
-    return hit if 'Did you mean' in hit else ''
+    like = [*get_close_matches(c, has, cutoff=.6), *(o for o in has if c.lower() in o.lower())]
+    return near(c, dict.fromkeys(like)) if like else ''
 
 # %% ../../nbs/data/06_rows.ipynb #6071b5d4
 def _nfc(name): return unicodedata.normalize('NFC', name)

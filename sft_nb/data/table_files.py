@@ -86,7 +86,7 @@ def _encoding_hint(path, data, at):
     seen = data[max(0, at-10):at+10].decode(name, 'replace').strip()
     return (f"{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}. Its encoding looks like {name}"
             f"{f' (it would read {seen!r} there)' if seen else ''}. "
-            f"Save it as UTF-8: iconv -f {name} -t utf-8 {Path(path).name} > new{Path(path).suffix}")
+            f"Save it as UTF-8, in an editor or by: iconv -f {name} -t utf-8 {Path(path).name} > {Path(path).stem}-utf8{Path(path).suffix}")
 
 # %% ../../nbs/data/04_table_files.ipynb #cf30d2ce
 def _patterns(sep):

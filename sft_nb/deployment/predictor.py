@@ -16,10 +16,11 @@ from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import DataError, folder_atomic, FolderError, local_path, MissingExtra, process_rank, say, TaskError
+from ..core.processes import usable_device
 from ..core.untrusted import bounded_build, JSON_BYTES, odd_weights, safe_path
 from ..checkpoints.references import open_checkpoint
 from ..data.task import get_task
@@ -286,15 +287,6 @@ def _check_tokenizer(spec, info, folder):
     if tokenizer_fingerprint(spec.checkpoint.tokenizer())!=mark:
         raise FolderError(f"{folder}: its tokenizer is not the one that the model was trained with. Copy or save the folder again.")
 
-# %% ../../nbs/deployment/01_predictor.ipynb #c5f89761
-def _device(device):
-    if device is None:
-        from fastai.torch_core import default_device
-        return default_device()
-    try: return torch.zeros(1, device=device).device
-    except (RuntimeError,AssertionError,NotImplementedError,TypeError) as e:
-        raise FolderError(f"device={device!r} cannot be used: {str(e).splitlines()[0]}. Try 'cpu', 'cuda' or 'mps'.") from e
-
 # %% ../../nbs/deployment/01_predictor.ipynb #310babad
 def _built(info, folder, kinds, head):
     "(spec, model) of a folder that was checked"
@@ -324,4 +316,4 @@ def load_predictor(
     model.temperature = float(info.get('temperature', 1.))
     _check_kinds(model, kinds, folder)
     model.keep_folded = True
-    return Predictor(model.to(_device(device)).eval(), spec, info, folder)
+    return Predictor(model.to(usable_device(device, error=FolderError)).eval(), spec, info, folder)

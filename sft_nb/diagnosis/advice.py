@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from ..core.basics import DataError, FitError, progress
 from ..core.metrics import class_codes, group_codes
+from ..core.processes import usable_device
 from ..data.splits import fold_specs
 from ..data.load import make_loaders
 from ..training.learner import sft_learner
@@ -126,10 +127,6 @@ def _probe_skill(x, y, n_classes, groups=None):
     n = len(np.unique(y[judged]))
     return max(0., (balanced_accuracy_score(y[judged], probs[judged].argmax(1))-1/n)/(1-1/n)) if n>1 else float('nan')
 
-def _device():
-    import torch
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-
 def _facts(dls):
     "The facts behind the suggestions"
     from sft_nb.data.spec import data_summary
@@ -138,7 +135,8 @@ def _facts(dls):
     some = train.sample(min(len(train), 2000), random_state=spec.seed)
     y = class_codes(some[spec.task.target.column], spec.vocab, spec.multi_label)
     skill = _probe_skill(item_features(dls, some), y, len(spec.vocab), group_codes(some)) if y.ndim==1 else float('nan')
-    return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, device=_device(), cores=os.cpu_count() or 1)
+    here = dict(device=usable_device().type, cores=os.cpu_count() or 1)
+    return dict(rows=len(train), classes=len(counts), ratio=counts.max()/max(1, counts.min()), params=spec.checkpoint.params, skill=skill, **here)
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #8dd517ab
 def _planned(dls):

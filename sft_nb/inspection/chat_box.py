@@ -15,7 +15,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 from ..core.basics import SftError
 from ..evaluation.conversation import Conversation
-from .widgets import _button
+from .widgets import _button, _without_widgets
 
 # %% ../../nbs/inspection/07_chat_box.ipynb #e23051a4
 _STYLE = '''<style>.sft-talk { display:flex; flex-direction:column-reverse; max-height:480px; overflow:auto; border:1px solid rgba(128,128,128,.4); border-radius:6px; padding:8px; }
@@ -47,6 +47,12 @@ def _draw(self:ChatBox, more=()):
     said += [(m['role'],m['content']) for m in self.talk.messages]
     body = ''.join(_bubble(*o) for o in [*said, *more]) or _bubble('note', 'Nothing was said yet.')
     self.pane.value = f'{_STYLE}<div class="sft-talk" role="log" aria-label="Conversation"><div>{body}</div></div>'
+
+@patch
+def _repr_mimebundle_(self:ChatBox, **kwargs):
+    "Where widgets are not shown, what to do and what was said"
+    said = ", or talk in a terminal: <code>sft_nb chat DIR</code>"
+    return _without_widgets(W.VBox._repr_mimebundle_(self, **kwargs), 'Chat box', said, self.pane.value)
 
 @patch
 def _busy(self:ChatBox, on):

@@ -25,7 +25,7 @@ from .attributions import told_rows
 from .cards import badge_html, detail_html, _said
 from .selection import change_choices, ORDERS, Selection
 from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
-from .widgets import _in_lines, _named, _pane, _Range, _table_html
+from .widgets import _in_lines, _named, _pane, _Range, _still_html, _table_html, _without_widgets
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a6942998
 class Inspector(W.VBox):
@@ -61,13 +61,15 @@ def now_marks(self:Inspector):
 @patch
 def __repr__(self:Inspector): return f"Inspector of {len(self.ev):,} rows; {self.now_marks!r}"
 
-_NO_WIDGETS = ('<p><b>Inspector of {:,} rows.</b> Its widgets are not shown here. Run the cell in JupyterLab, Notebook 7, VS Code or Voilà, with <code>pip install ipywidgets anywidget</code> in the environment of the server; '
-               "or write the same as a page that needs no kernel: <code>ev.to_html('report.html')</code>.</p>")
+_PAGE = ", or write a page that needs no kernel: <code>ev.to_html('report.html')</code>"
 
 @patch
 def _repr_mimebundle_(self:Inspector, **kwargs):
-    "Where widgets are not shown, a word on what to do"
-    return {**W.VBox._repr_mimebundle_(self, **kwargs), 'text/html':_NO_WIDGETS.format(len(self.ev))}
+    "Where widgets are not shown, what to do and the first rows of the page"
+    page = self.sel.page(self.page, self.page_size)[:6]
+    rows = _still_html(page, self.ev.task, {i:o for i,_ in page if (o := self.sel.other_row(i))}, self.now_marks.refresh())
+    what = f'Inspector of {len(self.ev):,} rows, the first {len(page)} of them below' if len(page)<len(self.ev) else f'Inspector of {len(self.ev):,} rows'
+    return _without_widgets(W.VBox._repr_mimebundle_(self, **kwargs), what, _PAGE, rows)
 
 @patch
 @contextmanager

@@ -113,13 +113,28 @@ def _gallery_html(page, task, others):
 
 def _width(task): return '' if any(k.pictured for k in task.inputs) else ' sft-wide'
 
+_HEAD = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
+
+def _rows_table(lines): return f'<table><thead><tr>{_HEAD}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
 def _table_html(page, task, others):
     if not page: return '<p class="sft-empty">No row passes the filters.</p>'
-    head = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
     def line(i, r):
         cells = ''.join(f'<td>{c}</td>' for c in cells_html(r, task, None, others.get(i))[:-1])
         return f'<tr data-do="open" data-value="{i}" tabindex="0">{cells}<td>{_slot(i)}</td></tr>'
-    return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(line(i, r) for i,r in page)}</tbody></table>'
+    return _rows_table(line(i, r) for i,r in page)
+
+# %% ../../nbs/inspection/04_widgets.ipynb #bc2a88c7
+_RUN = ('No widgets here: run the cell in JupyterLab, Notebook 7, VS Code or Voilà, with <code>pip install ipywidgets anywidget</code> in the environment of the kernel')
+
+def _without_widgets(bundle, what, said, body):
+    "What a widget gives to a notebook, and beside it HTML for places without widgets: a sentence, and what can be seen"
+    return {**bundle, 'text/html':f'<p><b>{html.escape(what)}.</b> {_RUN}{said}.</p>{body}'}
+
+def _still_html(page, task, others, marks):
+    "Rows with their marks, where nothing can be clicked"
+    lines = (''.join(f'<td>{c}</td>' for c in cells_html(r, task, marks.get(r['item']), others.get(i))) for i,r in page)
+    return _rows_table(f'<tr>{o}</tr>' for o in lines) if page else ''
 
 # %% ../../nbs/inspection/04_widgets.ipynb #99f8c22b
 def _cell_button(n, of, i, j, a, b):

@@ -35,7 +35,9 @@ class FitPlan:
     def table(self)->pd.DataFrame: # setting, value, reason
         "One row per setting"
         rows = [*((k, *o) for k,o in self.loaded.items()), *((k, v, self.reasons.get(k, '')) for k,v in self.values.items())]
-        return pd.DataFrame([dict(setting=k, value='to the minimum' if k=='freeze_epochs' and v is None else v, reason=o) for k,v,o in rows], dtype=object)
+        setting,value,reason = zip(*rows) if rows else ((),(),())
+        shown = ['to the minimum' if k=='freeze_epochs' and v is None else v for k,v in zip(setting, value)]
+        return pd.DataFrame(dict(setting=setting, value=pd.Series(shown, dtype=object), reason=reason))
     def _lines(self): return [f'{o.setting} {o.value}: {o.reason}' for o in self.table.itertuples()]
     def __repr__(self): return '\n'.join([*self._lines(), *([f'about {self.seconds:.0f} s'] if self.seconds is not None else [])])
     def _repr_html_(self): return self.table.to_html(index=False)

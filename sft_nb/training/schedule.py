@@ -47,7 +47,7 @@ def _for_frozen(kwargs):
 @patch
 @_one_call
 def fit_head(self:SFTLearner,
-    epochs:int|None=None, # Passes over the cached features; None: a linear head is solved for, its penalty chosen on folds of training rows; others train as long as is best on a fifth of them
+    epochs:int|None=None, # Passes over the cached features; None: a linear head is solved for, its penalty chosen on folds of training rows; others train as long as a fifth of them says
     lr:float|None=None, # Highest rate of the one-cycle schedule; None: 1e-2, and 1e-3 where a pretrained decoder trains
     dtype:str='float32', # How features are stored; float32 is exact
     views:int=0, # Augmented passes to store; 0: no augmentation
@@ -151,6 +151,7 @@ def _kept_border(learn, dtype):
 
 # %% ../../nbs/training/08_schedule.ipynb #4f306fc4
 _FASTAI = dict(freeze_epochs=1, base_lr=2e-3, unfreeze_to=0, epochs=3)
+_WHY = {**dict.fromkeys(_FASTAI, "fastai's default"), 'unfreeze_to':"all groups train, fastai's default"}
 
 def _recommended(recipe, given):
     "Recommendations of a task for arguments that are not given: epochs go together, and so do rates"
@@ -164,7 +165,7 @@ def _chosen(learn, given, budget):
         raise FitError(f"budget={budget!r} chooses epochs and depth from a plan. Leave out epochs, freeze_epochs and head_lr, and use a head on a body that can be cached.")
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a resumed run could not go on. Pass epochs instead.")
     own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
-    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**dict.fromkeys(_FASTAI, "fastai's default"), **dict.fromkeys(own, 'recommended by the task')})
+    plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**_WHY, **dict.fromkeys(own, 'recommended by the task')})
     values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
     reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
     if planned and 'epochs' in given and 'unfreeze_to' not in given: values['unfreeze_to'],reasons['unfreeze_to'] = 0,'all groups train, as a number of epochs is given'
