@@ -2,18 +2,13 @@
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
+from shared import curve, well
 from sft_nb.data.task import get_task
 from sft_nb.tasks.toys import make_toy
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
-def well(r):
-    assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
-    return r
-
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], v) for k,v in b.items())
-
-def curve(r, rank=0): return np.array([[v for _,v in sorted(h.items()) if isinstance(v, float)] for h in r['left'][rank]['history']])
 
 def as_one(run, task, **how):
     one,two = well(run(task, 'one', 1, **how)),well(run(task, 'two', 2, **how))
@@ -133,18 +128,22 @@ def test_the_command_says_a_mistake_once(toy, tmp_path):
     assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
 
 NOTEBOOK = """
-import sys
+import sys, torch
 from accelerate import notebook_launcher
 def train(source, checkpoint, out):
+    torch.set_num_threads(1)
     from sft_nb.all import load_data, process_count, process_rank, save_predictor, sft_learner
     learn = sft_learner(load_data('text', source, valid=.25, checkpoint=checkpoint, batch_size=4))
     with learn.no_bar(), learn.no_logging(): learn.fit_head(2)
     if not process_rank(): print('of', process_count())
     save_predictor(learn, out)
+torch.set_num_threads(2)
+torch.rand(800, 800)@torch.rand(800, 800)
 if __name__=='__main__': notebook_launcher(train, sys.argv[1:4], num_processes=2, use_port=sys.argv[4])
 """
 
 def test_a_notebook_launches(toy, tmp_path, shared):
+    "The notebook has computed in several threads already; a fork that takes several too would wait for threads that it does not have"
     (tmp_path/'notebook.py').write_text(NOTEBOOK)
     r = subprocess.run([sys.executable, tmp_path/'notebook.py', toy[0], toy[2], tmp_path/'model', str(shared.free_port())], capture_output=True, text=True, timeout=300)
     assert not r.returncode and 'of 2' in r.stdout and (tmp_path/'model'/'sft.json').is_file(), r.stderr
