@@ -112,7 +112,8 @@ def test_what_is_computed_elsewhere_is_what_a_cpu_computes(name, tmp_path, monke
             model.zero_grad()
             scores = model(x)
             learn.loss_func(scores, y).mean().backward()
-            with torch.no_grad(): out += [scores.detach(), *(model.suffix(b, model.prefix(b, x)) for b in model.borders()), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+            with torch.no_grad(): out += [scores.detach(), *(model.suffix(b, model.prefix(b, x)) for b in model.borders())]
+            out += [p.grad.clone() for p in model.parameters() if p.grad is not None]
         return out
     here = found()
     on_all_devices(monkeypatch)
