@@ -4,7 +4,7 @@ A run trains the toy of a task; what it ends with is written by each process int
 and runs that were killed. A process may be told to do something at a step: die by SIGKILL, stand still, get a signal, raise."""
 import json, os, signal, socket, sys, time, traceback
 from pathlib import Path
-import torch
+import numpy as np, torch
 from fastai.callback.core import Callback
 from safetensors.torch import load_file, save_file
 from sft_nb.training import cache
@@ -125,3 +125,12 @@ def run(task, folder, name, n, **how):
     left = [json.loads(Path(f'{out}-{r}.json').read_text()) if not c else None for r,c in enumerate(codes)]
     return dict(codes=codes, seconds=seconds, left=left, said=[[Path(f'{out}-{r}.{o}').read_text() for o in ('out','err')] for r in range(n)],
                 weights=[load_file(f'{out}-{r}.safetensors') if not c else None for r,c in enumerate(codes)])
+
+def well(r):
+    "A run of which every process ended well"
+    assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
+    return r
+
+def curve(r, rank=0):
+    "`(epoch, number)` of the history that a process has left"
+    return np.array([[v for _,v in sorted(h.items()) if isinstance(v, float)] for h in r['left'][rank]['history']])

@@ -1,19 +1,18 @@
 "A run of two processes is the run of one: same curve, every row counted once, one writer, resumed like any other"
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
+from shared import curve, well
+from sft_nb.core.basics import process_rank
+from sft_nb.data.lazy import ArrowRows, DatasetRows, is_lazy
+from sft_nb.data.load import load_data
 from sft_nb.data.task import get_task
 from sft_nb.tasks.toys import make_toy
+from sft_nb.training.learner import sft_learner
 
 pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
-def well(r):
-    assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
-    return r
-
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], v) for k,v in b.items())
-
-def curve(r, rank=0): return np.array([[v for _,v in sorted(h.items()) if isinstance(v, float)] for h in r['left'][rank]['history']])
 
 def as_one(run, task, **how):
     one,two = well(run(task, 'one', 1, **how)),well(run(task, 'two', 2, **how))
@@ -132,19 +131,47 @@ def test_the_command_says_a_mistake_once(toy, tmp_path):
     r = launch(TORCHRUN, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--batch-size', '1')
     assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
 
+def lazy_job(source, checkpoint, out):
+    "Which rows of a table in a file a process reads while it trains and validates, and how many at once"
+    learn = sft_learner(load_data('text', source() if callable(source) else source, valid=.25, checkpoint=checkpoint, batch_size=4, lazy=True), freeze=None)
+    found,reads = [],{k:k.read for k in (ArrowRows, DatasetRows)}
+    def noted(read): return lambda rows, column, idxs: (found.append((column, [int(i) for i in idxs])), read(rows, column, idxs))[1]
+    for k,f in reads.items(): k.read = noted(f)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(found=found, lazy=is_lazy(learn.dls.sft.rows.text), valid=len(learn.dls.valid_ds), left=len(learn.dls.train_ds)%4)))
+
+@pytest.mark.parametrize('kind', ['parquet', 'dataset'])
+def test_rows_in_a_file_are_read_once_and_by_one_process(toy, tmp_path, shared, kind):
+    table = pd.read_csv(toy[0])
+    table.to_parquet(tmp_path/'rows.parquet')
+    if kind=='dataset': pytest.importorskip('datasets').Dataset.from_pandas(table).save_to_disk(str(tmp_path/'rows'))
+    def source(): return __import__('datasets').load_from_disk(str(tmp_path/'rows')) if kind=='dataset' else tmp_path/'rows.parquet'
+    codes,_ = shared.launched(2, tmp_path/'two', lambda: lazy_job(source, toy[2], tmp_path/'two'))
+    assert codes==[0, 0], (tmp_path/'two-0.err').read_text()
+    left = [json.loads((tmp_path/f'two-{r}.json').read_text()) for r in range(2)]
+    rows = [[i for _,idxs in o['found'] for i in idxs] for o in left]
+    assert all(o['lazy'] and o['valid']%4!=1 for o in left) and {c for o in left for c,_ in o['found']}=={'text'}
+    assert left[0]['left']==0 and len({*rows[0], *rows[1]})==len(rows[0]+rows[1]) and min(map(len, rows))>=.4*len(table)
+    assert len(rows[0]+rows[1])>=len(table)-1, 'the row that was read last, before the fit, may still be held'
+    assert max(len(idxs) for o in left for _,idxs in o['found'])<=2
+
 NOTEBOOK = """
-import sys
+import sys, torch
 from accelerate import notebook_launcher
 def train(source, checkpoint, out):
+    torch.set_num_threads(1)
     from sft_nb.all import load_data, process_count, process_rank, save_predictor, sft_learner
     learn = sft_learner(load_data('text', source, valid=.25, checkpoint=checkpoint, batch_size=4))
     with learn.no_bar(), learn.no_logging(): learn.fit_head(2)
     if not process_rank(): print('of', process_count())
     save_predictor(learn, out)
+torch.set_num_threads(2)
+torch.rand(800, 800)@torch.rand(800, 800)
 if __name__=='__main__': notebook_launcher(train, sys.argv[1:4], num_processes=2, use_port=sys.argv[4])
 """
 
 def test_a_notebook_launches(toy, tmp_path, shared):
+    "The notebook has computed in several threads already; a fork that takes several too would wait for threads that it does not have"
     (tmp_path/'notebook.py').write_text(NOTEBOOK)
     r = subprocess.run([sys.executable, tmp_path/'notebook.py', toy[0], toy[2], tmp_path/'model', str(shared.free_port())], capture_output=True, text=True, timeout=300)
     assert not r.returncode and 'of 2' in r.stdout and (tmp_path/'model'/'sft.json').is_file(), r.stderr

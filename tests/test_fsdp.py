@@ -12,6 +12,7 @@ from fastai.data.load import DataLoader
 from fastai.optimizer import OptimWrapper, SGD
 from safetensors.torch import load_file, save_file
 from torch import nn
+from shared import curve, well
 from sft_nb.core.basics import FitError, process_rank
 from sft_nb.core.processes import is_spread, own_share
 from sft_nb.models.model import SFTModel
@@ -159,12 +160,6 @@ def test_what_does_not_work_is_refused_in_words(shared, tmp_path):
         assert len(o['lost'])==3 and all('the weights were spread over the processes' in s for s in o['lost'])
 
 # --------------------------------------------------------------------------- the tasks
-
-def well(r):
-    assert not any(r['codes']), '\n'.join(e for _,e in r['said'])
-    return r
-
-def curve(r, rank=0): return np.array([[v for _,v in sorted(h.items()) if isinstance(v, float)] for h in r['left'][rank]['history']])
 
 def close(a, b): return a.keys()==b.keys() and max((a[k].float()-v.float()).abs().max().item() for k,v in b.items())<1e-5
 

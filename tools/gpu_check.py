@@ -11,7 +11,8 @@ On a machine without a network that has torch, transformers and timm, the rest c
 
 A line per check, a table at the end, status 1 where a check failed. Nothing is skipped in silence: what a device cannot do (float16 on a CPU) stands in the table as such.
 """
-import argparse, contextlib, os, sys, tempfile, time, traceback
+import argparse, contextlib, os, shutil, sys, tempfile, time, traceback
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -19,6 +20,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.data import load
 from fastai.torch_core import default_device
 from sft_nb.all import Autocast, evaluate, frozen_cache, has_bfloat16, load_data, load_predictor, Resume, save_predictor, sft_learner
 from sft_nb.training import cache, cache_store
@@ -27,6 +29,7 @@ from sft_nb.tasks.toys import make_toy
 
 WORDS = 'river stone cloud window garden letter winter music market silver summer bridge forest candle mirror'.split()
 CLOSE = dict(float32=1e-3, bfloat16=5e-2, float16=5e-2)
+COMPILED = ('text',)  # compiling takes about a minute per network
 STEPS = 6
 
 # Data and networks
@@ -137,6 +140,42 @@ def trained(make, device, reference, name):
     if why := cannot(name, device): raise NotHere(why)
     return near(losses(make(device, freeze=None), precision(name)), reference, CLOSE[name])
 
+@contextlib.contextmanager
+def tf32():
+    "Products of float32 with the first 10 bits of the mantissa, on GPUs that have it"
+    found = torch.backends.cuda.matmul,torch.backends.cudnn
+    for o in found: o.allow_tf32 = True
+    try: yield
+    finally:
+        for o in found: o.allow_tf32 = False
+
+def in_tf32(make, device, reference):
+    if device.type!='cuda': raise NotHere('needs CUDA')
+    with tf32(): return near(losses(make(device, freeze=None)), reference, 1e-2)
+
+@contextlib.contextmanager
+def pinned(dls):
+    "Batches in pinned memory, copied without waiting; fastai's loaders wait unless they are told otherwise"
+    to_device = load.to_device
+    load.to_device = partial(to_device, non_blocking=True)
+    for dl in dls.loaders: dl.fake_l.pin_memory = True
+    try: yield
+    finally: load.to_device = to_device
+
+def from_pinned(make, device, reference):
+    if device.type!='cuda': raise NotHere('needs CUDA')
+    learn = make(device, freeze=None)
+    with pinned(learn.dls): return near(losses(learn), reference, CLOSE['float32'])
+
+def compiled(make, device):
+    "What trains above the cache, compiled by torch"
+    if device.type=='cpu' and not shutil.which(os.environ.get('CXX', 'g++')): raise NotHere('needs a C++ compiler')
+    def run(compiling):
+        learn = make(device)
+        if compiling: learn.model.compile()
+        with frozen_cache(learn): return losses(learn)
+    return near(run(True), run(False), CLOSE['float32'])
+
 def from_cache(make, device):
     "Cached = live"
     def run(cached):
@@ -227,6 +266,27 @@ def ours_loop(learn, name):
     def run(steps): losses(learn, precision(name), steps)
     return run
 
+def compiled_loop(learn, name):
+    learn.model.compile()
+    return ours_loop(learn, name)
+
+def tf32_loop(learn, name):
+    def run(steps):
+        with tf32(): losses(learn, steps=steps)
+    return run
+
+def pinned_loop(learn, name):
+    def run(steps):
+        with pinned(learn.dls): losses(learn, precision(name), steps)
+    return run
+
+def options(task, name, device):
+    "Ways of ours that a device has"
+    out = dict(TF32=tf32_loop) if device.type=='cuda' and name=='float32' else {}
+    if device.type=='cuda': out['pinned'] = pinned_loop
+    if device.type=='cuda' and task in COMPILED: out['compiled'] = compiled_loop
+    return out
+
 def trainer_loop(learn, name, folder):
     "transformers' Trainer over the same network of texts"
     from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
@@ -245,7 +305,7 @@ def speed(task, make, device, folder, steps):
     out = []
     for name in ('float32', 'bfloat16'):
         if cannot(name, device): continue
-        ways = dict(ours=ours_loop, loop=plain_loop, **(dict(Trainer=lambda l,n: trainer_loop(l, n, folder/'trainer')) if task=='text' else {}))
+        ways = dict(ours=ours_loop, loop=plain_loop, **(dict(Trainer=lambda l,n: trainer_loop(l, n, folder/'trainer')) if task=='text' else {}), **options(task, name, device))
         found = {}
         for way,f in ways.items():
             learn = make(device, freeze=None)
@@ -272,6 +332,9 @@ def all_checks(task, device, size, folder, rows, speeds, steps):
     make = made(task, folder, size)
     reference = losses(make(torch.device('cpu'), freeze=None))
     for name in CLOSE: check(f'training in {name}', lambda n=name: trained(make, device, reference, n), rows, task)
+    check('training in TF32', lambda: in_tf32(make, device, reference), rows, task)
+    check('pinned, copied without waiting', lambda: from_pinned(make, device, reference), rows, task)
+    if task in COMPILED: check('compiled = as it is', lambda: compiled(make, device), rows, task)
     check('cached = live', lambda: from_cache(make, device), rows, task)
     check('resumed = whole', lambda: resumed(make, device, folder/'run'), rows, task)
     check('evaluated as on the CPU', lambda: judged(make, device), rows, task)

@@ -29,8 +29,8 @@ from ..data.texts import network_config
 from .heads import make_head, parse_head
 from .model import SFTModel
 from .seq2seq import fixed_as_buffers
-from .speech_model import _each, _first_places
-from .text_model import _labels
+from .speech_model import _convolved, _first_places
+from .text_model import _labels, _waits
 
 # %% ../../nbs/models/13_sound_model.ipynb #b589c8b2
 _LAYER = re.compile(r'((?:encoder\.)?layers?\.\d+)\.')
@@ -56,14 +56,18 @@ def sound_groups(
     return out
 
 # %% ../../nbs/models/13_sound_model.ipynb #ccd5b56e
-def _flat(t, mask): return t.flatten(0, 1) if mask is None or mask.all() else t[mask.bool()]
+def _all_windows(mask): return _waits(mask) or bool(mask.all())
+
+def _flat(t, mask): return t.flatten(0, 1) if mask is None or _all_windows(mask) else t[mask.bool()]
 
 def _placed(t, mask):
     if mask is None: return t[:,None]
-    if mask.all(): return t.unflatten(0, mask.shape)
+    if _all_windows(mask): return t.unflatten(0, mask.shape)
     out = t.new_zeros(*mask.shape, *t.shape[1:])
     out[mask.bool()] = t
     return out
+
+def _filled(lengths, mask): return _flat(lengths if mask is None else lengths.where(mask.bool(), lengths.max()), mask)
 
 def _first(o): return o[0] if isinstance(o, tuple) else o
 
@@ -101,8 +105,9 @@ def begin(self:SoundModel,
     "From features to what enters the first layer"
     mask,key = x.get('mask'),next(o for o in ('input_features','input_values') if o in x)
     if mask is None: x = {k:x[k][:,None] for k in (key,'heard')}
-    heard = _flat(x['heard'], mask)
-    return dict(hidden=_placed(_chunked(self.embed, _flat(x[key], mask), heard), mask), places=_placed(self.count(heard), mask), mask=mask)
+    heard = _filled(x['heard'], mask)
+    places = _placed(self.count(heard), mask)
+    return dict(hidden=_placed(_chunked(self.embed, _flat(x[key], mask), heard), mask), places=places if mask is None else places*mask, mask=mask)
 
 @patch
 def step(self:SoundModel,
@@ -110,7 +115,7 @@ def step(self:SoundModel,
     h, # From `begin`, or the step before
 ):  # The same; behind the last step a vector per sound `(sound, component)`
     "Run a layer, and behind the last one take the mean over what was heard"
-    mask,places = h['mask'],_flat(h['places'], h['mask'])
+    mask,places = h['mask'],_filled(h['places'], h['mask'])
     hidden = _chunked(partial(self.layer, i), _flat(h['hidden'], mask), places)
     if i<self.steps-1: return {**h, 'hidden':_placed(hidden, mask)}
     share = h['places'].to(hidden.dtype)
@@ -151,13 +156,12 @@ class WaveSounds(SoundModel):
     def count(self, heard):
         "Frames that are sound"
         return convolved_frames(self.net.config, heard)
-    def convolve(self, o): return self.body.feature_extractor(o).transpose(1, 2)
     def embed(self, values, heard):
         "Convolutions"
         if self.net.config.feat_extract_norm=='group':
-            h,size = _each(self.convolve, values, heard)[0],convolved_frames(self.net.config, values.shape[1])
+            h,size = _convolved(self.body.feature_extractor, values, heard),convolved_frames(self.net.config, values.shape[1])
             h = F.pad(h, (0, 0, 0, size-h.shape[1]))
-        else: h = self.convolve(values)
+        else: h = self.body.feature_extractor(values).transpose(1, 2)
         return _first(self.body.feature_projection(h))
     def layer(self, i, hidden, places):
         "All layers"

@@ -27,7 +27,7 @@ from ..data.sounds import Sound
 from ..data.token_targets import pad_labels
 from ..data.speech import best_tokens, convolved_frames, OFF_SCORE, open_processor, speech_coder, speech_rows_loader
 from .model import SFTModel
-from .text_model import _check_size
+from .text_model import _check_size, _waits
 from .seq2seq import fixed_as_buffers, Generated, sequence_loss, sequence_losses, SequenceModel, token_losses, _encoded
 from .seq2seq import _keeps_head
 
@@ -76,15 +76,33 @@ def _each(f, rows, lengths):
 
 def _first_places(lengths, size): return (torch.arange(size, device=lengths.device)[None]<lengths[:,None]).long()
 
+# %% ../../nbs/models/10_speech_model.ipynb #d616de32
+def _norm_of_places(norm, n, h):
+    "A group norm with a group per channel, over the first `n` places of each row"
+    on,n = _first_places(n, h.shape[-1])[:,None],n[:,None,None]
+    x = h.float()
+    x = x-(x*on).sum(-1, keepdim=True)/n
+    x = x*torch.rsqrt((x*x*on).sum(-1, keepdim=True)/n+norm.eps)
+    return x*norm.weight[:,None]+norm.bias[:,None]
+
+def _convolved(extractor, values, lengths):
+    "`(batch, frame, component)` of clips, each as if it were alone"
+    def conv(o): return extractor(o).transpose(1, 2)
+    if not _waits(values): return _each(conv, values, lengths)[0]
+    first = extractor.conv_layers[0]
+    (kernel,),(stride,),norm = first.conv.kernel_size,first.conv.stride,first.layer_norm
+    norm.forward = partial(_norm_of_places, norm, (lengths-kernel)//stride+1)
+    try: return conv(values)
+    finally: del norm.forward
+
 # %% ../../nbs/models/10_speech_model.ipynb #8952df19
 @patch
 def frames(self:CTCModel,
     x, # dict of `input_values` and `attention_mask` `(batch, sample)`
 ):  # dict of `frames` `(batch, frame, component)` and `mask` `(batch, frame)`
     "Run the convolutions"
-    def conv(o): return self.body.feature_extractor(o).transpose(1, 2)
-    lengths = x['attention_mask'].sum(1)
-    h = _each(conv, x['input_values'], lengths)[0] if self.net.config.feat_extract_norm=='group' else conv(x['input_values'])
+    lengths,extractor = x['attention_mask'].sum(1),self.body.feature_extractor
+    h = _convolved(extractor, x['input_values'], lengths) if self.net.config.feat_extract_norm=='group' else extractor(x['input_values']).transpose(1, 2)
     out = self.body.feature_projection(h)
     return dict(frames=out[0] if isinstance(out, tuple) else out, mask=_first_places(convolved_frames(self.net.config, lengths), h.shape[1]))
 

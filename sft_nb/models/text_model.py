@@ -225,10 +225,14 @@ class TextModel(SFTModel):
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
 
 # %% ../../nbs/models/06_text_model.ipynb #68f908e4
+def _waits(t):
+    "Whether the device of a tensor would have to wait for a number that is read back"
+    return t.device.type!='cpu'
+
 def _parts(mask, least=.25):
     "(rows, tokens) of the long and of the short texts of a batch; None: it saves less than a share of the tokens, padding is not on the right, or a device would wait for it"
     n,size = mask.shape
-    if n<2 or mask.device.type!='cpu': return None
+    if n<2 or _waits(mask): return None
     lengths = mask.sum(1)
     if not torch.equal(mask.bool(), torch.arange(size, device=mask.device)<lengths[:,None]): return None
     long,order = lengths.sort(descending=True, stable=True)

@@ -24,23 +24,22 @@ from ..data.tag_tokens import tag_coder
 from ..data.texts import network_config
 from .heads import make_head, parse_head
 from .model import SFTModel
-from .text_model import FAMILIES, text_groups, TextModel, _check_size, _DROPOUTS, _givers, _handing, _no_pooler, _Pass, _tokens, _until
+from .text_model import FAMILIES, text_groups, TextModel, _check_size, _DROPOUTS, _givers, _handing, _no_pooler, _Pass, _tokens, _until, _waits
 
 # %% ../../nbs/models/12_token_model.ipynb #d28418aa
 def _folded(h, length):
-    "(`(windows, length)` tensors of those windows that hold something, which ones these are)"
-    mask = h['mask']
-    rows,size = mask.shape
-    if size<=length: return h,None
-    more = -size%length
-    parts = {k:F.pad(t, (0,0)*(t.ndim-2)+(0,more)).unflatten(1, (-1,length)).flatten(0, 1) for k,t in h.items()}
+    "(`(windows, length)` tensors, which windows of the batch these are; None: the batch as it is)"
+    if h['mask'].shape[1]<=length: return h,None
+    more = -h['mask'].shape[1]%length
+    parts = {k:F.pad(t, (0,0)*(t.ndim-2)+(0,more)).unflatten(1, (-1,length)).flatten(0, 1) for k,t in h.items() if k not in ('taken','labels')}
     on = parts['mask'].any(1)
+    if _waits(on): return {**parts, 'mask':parts['mask'].masked_fill(~on[:,None], 1)},slice(None)
     return {k:t[on] for k,t in parts.items()},on
 
 def _unfolded(hidden, on, shape):
     "`(rows, tokens, component)` of windows"
     if on is None: return hidden
-    out = hidden.new_zeros(len(on), *hidden.shape[1:])
+    out = hidden.new_zeros(shape[0]*-(-shape[1]//hidden.shape[1]), *hidden.shape[1:])
     out[on] = hidden
     return out.unflatten(0, (shape[0],-1)).flatten(1, 2)[:,:shape[1]]
 
@@ -48,17 +47,22 @@ def _unfolded(hidden, on, shape):
 def word_vectors(
     hidden:torch.Tensor, # `(batch, token, component)`
     taken:torch.Tensor, # `(batch, token)`: how many words have their vector there
+    size:int|None=None, # Most words of a row; None: it is read from `taken`, for which a GPU has to wait
 )->dict: # hidden `(batch, word, component)`, and the mask `(batch, word)` of those that are there
     "The vectors of the words, in their order"
-    n = taken.sum(1)
-    size = int(n.max())
-    flat = hidden.flatten(0, 1).repeat_interleave(taken.flatten(), 0)
-    mask = torch.arange(size, device=n.device)<n[:,None]
-    out = hidden.new_zeros(len(n), size, hidden.shape[-1])
-    out[mask] = flat
-    return dict(hidden=out, mask=mask.long())
+    ends = taken.cumsum(1)
+    if size is None: size = int(ends[:,-1].max())
+    number = torch.arange(size, device=taken.device)
+    place = torch.searchsorted(ends, number.expand(len(taken), -1).contiguous(), right=True)
+    mask = number<ends[:,-1:]
+    at = place.clamp(max=taken.shape[1]-1)[...,None].expand(-1, -1, hidden.shape[-1])
+    return dict(hidden=hidden.gather(1, at).masked_fill(~mask[...,None], 0), mask=mask.long())
 
 # %% ../../nbs/models/12_token_model.ipynb #c2e07437
+def _words(state):
+    "The vectors of the words; where the tags are there, these say how many words a row has at most"
+    return word_vectors(state['hidden'], state['taken'], state['labels'].shape[1] if 'labels' in state else None)
+
 @dataclass(frozen=True)
 class _WordPass(_Pass):
     "The library's forward pass from what enters group `start` to what enters group `end`, window by window"
@@ -71,9 +75,9 @@ class _WordPass(_Pass):
         with _handing(m.body, self.silent[self.start], part.get('hidden')):
             if self.end<=n: hidden = _until(lambda: m.body(**x, **m.more), m.body.get_submodule(self.layers[self.end-1]))
             else: hidden = m.body(**x, **m.more).last_hidden_state
-        state = dict(mask=state['mask'], taken=state['taken'], hidden=_unfolded(hidden, on, state['mask'].shape))
+        state = {**{k:v for k,v in state.items() if k!='input_ids'}, 'hidden':_unfolded(hidden, on, state['mask'].shape)}
         if self.end<=n: return state
-        words = word_vectors(state['hidden'], state['taken'])
+        words = _words(state)
         return words if self.end==n+1 else m.top(words)
 
 def _inner_pieces(m):
@@ -126,13 +130,15 @@ class TokenModel(TextModel):
         self.more = dict(use_cache=False) if getattr(net.config, 'use_cache', None) else {}
         self.cut = []
         self.cut = _pieces(self)
-    def state(self, x): return dict(input_ids=x['input_ids'], mask=x['attention_mask'], taken=x.get('taken', x['attention_mask']))
+    def state(self, x):
+        more = {k:x[k] for k in ('labels',) if k in x}
+        return dict(input_ids=x['input_ids'], mask=x['attention_mask'], taken=x.get('taken', x['attention_mask']), **more)
     def features(self, x):
         state = self.state(x)
         part,on = _folded(state, self.window) if 'taken' in x else (state, None)
         hidden = self.body(input_ids=part['input_ids'], attention_mask=part['mask'], **self.more).last_hidden_state
         if 'taken' not in x: return dict(hidden=hidden, mask=torch.ones_like(state['mask']))
-        return word_vectors(_unfolded(hidden, on, state['mask'].shape), state['taken'])
+        return _words({**state, 'hidden':_unfolded(hidden, on, state['mask'].shape)})
     def scores(self, border, h):
         if border is not None or self.cut and self.checkpointing: return self.suffix(border or 0, h)
         return self.top(self.features(h))

@@ -260,6 +260,7 @@ def _spread(module, kind, **how):
     params = [p for p in module.parameters() if not is_spread(p) and p.ndim]
     for p in params: p.grad,p.data = None,p.data.contiguous()
     fully_shard(module, mesh=_mesh(kind, process_count()), ignored_params={p for p in module.parameters() if not p.ndim}, **how)
+    if kind=='cpu': module.set_force_sum_reduction_for_comms(True)
     for p in params: p.data = p.data.new_empty(0)
 
 def _spread_copy(model, device):

@@ -19,6 +19,7 @@ from fastcore.foundation import L
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from ..core.basics import FolderError, say, sha256_file, umask, write_atomic
+from ..core.processes import is_spread
 
 # %% ../../nbs/training/12_resume_files.ipynb #585fa723
 _LISTS = dict(list=list, tuple=tuple, L=L)
@@ -41,7 +42,7 @@ def _pack(
 # %% ../../nbs/training/12_resume_files.ipynb #4595f38d
 def _put(t, tensors):
     name = f't{len(tensors)}'
-    tensors[name] = t.detach().as_subclass(torch.Tensor)
+    tensors[name] = t.detach() if is_spread(t) else t.detach().as_subclass(torch.Tensor)
     return name
 
 def _from_array(a):
