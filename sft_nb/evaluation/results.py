@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.basics import TaskError
-from ..core.metrics import class_codes, draw_weights, group_codes, interval, value_table
+from ..core.metrics import class_codes, draw_weights, group_codes, share_interval, value_table
 from ..data.task import Task
 
 # %% ../../nbs/evaluation/00_results.ipynb #e472888c
@@ -66,7 +66,7 @@ def scores(self:Evaluation):
 def _by_class(self:Evaluation, scores, draws, seed):
     n = len(self)
     values = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
-    low,high = interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(self.rows), draws, seed)]))
+    low,high = share_interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(self.rows), draws, seed)]), values['support'])
     return pd.DataFrame({'class':self.vocab, 'support':values['support'].astype(int), **{k:values[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
 @patch

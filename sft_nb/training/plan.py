@@ -68,6 +68,15 @@ def _per_class(learn, values, reasons):
     if n>=100 or _counts_norms(learn.model): return values,reasons
     return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class: gentler'}
 
+# %% ../../nbs/training/07_plan.ipynb #ced0e8a1
+def _still_norms(learn, values, reasons):
+    "Numbers and reasons where a network with batch norm has few rows or predicts a number"
+    n,is_number = len(learn.spec.split('train')),learn.spec.task.target.interval
+    if not _counts_norms(learn.model) or n>=200 and not is_number: return values,reasons
+    why = 'the target is a number' if is_number else f'{n:,} rows are few'
+    return {**values, 'epochs':6, 'base_lr':1e-3, 'norm_eval':True},{**reasons, 'epochs':f'{why}: more passes, at a lower rate', 'base_lr':f'{why}: a quarter of the rate for many rows',
+        'norm_eval':f'{why}: batch norms keep the statistics of pretraining, on which the head was solved'}
+
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
     "Whether the rule applies: only a head trains first, on a body that can be cached, with labelled rows; a task may recommend its own way of training a head"
@@ -85,9 +94,9 @@ def _rule(learn):
     values,reasons = _by_network(learn.model)
     epochs,why = _epochs(n)
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
-    values,loaded = dict(freeze_epochs=None, **{**values, 'epochs':epochs, **own}),learn.spec.task.choices(learn.spec)
-    reasons = dict(freeze_epochs=_HEAD[_linear_layer(learn.model) is not None], epochs=why, **reasons)
-    return FitPlan(*_per_class(learn, values, {**reasons, **dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')}), loaded)
+    values,reasons = _still_norms(learn, dict(freeze_epochs=None, **values, epochs=epochs), dict(freeze_epochs=_HEAD[_linear_layer(learn.model) is not None], epochs=why, **reasons))
+    recommended = dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')
+    return FitPlan(*_per_class(learn, {**values, **own}, {**reasons, **recommended}), learn.spec.task.choices(learn.spec))
 
 # %% ../../nbs/training/07_plan.ipynb #501aeb65
 def _after_head(learn, plan, given):

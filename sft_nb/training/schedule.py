@@ -16,12 +16,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral
 import numpy as np, torch
+from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from fastcore.foundation import L
-from ..core.basics import FitError
+from ..core.basics import FitError, say
+from ..models.grouping import RUNNING_NORMS
 from .learner import discriminative_lrs, SFTLearner, _one_call
 from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _caches, _in_place
 from .linear_head import _solved_head
@@ -197,12 +199,27 @@ def _plain_items(learn, planned):
     return learn.no_augment() if open_ else nullcontext()
 
 # %% ../../nbs/training/08_schedule.ipynb #0f318456
+class _StillNorms(Callback):
+    "Batch norms normalize as in evaluation while the rest trains; their weights train"
+    def before_train(self):
+        for m in self.model.modules():
+            if isinstance(m, RUNNING_NORMS): m.eval()
+
 def _second_phase(learn, numbers, planned, dtype, kwargs):
     "Unfreeze, and train with discriminative rates"
     if not numbers['epochs']: return
     learn.freeze_to(_share(learn.model, numbers['unfreeze_to']))
     lrs = _second_lrs(learn.model, numbers['base_lr'], numbers.get('lr_mult'), numbers.get('decay'))
-    with _Phase(learn, 'finetune'), _plain_items(learn, planned), _kept_border(learn, dtype): learn.fit_one_cycle(numbers['epochs'], lrs, **kwargs)
+    still = learn.added_cbs([_StillNorms()]) if numbers.get('norm_eval') else nullcontext()
+    with _Phase(learn, 'finetune'), _plain_items(learn, planned), _kept_border(learn, dtype), still: learn.fit_one_cycle(numbers['epochs'], lrs, **kwargs)
+
+# %% ../../nbs/training/08_schedule.ipynb #44c18777
+def _tell_worse(history):
+    "Say where the head alone was better on the validation rows than the model at the end"
+    head,end = ([h['valid_loss'] for h in history if h['phase']==p and 'valid_loss' in h] for p in ('head','finetune'))
+    if head and end and head[-1]<end[-1]:
+        say(f"The head alone was better on the validation rows: loss {head[-1]:.4f}, after fine-tuning {end[-1]:.4f}. "
+            "epochs=0 (--epochs 0) trains the head alone, KeepBest (--keep-best) keeps the best epoch.")
 
 # %% ../../nbs/training/08_schedule.ipynb #bbaad24e
 @patch
@@ -217,12 +234,14 @@ def fine_tune(self:SFTLearner,
     decay:float|None=None, # Each group gets `decay` times the rate of the one above; None: the plan's, or fastai's `lr_mult` of 100
     unfreeze_to:int|str|float|None=None, # Group from which the second phase trains, 0 is all; a share such as .5 counts groups below the head; None: all, without `epochs` the plan's
     head_lr:float|None=None, # Rate of the head phase, which then trains by epochs; None: `base_lr`, where the phase has epochs
+    norm_eval:bool|None=None, # Whether batch norms keep the statistics of pretraining in the second phase; None: the plan's, else they follow the batches
     dtype:str='float32', # How cached activations are stored
     budget:str|float|None=None, # '90s', '5m', '1.5h' or seconds for the whole call: the epochs and the depth that fit. None: no limit
     **kwargs, # To `fit_one_cycle`: wd, cbs, reset_opt …
 )->SFTLearner: # The learner, unfrozen; `learn.state.plan` has the numbers
     "Train the head on cached features, then unfreeze and train with discriminative rates; numbers that are not given come from `learn.plan()`"
-    begun,numbers = time.perf_counter(),dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr)
+    begun,before = time.perf_counter(),len(self.history)
+    numbers = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr, norm_eval=norm_eval)
     given = {k:v for k,v in numbers.items() if v is not None}
     planned,plan = _chosen(self, given, budget)
     _second_lrs(self.model, plan.values['base_lr'], plan.values.get('lr_mult'), plan.values.get('decay'))
@@ -234,6 +253,7 @@ def fine_tune(self:SFTLearner,
     if budget is not None: plan = _within(self, plan, _budget_seconds(budget)-(time.perf_counter()-begun), dtype)
     self.state.plan = plan
     _second_phase(self, plan.values, planned, dtype, dict(pct_start=pct_start, div=div, **kwargs))
+    _tell_worse(self.history[before:])
     return self
 
 # %% ../../nbs/training/08_schedule.ipynb #4e47f59d
