@@ -140,3 +140,15 @@ def test_evaluations_have_unique_names(tmp_path, bert):
     for ev in (evaluate(learn), evaluate(learn, on=frame)): assert ev.rows['item'].is_unique
     table = pd.DataFrame(dict(item=['a','a','b'], target=['x','y','x'], prediction=['x','x','x']))
     assert evaluate_table(table).rows['item'].tolist()==['a (row 0)','a (row 1)','b']
+
+def test_corrections_move_no_row_to_the_other_side(bert):
+    "The split is drawn by the labels as they were, also where rows are left out, and a class that corrections made has a row to train on"
+    def load(**kw): return load_data('text', days(), checkpoint=bert, **kw).sft.rows.set_index('item')
+    before = load()
+    held,train = (before[before.split==o] for o in ('valid', 'train'))
+    other = next(o for o in sorted(set(before.label)) if o!=held.label.iloc[0])
+    marks = [dict(item=held.index[0], mark='relabel', label=other, was=held.label.iloc[0]), dict(item=train.index[0], mark='exclude'), *(dict(item=i, mark='relabel', label='new') for i in held.index[-2:])]
+    after = load(corrections=pd.DataFrame(marks))
+    assert sorted(set(before.index)-set(after.index))==[train.index[0]]
+    moved = [i for i in after.index if after.split[i]!=before.split[i]]
+    assert len(moved)==1 and moved[0] in held.index[-2:] and after.split[moved[0]]=='train' and after.label[held.index[0]]==other

@@ -21,7 +21,7 @@ from filelock import FileLock
 from ..core.basics import DataError, FolderError, near, say, write_atomic
 from .problems import BadRows, _table
 from .labels import is_blank
-from .table_files import whole_table
+from .table_files import Own, whole_table
 from .rows import check_source, _find_rows
 
 # %% ../../nbs/data/09_corrections.ipynb #ffe57dc6
@@ -278,7 +278,7 @@ def _judged(table, rows, task, multi, delim, what):
 
 # %% ../../nbs/data/09_corrections.ipynb #b5dd24c9
 def _correct(rows, given, task, multi=False, delim=None):
-    "Apply corrections: rows with new labels, and without those to leave out"
+    "Rows with the new labels; the labels before, and the rows to leave out, in columns of their own: the split is drawn as it was without corrections"
     if given is None: return rows
     table,what = _corrections(given),Path(given).name if isinstance(given, (str,Path)) else 'the corrections'
     judged = list(_judged(table, rows, task, multi, delim, what))
@@ -292,4 +292,11 @@ def _correct(rows, given, task, multi=False, delim=None):
     other = sum(str(o) not in known for o in table['item'])
     say(f"Corrections: {len(labels):,} labels, {len(out):,} rows left out" + (f", {other:,} of other data" if other else ''))
     targets = pd.Series([labels.get(i, v) for i,v in rows[task.target.column].items()], index=rows.index, dtype=object)
-    return rows.assign(**{task.target.column:targets}).drop(index=out).reset_index(drop=True)
+    was = [n if not isinstance(o, list) and is_blank(o) else o for o,n in zip(rows[task.target.column], targets)]
+    new = rows.assign(**{task.target.column:targets})
+    new[Own.WAS],new[Own.OUT] = pd.Series(was, index=rows.index, dtype=object),rows.index.isin(out)
+    return new
+
+def _settled(rows):
+    "Without the rows that corrections leave out, and without the columns of corrections"
+    return rows[~rows[Own.OUT]].drop(columns=[Own.WAS, Own.OUT]).reset_index(drop=True) if Own.OUT in rows else rows

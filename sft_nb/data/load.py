@@ -26,8 +26,8 @@ from .table_files import Own
 from .rows import is_dataset, table_rows, _find_rows, _missing_file
 from .problems import _table
 from .spec import DataSpec, prepared, _is_whole
-from .splits import _split, _subsample
-from .corrections import _correct
+from .splits import _give_back, _split, _subsample
+from .corrections import _correct, _settled
 
 # %% ../../nbs/data/11_load.ipynb #93999dc3
 def _none(cells): return np.array([v is None for v in cells], dtype=bool)
@@ -226,6 +226,27 @@ def _equal_together(rows, spec):
     return rows.assign(group=pd.Series(pd.factorize(keys)[0].astype(str), index=rows.index, dtype=object))
 
 
+# %% ../../nbs/data/11_load.ipynb #031272f0
+def _uncorrected(rows, spec):
+    "With the targets as they were before corrections"
+    return rows.assign(**{spec.task.target.column:rows[Own.WAS]}) if Own.WAS in rows else rows
+
+def _whole_rows(rows, spec, bad, what):
+    "(good rows, problems); among the good rows those that a correction leaves out, where nothing is wrong with them"
+    if Own.OUT not in rows: return _clean(rows, spec, bad, what)
+    out = rows[rows[Own.OUT]]
+    good,skipped = _clean(rows[~rows[Own.OUT]], spec, bad, what)
+    return pd.concat([good, out.drop(index=list(row_problems(out, spec)))]).sort_index() if len(out) else good,skipped
+
+def _split_before(rows, spec, valid):
+    "Split by the targets before corrections; then no class that corrections made is left without a row to train on"
+    drawn = not ('split' in rows and (rows.split=='valid').any())
+    side = _split(_uncorrected(rows.copy(), spec), spec, valid).split
+    out = _settled(rows.assign(split=side))
+    held = set(out.index[out.split=='valid'])
+    if drawn and Own.WAS in rows: out.loc[list(held-set(_give_back(out, spec, set(held)))), 'split'] = 'train'
+    return out
+
 # %% ../../nbs/data/11_load.ipynb #02b842de
 def prepare_rows(
     spec:DataSpec, # With rows as read; `rows`, `vocab` and `skipped` are filled
@@ -235,10 +256,10 @@ def prepare_rows(
 )->DataSpec: # `spec`
     "Check the rows, draw a part of them where `max_items` is set, split them, and collect the class names"
     limit,rows = spec.options.get('max_items'),spec.rows
-    if limit is not None and len(rows)>limit: rows = _sample_first(rows, spec, limit)
-    good,spec.skipped = _clean(rows, spec, bad, what)
+    if limit is not None and len(rows)>limit: rows = rows.loc[_sample_first(_uncorrected(rows, spec), spec, limit).index]
+    good,spec.skipped = _whole_rows(rows, spec, bad, what)
     good = _equal_together(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec)
-    with name_in_errors(what): spec.rows = _split(good, spec, valid)
+    with name_in_errors(what): spec.rows = _split_before(good, spec, valid)
     targets = spec.rows[spec.task.target.column]
     spec.vocab = spec.task.target.vocab(targets, spec.multi_label)
     spec.task.target.report(targets, spec.multi_label)

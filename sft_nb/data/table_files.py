@@ -29,6 +29,8 @@ class Own(Enum):
     PROBLEM = 'what is wrong with the row'
     NAME = 'what the row is called, where its reader knows'
     PLAIN = 'the name that it may share with others'
+    WAS = 'the target before it was corrected'
+    OUT = 'whether a correction leaves it out'
 
 def free_names(
     names, # Names of columns of the source
