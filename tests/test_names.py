@@ -147,8 +147,28 @@ def test_corrections_move_no_row_to_the_other_side(bert):
     before = load()
     held,train = (before[before.split==o] for o in ('valid', 'train'))
     other = next(o for o in sorted(set(before.label)) if o!=held.label.iloc[0])
-    marks = [dict(item=held.index[0], mark='relabel', label=other, was=held.label.iloc[0]), dict(item=train.index[0], mark='exclude'), *(dict(item=i, mark='relabel', label='new') for i in held.index[-2:])]
+    marks = [dict(item=held.index[0], mark='relabel', label=other, was=held.label.iloc[0]),
+             dict(item=train.index[0], mark='exclude'), *(dict(item=i, mark='relabel', label='new') for i in held.index[-2:])]
     after = load(corrections=pd.DataFrame(marks))
     assert sorted(set(before.index)-set(after.index))==[train.index[0]]
     moved = [i for i in after.index if after.split[i]!=before.split[i]]
     assert len(moved)==1 and moved[0] in held.index[-2:] and after.split[moved[0]]=='train' and after.label[held.index[0]]==other
+
+def test_validation_rows_that_are_copies_of_training_rows_are_said(tmp_path, bert, capsys):
+    frame = pd.concat([days(), days(6).assign(label=days(6).label)], ignore_index=True)
+    def said(task, source, **kw):
+        capsys.readouterr()
+        rows = load_data(task, source, **kw).sft.rows
+        out = capsys.readouterr()
+        return rows,[l for l in (out.out+out.err).splitlines() if 'of a training row' in l]
+    rows,lines = said('text', frame, checkpoint=bert)
+    held = rows[rows.split=='valid']
+    n = held.text.isin(set(rows.text[rows.split=='train'])).sum()
+    assert n and lines==[f"{n} of {len(held)} validation rows have the text of a training row, so that scores are too good: group='text' (--group text) keeps them on one side of the split"]
+    assert said('text', frame, checkpoint=bert, group='text')[1]==[]
+    for i in range(12):
+        (tmp_path/'p'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (24,24), (20*i, 90, 200-10*i)).save(tmp_path/'p'/'ab'[i%2]/f'{i}.png')
+    assert said('image', tmp_path/'p', valid=.5)[1]==[]
+    for i in range(12): (tmp_path/'p'/'ab'[i%2]/f'copy{i}.png').write_bytes((tmp_path/'p'/'ab'[i%2]/f'{i}.png').read_bytes())
+    assert 'validation rows have the image of a training row' in said('image', tmp_path/'p', valid=.5)[1][0]

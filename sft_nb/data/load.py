@@ -17,7 +17,7 @@ from collections import Counter
 from numbers import Real
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.basics import DataError, near, say
+from ..core.basics import DataError, near, say, sha256_file
 from ..core.processes import join_processes
 from .task import get_task, Task
 from .problems import BadRows, name_in_errors
@@ -247,6 +247,28 @@ def _split_before(rows, spec, valid):
     if drawn and Own.WAS in rows: out.loc[list(held-set(_give_back(out, spec, set(held)))), 'split'] = 'train'
     return out
 
+# %% ../../nbs/data/11_load.ipynb #4840c15d
+def _file_keys(cells):
+    "The size of a file, or the digest of its bytes where others have its size"
+    sizes = [os.path.getsize(o) for o in cells]
+    n = Counter(sizes)
+    return [sha256_file(o) if n[s]>1 else s for o,s in zip(cells, sizes)]
+
+def _content_keys(rows, task):
+    "A key of the content of each row; None: it is not at hand as texts or files"
+    cells = [rows[c].tolist() for c in task.input_columns]
+    if not all(isinstance(o, str) for column in cells for o in column): return None
+    return pd.Series(list(zip(*(_file_keys(o) if c in task.file_columns else o for c,o in zip(task.input_columns, cells)))), index=rows.index, dtype=object)
+
+def _tell_repeated(rows, task):
+    "Say how many rows of validation have the content of a training row"
+    keys = _content_keys(rows, task)
+    if keys is None: return
+    held = rows.split=='valid'
+    n,name = int(keys[held].isin(set(keys[rows.split=='train'])).sum()),' and '.join(task.input_columns)
+    way = f"group={name!r} (--group {name}) keeps them on one side of the split" if len(task.input_columns)==1 and not task.file_columns else "`audit(dls)` (sft_nb check) lists them"
+    if n: say(f"{n:,} of {held.sum():,} validation rows have the {name} of a training row, so that scores are too good: {way}")
+
 # %% ../../nbs/data/11_load.ipynb #02b842de
 def prepare_rows(
     spec:DataSpec, # With rows as read; `rows`, `vocab` and `skipped` are filled
@@ -260,6 +282,7 @@ def prepare_rows(
     good,spec.skipped = _whole_rows(rows, spec, bad, what)
     good = _equal_together(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec)
     with name_in_errors(what): spec.rows = _split_before(good, spec, valid)
+    _tell_repeated(spec.rows, spec.task)
     targets = spec.rows[spec.task.target.column]
     spec.vocab = spec.task.target.vocab(targets, spec.multi_label)
     spec.task.target.report(targets, spec.multi_label)
