@@ -52,7 +52,7 @@ def run(path):
     from nbclient import NotebookClient
     nb = nbformat.read(path, 4)
     nb.cells.append(nbformat.v4.new_code_cell(PROBE))
-    NotebookClient(nb, timeout=3600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    NotebookClient(nb, timeout=3600, startup_timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
     took = json.loads(nb.cells.pop().outputs[-1].text)
     for c in (c for c in nb.cells if c.cell_type=='code'):
         c.outputs,c.execution_count,c.metadata = [o for o in c.outputs if kept(o)],None,{}

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from fastai.torch_core import to_device
 from fastcore.basics import patch
-from ..core.basics import DataError, eval_mode, near, need, TaskError
+from ..core.basics import DataError, eval_mode, near, need, progress, TaskError
 from ..data.chat import chat_coder, chat_item_loader
 from ..evaluation.prediction import model_and_spec, read_checked, scaled_scores
 
@@ -51,8 +51,11 @@ def _empty(x):
     "Pictures `(batch, channel, height, width)` of their median color"
     return x.flatten(2).median(-1)[0][:,:,None,None].expand_as(x)
 
+def _at_once(x): return max(len(x), min(64, 2**18//(x.shape[-2]*x.shape[-1])))
+
 def _pixels_ig(score, x, args, model, steps):
-    return _captum().IntegratedGradients(score).attribute(x, _empty(x), additional_forward_args=args, n_steps=steps, internal_batch_size=64).sum(1)
+    "As many steps at once as pictures of that size leave memory for"
+    return _captum().IntegratedGradients(score).attribute(x, _empty(x), additional_forward_args=args, n_steps=steps, internal_batch_size=_at_once(x)).sum(1)
 
 def _pixels_gradient(score, x, args, model, steps): return _captum().Saliency(score).attribute(x.requires_grad_(), additional_forward_args=args).amax(1)
 
@@ -225,14 +228,15 @@ def explain(
     picture:str='ig', # 'ig' (integrated gradients), 'gradcam' (only what speaks for it), or 'gradient' (how much each pixel counts, without a sign)
     text:str='ig', # 'ig', or 'gradient' (gradient times vector)
     steps:int=32, # Steps of integrated gradients: time against exactness
-    batch_size:int=16, # Items a step
+    batch_size:int=4, # Items a step; integrated gradients compute several steps of each at once
 )->list: # One dict a row: input column -> `Attribution`
     "Which pixels and which tokens speak for a class"
     ex,out = _Explainer(learn, picture, text, steps),[]
     rows = ex.rows(rows)
     of = _listed(of, len(rows))
     with eval_mode(ex.model):
-        for b in ex.batches(rows, batch_size):
+        batches = ex.batches(rows, batch_size)
+        for b in progress(batches, 'Explaining', -(-len(rows)//batch_size), 'batch') if len(rows)>batch_size else batches:
             z = ex.scores(b)
             cls = _classes(ex.spec, z, None if of is None else of[len(out):len(out)+len(z)])
             p = ex.probabilities(z).gather(-1, cls[:,None])[:,0].tolist()

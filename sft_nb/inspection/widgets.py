@@ -211,7 +211,7 @@ class _Range(W.HBox):
     value,busy = Tuple(default_value=(None,None)),False
     def __init__(self, name):
         self.fields = [_named(W.Text, o, w, continuous_update=False) for o,w in ((f'{name} from','205px'), ('to','120px'))]
-        super().__init__(self.fields, layout=W.Layout(grid_gap='6px'))
+        super().__init__(self.fields, layout=W.Layout(grid_gap='6px', flex_flow='row wrap'))
         for o in self.fields: o.observe(self._read, 'value')
         self.observe(self._write, 'value')
     def _read(self, change):
