@@ -58,6 +58,8 @@ on; what is freed goes back to the system at once (`MALLOC_MMAP_THRESHOLD_`). **
 
 Before and after a fit each process has the whole model, also under FSDP2. Within it each has a share of weights, gradients and the state of Adam, and whole for a moment the layer that runs, the embeddings and the head.
 DDP keeps all of it in each process, and a copy of the gradients in its buckets.
+
+Without `MALLOC_MMAP_THRESHOLD_=1000000` the C library keeps much of what is freed: a run without it had at most 1,486 MB in one process and 1,878 and 2,051 MB in the two under FSDP2, whose layers come and go in each step.
 '''
 
 def main():
