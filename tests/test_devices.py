@@ -3,7 +3,7 @@
 A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
 anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks, the words of a text without tags), memory, speed.
 """
-import importlib.util, random, sys, traceback
+import copy, importlib.util, random, sys, traceback
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
@@ -155,6 +155,23 @@ def test_seeds_reach_all_devices(monkeypatch):
     assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
     with seeded(7): assert torch.equal(torch.rand(1), drawn)
     assert set(learner._random_states())=={'python','numpy','torch','cuda','mps'}
+
+def test_a_compiled_model_trains_as_it_is(tmp_path, home):
+    "`model.compile()` reaches what trains above the cache; weights, and a copy of the model, are what they are without it"
+    graphs,kept = [],{}
+    def backend(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+    for name in ('plain', 'compiled'):
+        learn = case('text', tmp_path/name, True)
+        learn.freeze_to('head')
+        for m in learn.model.modules():
+            if isinstance(m, nn.Dropout): m.p = 0.
+        if name=='compiled': learn.model.compile(backend=backend)
+        with learn.no_bar(), learn.no_logging(), cache.frozen_cache(learn): learn.fit(2, 1e-2)
+        assert bool(graphs)==(name=='compiled')
+        kept[name] = copy.deepcopy(learn.model).state_dict()
+    assert kept['plain'].keys()==kept['compiled'].keys() and all(torch.allclose(v, kept['compiled'][k], atol=1e-6) for k,v in kept['plain'].items())
 
 @pytest.mark.parametrize('broken', [False, True])
 def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):

@@ -105,7 +105,7 @@ def launch(words, *args, **env):
     return subprocess.run([sys.executable, '-m', *words, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', **env}, timeout=300)
 
 TORCHRUN = 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'sft_nb'
-ACCELERATE = 'accelerate.commands.launch', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'sft_nb'
+ACCELERATE = 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'sft_nb'
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
@@ -121,14 +121,16 @@ def test_the_command(toy, tmp_path, how):
 
 @pytest.mark.slow
 def test_the_command_under_fsdp(toy, tmp_path):
-    r = launch((*ACCELERATE[:1], '--use_fsdp', '--fsdp_version', '2', *ACCELERATE[1:]), 'finetune', 'text', *toy, '--out', tmp_path/'two')
+    r = launch((*ACCELERATE[:1], '--use_fsdp', '--fsdp_version', '2', *ACCELERATE[2:]), 'finetune', 'text', *toy, '--out', tmp_path/'two')
     assert not r.returncode and r.stderr.count('each of 2 processes has a share')==1 and (tmp_path/'two'/'sft.json').is_file(), r.stderr
-    r = launch((*ACCELERATE[:1], '--use_fsdp', *ACCELERATE[1:]), 'finetune', 'text', *toy, '--out', tmp_path/'one')
+    r = launch((*ACCELERATE[:1], '--use_fsdp', *ACCELERATE[2:]), 'finetune', 'text', *toy, '--out', tmp_path/'one')
     assert r.returncode and "FSDP_VERSION must be 2, got '1'" in r.stderr and not (tmp_path/'one').exists()
 
 @pytest.mark.slow
-def test_the_command_says_a_mistake_once(toy, tmp_path):
-    r = launch(TORCHRUN, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--batch-size', '1')
+@pytest.mark.parametrize('how', [TORCHRUN, ACCELERATE], ids=['torchrun', 'accelerate'])
+def test_the_command_says_a_mistake_once(toy, tmp_path, how):
+    "Two processes were started: one alone would take batches of one row"
+    r = launch(how, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--batch-size', '1')
     assert r.returncode and r.stderr.count('sft_nb: Batches of 1 cannot be shared')==1 and not (tmp_path/'two').exists()
 
 def lazy_job(source, checkpoint, out):
