@@ -83,7 +83,7 @@ _PANE_STYLE = '''
 .sft-inspector { container-type:inline-size; } .sft-rows { max-height:min(78vh,780px); overflow:auto; padding:3px; box-sizing:border-box; } .sft-rows:focus-visible { outline-offset:-3px; }
 .sft-inspector .lm-TabBar-tabLabel { color:var(--jp-ui-font-color1,inherit); }
 @container (max-width:860px) { .sft-rows { max-height:40vh; } }
-.sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; } .sft-slide input { width:260px; }
+.sft-inspector .sft { max-width:100%; } .sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; max-width:100%; box-sizing:border-box; } .sft-slide input { width:260px; min-width:0; }
 '''
 
 @lru_cache
