@@ -237,14 +237,6 @@ def _timed(learn, fit, what):
     head,spent = learn.seconds.get('head', 0.),max(time.perf_counter()-start, sum(learn.seconds.values()))
     return dict(seconds_head=round(head, 2), seconds_finetune=round(spent-head, 2))
 
-def _say_head(learn):
-    "Say that the rest of the training did not help, where the loss on the held-out rows says so"
-    heads,last = [o for o in learn.history if o['phase']=='head'],learn.history[-1] if learn.history else {}
-    if not heads or last['phase']=='head': return
-    before,after = heads[-1].get('valid_loss'),last.get('valid_loss')
-    if before is not None and after is not None and before<after:
-        say(f'The head alone had a loss of {before:.4g} on the held-out rows, after all epochs it is {after:.4g}: --epochs 0 trains the head alone, --keep-best puts the best epoch back')
-
 # %% ../nbs/00_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
@@ -344,7 +336,6 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     best = _keep_best(a, learn.spec.task)
     seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *best] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
-    if not best: _say_head(learn)
     ev = evaluate(learn, on='valid')
     metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})

@@ -8,6 +8,7 @@ from sft_nb.data.task import get_task
 from sft_nb.data.problems import BadRows
 from sft_nb.data.load import load_data
 from sft_nb.data.corrections import Marks
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.diagnosis.audit import audit
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.evaluation.tables import evaluate_table
@@ -172,3 +173,15 @@ def test_validation_rows_that_are_copies_of_training_rows_are_said(tmp_path, ber
     assert said('image', tmp_path/'p', valid=.5)[1]==[]
     for i in range(12): (tmp_path/'p'/'ab'[i%2]/f'copy{i}.png').write_bytes((tmp_path/'p'/'ab'[i%2]/f'{i}.png').read_bytes())
     assert 'validation rows have the image of a training row' in said('image', tmp_path/'p', valid=.5)[1][0]
+
+def test_a_model_remembers_the_names_of_its_columns(tmp_path, bert):
+    learn = sft_learner(load_data('text', days().rename(columns=dict(text='message', label='team')), checkpoint=bert, input='message', target='team'), seed=1)
+    model = load_predictor(save_predictor(learn, tmp_path/'m', metrics={}))
+    table = days(6).rename(columns=dict(text='message', label='team')).assign(text='other')
+    table.to_csv(tmp_path/'later.csv', index=False)
+    ev = evaluate(model, tmp_path/'later.csv')
+    assert ev.rows.text.tolist()==table.message.tolist()
+    found,other = model.predict(tmp_path/'later.csv').probability,model.predict(['other']).probability[0]
+    assert found.tolist()==pytest.approx(model.predict(table.message.tolist()).probability.tolist(), abs=1e-5) and found[0]!=other
+    assert len(evaluate(model, days(6)))==6
+    with pytest.raises(DataError, match="has no column 'message' for the text. Columns: body, team"): evaluate(model, table.drop(columns='text').rename(columns=dict(message='body')))

@@ -306,7 +306,7 @@ def _check_arguments(task, valid, bad, max_items, options, seed=42, empty_label=
 # %% ../../nbs/data/11_load.ipynb #c0fd5f02
 def _settings(input, target, ending, empty_label):
     "Arguments on reading the source that a saved model keeps, where they were given"
-    given = dict(input=input, ending=ending, target=target if target is not None and '.' in target else None, empty_label=empty_label if empty_label!='raise' else None)
+    given = dict(input=input, ending=ending, target=target, empty_label=empty_label if empty_label!='raise' else None)
     return {k:v for k,v in given.items() if v is not None}
 
 def _checkpoint(task, ref, pretrained):

@@ -129,16 +129,22 @@ def _side(rows, split, what):
     return rows[~rows.split.isin(set(have)-{split})]
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6
+def _is_table(source):
+    "Whether data have columns with names"
+    from sft_nb.data.rows import is_dataset
+    return isinstance(source, pd.DataFrame) or is_dataset(source) or isinstance(source, (str,Path)) and Path(source).expanduser().is_file()
+
 def _rows_of(source, spec, columns):
-    "The result of `table_rows`; of objects within a row, the fields that training read, where the data have them"
+    "The result of `table_rows`: of the columns that training read, where the data have them, else of the task's own"
     from sft_nb.data.rows import table_rows
-    fields = {k:spec.options[k] for k in ('input','target') if '.' in str(spec.options.get(k, '')) and columns.get(k) is None}
-    if columns.get('labelled') is False: fields.pop('target', None)
-    for more in ([fields] if fields else []):
-        try: return table_rows(source, spec.task, **{**columns, **more})
-        except DataError as e:
-            if 'has no column' not in str(e): raise
-    return table_rows(source, spec.task, **columns)
+    names = {k:spec.options[k] for k in ('input','target') if spec.options.get(k) is not None and columns.get(k) is None}
+    if columns.get('labelled') is False: names.pop('target', None)
+    if not names or not _is_table(source): return table_rows(source, spec.task, **columns)
+    try: return table_rows(source, spec.task, **{**columns, **names})
+    except DataError as e:
+        if 'has no column' not in str(e): raise
+        try: return table_rows(source, spec.task, **columns)
+        except DataError: raise e from None
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #e2064456
 def _read_labelled(source, spec, split, columns, contents=True):

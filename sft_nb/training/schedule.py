@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from ..core.basics import FitError, say
 from ..models.grouping import RUNNING_NORMS
+from .callbacks import KeepBest
 from .learner import discriminative_lrs, SFTLearner, _one_call
 from .cache import BorderLoader, cache_border, first_trainable, frozen_cache, why_not, _border_dls, _caches, _in_place
 from .linear_head import _solved_head
@@ -253,7 +254,7 @@ def fine_tune(self:SFTLearner,
     if budget is not None: plan = _within(self, plan, _budget_seconds(budget)-(time.perf_counter()-begun), dtype)
     self.state.plan = plan
     _second_phase(self, plan.values, planned, dtype, dict(pct_start=pct_start, div=div, **kwargs))
-    _tell_worse(self.history[before:])
+    if not any(isinstance(c, KeepBest) for c in (*self.cbs, *L(kwargs.get('cbs')))): _tell_worse(self.history[before:])
     return self
 
 # %% ../../nbs/training/08_schedule.ipynb #4e47f59d
