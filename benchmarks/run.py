@@ -94,7 +94,7 @@ def bare_pass(dls, net):
             rows,_ = sorted_by_length(dls.sft, dls.sft.split(part))
             for b in dls.sft.task.item_loader(dls.sft, rows, max(dls.bs, 32)): net(b[0] if isinstance(b, tuple) else b)
 
-def bench_head(seeds=(1,2,3), names=DATA):
+def bench_head(seeds=(1,2,3), names=DATA, alone=False):
     "Head phase: ours solves for the head, fastai trains it for 5 epochs, validation after each"
     for name in names:
         for seed in seeds:
@@ -118,7 +118,7 @@ def bench_head(seeds=(1,2,3), names=DATA):
                 row['cold'],learn = timed(ours)
                 row['ours_accuracy'] = learn.history[-1]['accuracy']
                 row['warm'],_ = timed(ours)
-            for bn in (False, True):
+            for bn in () if alone else (False, True):
                 row[f'fastai_bn_{bn}'],learn = timed(theirs, bn)
                 with quiet(learn): row[f'fastai_bn_{bn}_accuracy'] = accuracy(learn)
             yield row
@@ -327,7 +327,7 @@ if __name__=='__main__':
     p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
     p.add_argument('--data', nargs='*')
-    p.add_argument('--alone', action='store_true', help='whole: ours without the Trainer')
+    p.add_argument('--alone', action='store_true', help='head and whole: ours without fastai or the Trainer')
     p.add_argument('--untimed', action='store_true', help='keep accuracies alone')
     a = p.parse_args()
     for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.alone, a.untimed)

@@ -52,10 +52,12 @@ def _inputs(model, layer, dl, loss_func, batch=256):
     return torch.cat(seen),torch.cat([torch.as_tensor(o) for o in targets]),counts or None
 
 # %% ../../nbs/training/06_linear_head.ipynb #3649548e
-def _solve(x, y, loss_func, penalty, start):
+_ROUGH,_EXACT = dict(max_iter=40, tolerance_grad=1e-4, tolerance_change=1e-5),dict(max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-7)
+
+def _solve(x, y, loss_func, penalty, start, until=_EXACT):
     "Weights and bias of least loss, from a start"
     w,b = (o.detach().clone().requires_grad_() for o in start)
-    opt = torch.optim.LBFGS([w,b], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-7, history_size=10, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS([w,b], history_size=10, line_search_fn='strong_wolfe', **until)
     def closure():
         opt.zero_grad()
         loss = loss_func(x@w.T+b, y)+penalty/2/len(x)*(w**2).sum()
@@ -80,10 +82,10 @@ def _folds(rows, seed, most=5000):
 # %% ../../nbs/training/06_linear_head.ipynb #2cd21f54
 def _choose_penalty(x, y, loss_func, zero, folds):
     "The penalty of least loss on held-out rows; the loss under each penalty that was tried"
-    starts,losses = [zero]*len(folds),{}
+    starts,losses,parts = [zero]*len(folds),{},[(x[a], y[a], x[b], y[b]) for a,b in folds]
     for p in _PENALTIES:
-        starts = [_solve(x[a], y[a], loss_func, p, s) for (a,_),s in zip(folds, starts)]
-        losses[p] = sum(float(loss_func(x[b]@w.T+c, y[b]))*len(b) for (_,b),(w,c) in zip(folds, starts))/sum(len(b) for _,b in folds)
+        starts = [_solve(xa, ya, loss_func, p, s, _ROUGH) for (xa,ya,*_),s in zip(parts, starts)]
+        losses[p] = sum(float(loss_func(xb@w.T+c, yb))*len(yb) for (*_,xb,yb),(w,c) in zip(parts, starts))/sum(len(yb) for *_,yb in parts)
         tail = list(losses.values())[-3:]
         if len(tail)==3 and tail[0]<tail[1]<tail[2]: break
     return min(losses, key=losses.get),losses
@@ -96,7 +98,7 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
     z,zero = (x-mean)/scale,(torch.zeros_like(layer.weight),torch.zeros_like(layer.bias))
     penalty,losses = _choose_penalty(z, y, loss_func, zero, _folds(rows, seed))
     solution = zero
-    for p in (o for o in _PENALTIES if o>=penalty): solution = _solve(z, y, loss_func, p, solution)
+    for p in (o for o in _PENALTIES if o>=penalty): solution = _solve(z, y, loss_func, p, solution, _EXACT if p==penalty else _ROUGH)
     with torch.no_grad():
         layer.weight.copy_(solution[0]/scale)
         layer.bias.copy_(solution[1]-solution[0]@mean/scale)
