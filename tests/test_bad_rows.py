@@ -157,7 +157,7 @@ def test_all_at_once_and_every_one_is_kept(pets, capsys):
     capsys.readouterr()
     assert len(skipped(pets).skipped)==24
     err = capsys.readouterr().err
-    assert err.strip()==f"Skipped 24 of 46 rows of {pets} (24 empty file); dls.sft.skipped names them"
+    assert err.strip()==f"Skipped 24 of 46 rows of {pets} (24 empty file); dls.sft.skipped (in a shell sft_nb check) names them"
 
 def test_every_kind_together(pets):
     (pets/'cat/0.png').write_bytes(b'')

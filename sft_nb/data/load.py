@@ -121,7 +121,7 @@ def _judge(good, spec, problems, bad, what, n):
     problems = _table(problems)
     if fatal: raise BadRows(problems, what, 'Fix them, or add data.' if len(problems)>1 else 'Add data.')
     if len(problems) and bad=='raise': raise BadRows(problems, what)
-    if n: say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped names them")
+    if n: say(f"Skipped {n:,} of {len(good)+n:,} rows of {what} ({_kinds(problems)}); dls.sft.skipped (in a shell sft_nb check) names them")
     return problems
 
 def _kinds(problems):

@@ -66,7 +66,7 @@ def _per_class(learn, values, reasons):
     "Numbers and reasons, gentler where a transformer has few rows per class"
     n = len(learn.spec.split('train'))/max(1, len(learn.spec.vocab))
     if n>=100 or _counts_norms(learn.model): return values,reasons
-    return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class: gentler'}
+    return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class are few: a lower rate'}
 
 # %% ../../nbs/training/07_plan.ipynb #ced0e8a1
 def _still_norms(learn, values, reasons):
@@ -103,10 +103,11 @@ def _after_head(learn, plan, given):
     "The plan, gentler where a solved head leaves little of the loss"
     left = learn.state.head_left
     if left is None or left>=.5 or _counts_norms(learn.model): return plan
-    share,why = max(.25, left/.5),f'the head alone leaves {100*left:.0f} % of the loss'
+    share,why = max(.25, left/.5),f'the head alone leaves only {100*left:.0f} % of the loss to learn'
     gentler = dict(base_lr=plan.values['base_lr']*share, **({'epochs':min(plan.values['epochs'], 2)} if left<.25 else {}))
     new = {k:v for k,v in gentler.items() if k not in given}
-    return replace(plan, values={**plan.values, **new}, reasons={**plan.reasons, **dict.fromkeys(new, f'{why}: gentler')})
+    said = dict(base_lr=f'{why}: a lower rate', epochs=f'{why}: two passes are enough')
+    return replace(plan, values={**plan.values, **new}, reasons={**plan.reasons, **{k:said[k] for k in new}})
 
 # %% ../../nbs/training/07_plan.ipynb #c9d3cade
 def _budget_seconds(
