@@ -116,7 +116,7 @@ def toy(tmp_path_factory):
 def test_the_command(toy, tmp_path, how):
     r = launch(how, 'finetune', 'text', *toy, '--out', tmp_path/'two', '--resume', tmp_path/'run')
     assert not r.returncode, r.stderr
-    assert r.stdout.count('trained')==1 and r.stderr.count('finetune 2 ')==1 and not (tmp_path/'run').exists()
+    assert r.stdout.count('trained')==1 and r.stderr.count('finetune 2/2 ')==1 and not (tmp_path/'run').exists()
     assert {'metrics.json', 'sft.json', 'history.csv', 'report.html'}<={p.name for p in (tmp_path/'two').iterdir()}
 
 @pytest.mark.slow
