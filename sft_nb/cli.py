@@ -633,7 +633,7 @@ def _train_options(p):
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
     add('--epochs', type=_count, metavar='N', help='epochs of the second phase; default: chosen from the data')
     add('--budget', metavar='TIME', help='train for so long at most, such as 5m: epochs and depth are chosen to fit')
-    add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that; default: a linear head is solved for, others get 1')
+    add('--head-epochs', type=_count, metavar='N', help='epochs of the head before that; default: as many as are best, pretrained decoders 1')
     add('--freeze', type=_freeze, default=argparse.SUPPRESS, metavar='WHAT', help='stays frozen to the end: body, none, a group, layers=N, rule=bias')
     add('--head', type=_head, metavar='SPEC', help='linear, 512,256 (hidden layers) or flatten:1024')
     add('--lr', type=_rate, metavar='X', help='highest learning rate of the head phase; half of it in the second; default: chosen from the data')

@@ -70,9 +70,9 @@ def _per_class(learn, values, reasons):
 
 # %% ../../nbs/training/07_plan.ipynb #ced0e8a1
 def _still_norms(learn, values, reasons):
-    "Numbers and reasons where a network with batch norm has few rows or predicts a number"
+    "Numbers and reasons where a pretrained network with batch norm has few rows or predicts a number"
     n,is_number = len(learn.spec.split('train')),learn.spec.task.target.interval
-    if not _counts_norms(learn.model) or n>=200 and not is_number: return values,reasons
+    if not learn.spec.pretrained or not _counts_norms(learn.model) or n>=200 and not is_number: return values,reasons
     why = 'the target is a number' if is_number else f'{n:,} rows are few'
     return {**values, 'epochs':6, 'base_lr':1e-3, 'norm_eval':True},{**reasons, 'epochs':f'{why}: more passes, at a lower rate', 'base_lr':f'{why}: a quarter of the rate for many rows',
         'norm_eval':f'{why}: batch norms keep the statistics of pretraining, on which the head was solved'}
