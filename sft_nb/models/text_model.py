@@ -198,6 +198,7 @@ def _same(m, cuts):
 # %% ../../nbs/models/06_text_model.ipynb #018dec4e
 class TextModel(SFTModel):
     "A transformers network with pooling and a head, or with the classifier of the library"
+    at_once = 512 # Tokens of a step without gradients on a CPU; None: a batch is one step
     def __init__(self,
         net:nn.Module, # A transformers model
         groups:dict, # Group name -> names of parameters, as `SFTModel` takes them
@@ -218,13 +219,35 @@ class TextModel(SFTModel):
         for f in _one_pass([f for i,f in self.cut if start<=i and (end is None or i<end)]): h = f(self, h)
         return h
     def entering(self, borders, *x):
-        h,at = x[0],0
+        parts = [list(self._entering(borders, o)) for o in self._small(x[0])]
+        for same in zip(*parts): yield same[0][0],_together([h for _,h in same])
+    def _entering(self, borders, h):
+        at = 0
         for b in sorted(set(borders)&set(self.borders())): at,h = b,self._go(at, b, h); yield b,h
+    def _small(self, h):
+        "Rows without a gradient on a CPU in parts, each as wide as its longest text; else all at once"
+        mask = h.get('mask', h.get('attention_mask')) if isinstance(h, dict) else None
+        if mask is None or not self.at_once or _waits(mask) or self.training or torch.is_grad_enabled() or not self.in_parts: return [h]
+        n,lengths = max(1, self.at_once//mask.shape[1]),_lengths(mask)
+        if n>=len(mask) or lengths is None: return [h]
+        return [{k:v[i:i+n,:max(1, int(lengths[i:i+n].max()))] for k,v in h.items()} for i in range(0, len(mask), n)]
     def suffix(self, border, h): return SFTModel.suffix(self, border, h) if self.recomputes(h) else self._go(border, None, h)
     def features(self, x): return pool_tokens(self.net(**x, **self.more).last_hidden_state, x['attention_mask'], self.pooling)
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
 
 # %% ../../nbs/models/06_text_model.ipynb #68f908e4
+def _together(parts):
+    "Scores of some rows each, or dicts of tensors, with zeros behind the shorter ones, as one"
+    if len(parts)==1: return parts[0]
+    if not isinstance(parts[0], dict): return torch.cat(parts)
+    def wide(k): return torch.cat([F.pad(o[k], (0,0)*(o[k].ndim-2)+(0,max(p[k].shape[1] for p in parts)-o[k].shape[1])) for o in parts])
+    return {k:wide(k) for k in parts[0]}
+
+def _lengths(mask):
+    "Tokens of each row; None: padding is not on the right"
+    lengths = mask.sum(1)
+    return lengths if torch.equal(mask.bool(), torch.arange(mask.shape[1], device=mask.device)<lengths[:,None]) else None
+
 def _waits(t):
     "Whether the device of a tensor would have to wait for a number that is read back"
     return t.device.type!='cpu'
@@ -233,8 +256,8 @@ def _parts(mask, least=.25):
     "(rows, tokens) of the long and of the short texts of a batch; None: it saves less than a share of the tokens, padding is not on the right, or a device would wait for it"
     n,size = mask.shape
     if n<2 or _waits(mask): return None
-    lengths = mask.sum(1)
-    if not torch.equal(mask.bool(), torch.arange(size, device=mask.device)<lengths[:,None]): return None
+    lengths = _lengths(mask)
+    if lengths is None: return None
     long,order = lengths.sort(descending=True, stable=True)
     at = torch.arange(1, n, device=mask.device)
     cost,k = (at*long[0]+(n-at)*long[1:]).min(0)
@@ -254,7 +277,7 @@ def forward(self:TextModel, *x):
     "Class scores; on a CPU a training batch with a few long texts goes through in two parts"
     border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
     parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and self.in_parts and isinstance(h, dict) else None
-    if parts is None: return self.scores(border, h)
+    if parts is None: return _together([self.scores(border, o) for o in self._small(h)])
     out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
     return out[torch.cat([rows for rows,_ in parts]).argsort()]
 

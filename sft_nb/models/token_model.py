@@ -117,6 +117,7 @@ class _Given(nn.Module):
 # %% ../../nbs/models/12_token_model.ipynb #de80855b
 class TokenModel(TextModel):
     "A transformers network that says a tag for each word"
+    at_once = None # the words of a part decide how wide its scores are
     def __init__(self,
         net:nn.Module, # A transformers model
         groups:dict, # Group name -> names of parameters, as `SFTModel` takes them
