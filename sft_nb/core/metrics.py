@@ -59,7 +59,7 @@ def share_interval(
     "As `interval`; where every draw is 0 or every draw is 1, so that the bootstrap has no width, the interval of Wilson (1927)"
     low,high = interval(draws)
     draws,gap = np.asarray(draws, dtype=float),1.96**2/(np.maximum(n, 1)+1.96**2)
-    return np.where((draws==1).all(0), 1-gap, low),np.where((draws==0).all(0), gap, high)
+    return np.array([np.where((draws==1).all(0), 1-gap, low), np.where((draws==0).all(0), gap, high)])
 
 # %% ../../nbs/core/05_metrics.ipynb #9c92da27
 CLASS_SCORES = ('accuracy', 'precision', 'recall', 'f1')
