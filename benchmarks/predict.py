@@ -142,7 +142,6 @@ rounds of the ratio within a round (least to most). One run, one model a data se
 - *amazon*: review snippets, `pip:all-minilm-l6-v2` with the classifier of transformers (`head='hf'`), so that `pipeline` opens the same folder. *digits*: PNG files at 64 pixels, `pip:efficientnet-lite0`.
 - `get_preds` is that of fastai's `Learner` over the network as timm or transformers builds it, with the same weights; it gets `dls.test_dl(items)`, where texts are sorted by length too. ONNX batches are
   prepared and sorted as `Predictor` does it.
-- *amazon* was measured before `Predictor` ran texts in parts as wide as their longest text; since then it takes 2.8 s of one processor for 256 of these rows in batches of 64, before 4.2 s (one run).
 - `Predictor` says which item is bad; `get_preds` does not. Seconds of the processor do not show that it decodes the next batch while the network runs.
 - The heads in the first part were trained for three epochs on a frozen body, so that scores are close together and 8 bits change many classes. What they cost a fine-tuned model stands below.
 
