@@ -283,7 +283,8 @@ def measure(name, seeds=None, names=None, alone=False, untimed=False):
     for row in fn(**given, **(dict(alone=True) if alone else {})):
         old = [r for r in rows if (r['data'],r['seed'])==(row['data'],row['seed'])]
         rows = [r for r in rows if r not in old]
-        if untimed: row = {k:v for r in (*old, row) for k,v in r.items() if k in ('data','seed') or k.endswith(('_accuracy','_lr'))}
+        if alone or untimed: row = {k:v for r in (*old, row) for k,v in r.items()}
+        if untimed: row = {k:v for k,v in row.items() if k in ('data','seed') or k.endswith(('_accuracy','_lr'))}
         rows.append(row)
         print(json.dumps(row), flush=True)
         out = dict(name=name, what=fn.__doc__, rows=rows, threads=torch.get_num_threads(), machine=f'{platform.machine()}, {os.cpu_count()} cores', torch=torch.__version__)
@@ -327,7 +328,7 @@ if __name__=='__main__':
     p.add_argument('what', nargs='+', choices=[*RATIOS, 'tune', 'table'])
     p.add_argument('--seeds', type=int, nargs='*')
     p.add_argument('--data', nargs='*')
-    p.add_argument('--alone', action='store_true', help='head and whole: ours without fastai or the Trainer')
+    p.add_argument('--alone', action='store_true', help='head and whole: ours without fastai or the Trainer, whose figures stay')
     p.add_argument('--untimed', action='store_true', help='keep accuracies alone')
     a = p.parse_args()
     for o in a.what: table() if o=='table' else measure(o, a.seeds, a.data, a.alone, a.untimed)

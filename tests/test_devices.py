@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
+from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from sft_nb.data.load import load_data
@@ -15,7 +16,7 @@ from sft_nb.models import sound_model, speech_model, text_model, token_model
 from sft_nb.tasks.small_nets import small_ctc, small_spectrogram_net
 from sft_nb.tasks.toys import make_toy
 from sft_nb.training import cache, cache_store, guards, learner
-from sft_nb.training.callbacks import Autocast, has_bfloat16, L2SP
+from sft_nb.training.callbacks import Accumulate, Autocast, has_bfloat16, L2SP
 from sft_nb.training.learner import seeded, sft_learner
 
 TASKS = ('image', 'text', 'translation', 'speech', 'chat', 'tokens', 'audio')
@@ -196,31 +197,40 @@ def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatc
     table = (tmp_path/'gpu.md').read_text()
     assert ('FAILED' in table)==broken and 'needs CUDA' in table and '| loop |' in table
 
-_READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero')
+_READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero', '__getitem__')
+
+def by_mask(key): return any(isinstance(o, torch.Tensor) and o.dtype==torch.bool for o in (key if isinstance(key, tuple) else (key,)))
 
 class Reads(Callback):
-    "What reads numbers back to the host in steps of training, by the function of ours that does it"
+    "What reads numbers back to the host in steps of training, the recorder's part counted, by the function of ours that does it"
     order = -100
-    def __init__(self): self.found,self.was = [],{}
+    def __init__(self): self.found,self.was,self.end = [],{},ReadsEnd(self)
     def _noted(self, name, f):
         def read(t, *args, **kw):
             at = next(o for o in reversed(traceback.extract_stack()[:-1]) if '/torch/' not in o.filename)
-            if '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+            read_back = name!='__getitem__' or by_mask(args[0])
+            if read_back and '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
             return f(t, *args, **kw)
         return read
     def before_batch(self):
         if not self.training: return
         self.was = {k:getattr(torch.Tensor, k) for k in _READS}
         for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(k, f))
+
+class ReadsEnd(Callback):
+    "The last of a step"
+    order = 1000
+    def __init__(self, reads): self.reads = reads
     def after_batch(self):
-        for k,f in self.was.items(): setattr(torch.Tensor, k, f)
-        self.was = {}
+        for k,f in self.reads.was.items(): setattr(torch.Tensor, k, f)
+        self.reads.was = {}
     after_cancel_batch = after_cancel_fit = after_batch
 
 # of the sides of a row: once per batch; of the flag: a number that stands on the host
 _ALLOWED = {'fusion._rows_with', 'guards._late'}
 
-WAYS = [*((name, way) for name in (*TASKS, 'image_text') for way in ('plain', 'autocast', 'l2sp', 'clip')), *((name, 'plain') for name in CASES), ('image', 'planted')]
+WAYS = [*((name, way) for name in (*TASKS, 'image_text') for way in ('plain', 'autocast', 'l2sp', 'clip')), *((name, 'plain') for name in CASES),
+        *((name, way) for name in ('image', 'tokens') for way in ('weights', 'accumulate')), ('image', 'planted')]
 
 @pytest.mark.parametrize('name,way', WAYS)
 def test_steps_read_nothing_back(name, way, tmp_path, monkeypatch):
@@ -230,8 +240,9 @@ def test_steps_read_nothing_back(name, way, tmp_path, monkeypatch):
     on_all_devices(monkeypatch)
     learn,reads = case(name, tmp_path, True),Reads()
     if way=='planted': monkeypatch.setattr(guards, '_waits', lambda model: False)
+    if way=='weights': learn.loss_func = CrossEntropyLossFlat(axis=-1, ignore_index=-100, weight=torch.rand(len(learn.spec.vocab))+.5)
     with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 1e-3, cbs=[reads, *dict(autocast=[Autocast()] if way=='autocast' else [], l2sp=[L2SP()], clip=[GradientClip(1.)]).get(way, [])])
+        learn.fit(1, 1e-3, cbs=[reads, reads.end, *dict(autocast=[Autocast()] if way=='autocast' else [], l2sp=[L2SP()], clip=[GradientClip(1.)], accumulate=[Accumulate(8)]).get(way, [])])
     assert len(learn.history)==1
     others = set(reads.found)-_ALLOWED
     assert (others=={'guards.before_step', 'guards.after_loss'}) if way=='planted' else not others, others

@@ -70,13 +70,13 @@ def loss_weight(
     loss, # The loss of a learner
     targets, # Targets of a batch, as in `learn.yb`
     rows:int|None=None, # Rows that count; 0: the batch is only there to keep step with other processes; None: all
-)->float: # For instance the number of tokens; the mean loss of a batch times this is a sum
-    "The number of rows or tokens that the loss of a batch is a mean over"
+)->float|torch.Tensor: # For instance the number of tokens; the mean loss of a batch times this is a sum. A single number on the device of the targets where it depends on what they hold
+    "The number of rows or tokens that the loss of a batch is a mean over; a GPU is not waited for"
     rows = find_bs(targets) if rows is None else rows
     if not rows: return 0.
-    if callable(own := getattr(loss, 'mean_over', None)): return float(own(*targets))
+    if callable(own := getattr(loss, 'mean_over', None)): return own(*targets)
     loss,y = getattr(loss, 'func', loss),targets[0]
     if not isinstance(loss, (nn.CrossEntropyLoss,nn.NLLLoss)) or y.is_floating_point(): return float(rows)
-    y = y.flatten().long()
-    y = y[y!=loss.ignore_index]
-    return float(len(y) if loss.weight is None else loss.weight[y].sum())
+    y = torch.as_tensor(y).flatten().long()
+    counted = y!=loss.ignore_index
+    return (counted if loss.weight is None else loss.weight[y.where(counted, 0)]*counted).sum()

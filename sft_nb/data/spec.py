@@ -105,9 +105,9 @@ def data_summary(
 def _is_whole(o, least): return isinstance(o, Integral) and not isinstance(o, bool) and o>=least
 
 # %% ../../nbs/data/07_spec.ipynb #3719820c
-def _batch_size(batch_size, n, most):
-    "`most`, or less for at least eight steps per epoch"
-    if batch_size is None: return min(most, n, max(4, 2**int(math.log2(max(1, n/8)))))
+def _batch_size(batch_size, n, most, steps=8):
+    "`most`, or less for at least so many steps per epoch"
+    if batch_size is None: return min(most, n, max(4, 2**int(math.log2(max(1, n/steps)))))
     if not _is_whole(batch_size, 1):
         raise DataError(f"batch_size must be a whole number from 1 up, got {batch_size!r}.")
     return int(min(batch_size, n))

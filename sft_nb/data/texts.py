@@ -332,7 +332,7 @@ def _tokenized(spec, ckpt, cells, max_length, pooling):
 # %% ../../nbs/data/13_texts.ipynb #765bf3fb
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
-    batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few
+    batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few, for at least 20 steps per epoch
     num_workers:int|None=None, # Not used; other tasks take it
     augment=True, # Not used; texts are not augmented
     max_length:int|None=None, # Tokens after which a text is cut; None: the length of the checkpoint
@@ -343,7 +343,7 @@ def text_loaders(
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
     sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], spec.task.target.transforms(spec)], splits=sides)
-    bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16)
+    bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16, steps=20)
     dls = [TextDL(dsets.subset(i), coder, res=[int(size.iloc[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return prepared(DataLoaders(*dls, device=default_device()), spec, spec.preprocess)
 

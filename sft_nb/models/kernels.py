@@ -78,9 +78,11 @@ class _ConvAct(nn.Module):
         self.is_same = type(conv).__name__=='Conv2dSame'
         is_depthwise = self.is_same and conv.groups==conv.in_channels>1 and set(conv.dilation)=={1}
         self.register_buffer('wide', F.pad(conv.weight, (1, 0, 1, 0)) if is_depthwise else None, persistent=False)
+        self.last,self.packed = None,(None, None)
     def forward(self, x):
         if x.device.type!='cpu' or x.dtype!=torch.float32 or torch.is_autocast_enabled('cpu'): return self.act(self.conv(x))
-        return _conv_act(*self._placed(x), self.conv, *self.fused)
+        x,weight,pad = self._placed(x)
+        return _conv_act(x, self._ordered(x, weight, pad), pad, self.conv, *self.fused)
     def _placed(self, x):
         "(pictures, weight, padding): with TensorFlow's 'same' padding, which may be one pixel wider on the right, a column of zeros in the weight, rather than a padded copy"
         if not self.is_same: return x,self.conv.weight,self.conv.padding
@@ -88,6 +90,15 @@ class _ConvAct(nn.Module):
         if self.wide is None or len(pads)>1: return pad_same(x, self.conv.kernel_size, self.conv.stride, self.conv.dilation),self.conv.weight,(0,0)
         p = pads.pop()
         return x,self.wide if p%2 else self.conv.weight,((p+1)//2,)*2
+    def _ordered(self, x, weight, pad):
+        "The weight in oneDNN's own order for pictures of this shape, made where a shape comes twice in a row; one such copy is kept"
+        key = weight is self.wide,tuple(x.shape)
+        if key not in (self.packed[0], self.last): self.last = key
+        elif key!=self.packed[0]:
+            ordered = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), pad, self.conv.stride, self.conv.dilation, self.conv.groups, x.shape)
+            self.packed = key,ordered
+        return self.packed[1] if key==self.packed[0] else weight
+    def __getstate__(self): return {**vars(self), 'last':None, 'packed':(None, None)}
 
 def _is_fusible(conv, norm, act):
     "Whether a folded convolution can compute the activation of its norm in the same step"

@@ -206,7 +206,7 @@ def folding(self:SFTModel,
     "Run frozen parts with their batch norms folded: the same numbers up to rounding, in less time"
     border = len(self.groups)-1 if border is None else border
     before,mark = self.folded,_mark(self) if self.keep_folded else None
-    if mark is None or before is None or before[::2]!=(border,mark):
+    if before is None or before[::2]!=(border,mark):
         view = self.folded_view(border) if isinstance(border, int) else None
         self.folded = None if view is None else (border,view,mark)
     try: yield

@@ -157,11 +157,11 @@ def _precision(learn):
     "The context that a callback wants for the frozen part"
     return next((c.around_frozen() for c in learn.cbs if hasattr(type(c), 'around_frozen')), nullcontext())
 
-def _height(border): return border if isinstance(border, int) else -1
+def _highest(border, also): return max((border, *also), key=lambda o: o if isinstance(o, int) else -1)
 
 def _activations(learn, border, rows, dtype, loader=None, view=None, also=(), used=()):
     if dtype not in ('float32','float16','bfloat16'): raise FitError(f"dtype must be 'float32', 'float16' or 'bfloat16', got {dtype!r}.")
-    with learn.model.folding(max((border, *also), key=_height)), _precision(learn):
+    with learn.model.folding(_highest(border, also)), _precision(learn):
         items = item_hashes(rows, learn.spec.task.cached_columns, learn.spec.task.file_columns)
         outs = {b:cache_folder()/cache_key(learn, b, rows, dtype, view, items) for b in (border, *also)}
         out = outs[border]
@@ -270,9 +270,10 @@ def _border_dls(learn, border, dtype, views, also=()):
     spec,old,train = learn.spec,learn.dls,[]
     parts = {s:spec.rows[spec.rows.split==s] for s in ('train','valid')}
     def used(): return [o.folder for o in train]
-    for k in range(views): train.append(_activations(learn, border, parts['train'], dtype, _Augmented(learn, k), k, also, used()))
-    if not views: train.append(_activations(learn, border, parts['train'], dtype, also=also))
-    valid = _activations(learn, border, parts['valid'], dtype, also=also, used=used())
+    with learn.model.folding(_highest(border, also)):
+        for k in range(views): train.append(_activations(learn, border, parts['train'], dtype, _Augmented(learn, k), k, also, used()))
+        if not views: train.append(_activations(learn, border, parts['train'], dtype, also=also))
+        valid = _activations(learn, border, parts['valid'], dtype, also=also, used=used())
     names = learn.model.below(border)
     learn.state.cached_groups = {**dict.fromkeys(names, 'not run'), names[-1]:_size(sum(o.nbytes for o in [*train,valid]))}
     targets = {s:spec.task.cached_targets(spec, rows) for s,rows in parts.items()}

@@ -18,7 +18,7 @@ from fastai.learner import Recorder
 from fastai.torch_core import find_bs, to_float
 from fastcore.basics import patch
 from ..core.basics import FitError, near
-from ..core.processes import over_processes, own_rows
+from ..core.processes import own_part, sum_of_processes
 from .learner import SFTLearner
 from .distributed import _spread_like
 from ..core.losses import loss_weight
@@ -35,13 +35,13 @@ class Accumulate(Callback):
     def before_train(self): self._reset()
     def _reset(self): self.n,self.total = 0,0.
     def before_batch(self):
-        rows,n = own_rows(self.learn),find_bs(self.yb)
-        self.rows = n if rows.stop is None else rows.stop-rows.start
-        self.seen, = over_processes([self.rows])
+        n = find_bs(self.yb)
+        a,b,self.seen = own_part(self.learn) or (0, n, n)
+        self.rows = b-a
         self.accumulating = self.n+self.seen<self.items and self.iter<self.n_iter-1
     def after_loss(self):
         own = not self.rows or self.weight is None
-        self.now, = over_processes([loss_weight(self.loss_func, self.yb, self.rows) if own else float(self.weight(*self.yb))])
+        self.now = sum_of_processes(loss_weight(self.loss_func, self.yb, self.rows) if own else self.weight(*self.yb), self.loss)
         self.learn.loss_grad = self.loss_grad*self.now
     def before_step(self):
         self.n,self.total = self.n+self.seen,self.total+self.now

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from ..core.basics import FitError, process_count, process_rank, say
-from ..core.processes import explain_lost_process, from_first, is_sharded, is_spread, join_processes, over_processes
+from ..core.processes import explain_lost_process, from_first, is_sharded, is_spread, join_processes, over_processes, sum_of_processes
 from ..core.losses import loss_weight
 from ..models.grouping import RUNNING_NORMS
 
@@ -195,11 +195,12 @@ def after_loss(self:SharedSteps):
 
 @patch
 def _weigh(self:SharedSteps, w):
-    loss = self.loss.mean()
-    total,summed = over_processes([w, w*loss.item() if w else 0.])
-    self.learn.loss = loss.new_tensor(summed/total if total else 0.)
-    self.learn.loss_grad = self.loss_grad*(w*process_count()/total if total else 0.)
-    return total
+    loss = self.loss.detach().mean().double()
+    mine = w.to(loss) if isinstance(w, torch.Tensor) else loss.new_full((), w)
+    total,summed = (sum_of_processes(o, loss) for o in (mine, torch.where(mine>0, mine*loss, 0.)))
+    self.learn.loss = torch.where(total>0, summed/total, 0.).to(self.loss.dtype)
+    self.learn.loss_grad = self.loss_grad*torch.where(total>0, mine*process_count()/total, 0.).to(self.loss.dtype)
+    return total.to(self.loss.dtype)
 
 @patch
 def before_step(self:SharedSteps):

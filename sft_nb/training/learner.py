@@ -138,7 +138,10 @@ class EpochRows(Callback):
     def before_step(self):
         rates,top = np.array([h['lr'] for h in self.opt.hypers]),self.peak_lrs
         self.learn.state.peak_lrs = rates if top is None else np.maximum(rates, top)
-    def after_train(self): self.ran = True
+    def after_train(self):
+        self.ran,losses = True,self.recorder.losses
+        late = next((i for i,o in enumerate(losses) if o.device.type!='cpu'), len(losses))
+        if losses[late:]: losses[late:] = torch.stack(losses[late:]).cpu().unbind()
     def after_epoch(self):
         if not self.ran or hasattr(self.learn, 'lr_finder'): return
         self.ran = False

@@ -49,10 +49,10 @@ def _inputs(model, layer, dl, loss_func, batch=256):
             targets.append(y)
             if len(seen)!=len(targets) or seen[-1].ndim!=2 or not torch.allclose(nn.functional.linear(seen[-1], layer.weight, layer.bias), scores, atol=1e-3): return None
     finally: hook.remove()
-    return torch.cat(seen),torch.cat([torch.as_tensor(o) for o in targets]),counts or None
+    return torch.cat(seen).as_subclass(torch.Tensor),torch.cat([torch.as_tensor(o) for o in targets]).as_subclass(torch.Tensor),counts or None
 
 # %% ../../nbs/training/06_linear_head.ipynb #3649548e
-_ROUGH,_EXACT = dict(max_iter=40, tolerance_grad=1e-4, tolerance_change=1e-5),dict(max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-7)
+_ROUGH,_EXACT = dict(max_iter=40, tolerance_grad=1e-4, tolerance_change=1e-5),dict(max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7)
 
 def _solve(x, y, loss_func, penalty, start, until=_EXACT):
     "Weights and bias of least loss, from a start"
@@ -69,7 +69,7 @@ def _solve(x, y, loss_func, penalty, start, until=_EXACT):
 # %% ../../nbs/training/06_linear_head.ipynb #4f1b5599
 _PENALTIES = tuple(10**e for e in np.arange(4, -2.1, -.5))
 
-def _folds(rows, seed, most=5000):
+def _folds(rows, seed, most=2500):
     "Pairs of row numbers to fit on and to judge by"
     groups,rng = group_codes(rows),np.random.default_rng(seed)
     unit = np.arange(len(rows)) if groups is None else groups
@@ -80,15 +80,25 @@ def _folds(rows, seed, most=5000):
     return [(a,b) for a,b in parts if len(a) and len(b)]
 
 # %% ../../nbs/training/06_linear_head.ipynb #2cd21f54
+def _directions(x, most=512):
+    "`(features, most)` directions in which the features of `(rows, features)` vary most; where there are no more features or rows than that, the features themselves"
+    return torch.linalg.eigh(x.T@x)[1][:,-most:] if min(x.shape)>most else torch.eye(x.shape[1], device=x.device)
+
 def _choose_penalty(x, y, loss_func, zero, folds):
-    "The penalty of least loss on held-out rows; the loss under each penalty that was tried"
-    starts,losses,parts = [zero]*len(folds),{},[(x[a], y[a], x[b], y[b]) for a,b in folds]
+    "The penalty of least loss on held-out rows; the loss under each penalty that was tried; the mean of the folds' solutions under it"
+    turn = _directions(x[np.unique(np.concatenate([b for _,b in folds]))])
+    starts,tried,parts = [(zero[0]@turn, zero[1])]*len(folds),{},[(x[a]@turn, y[a], x[b]@turn, y[b]) for a,b in folds]
     for p in _PENALTIES:
         starts = [_solve(xa, ya, loss_func, p, s, _ROUGH) for (xa,ya,*_),s in zip(parts, starts)]
-        losses[p] = sum(float(loss_func(xb@w.T+c, yb))*len(yb) for (*_,xb,yb),(w,c) in zip(parts, starts))/sum(len(yb) for *_,yb in parts)
-        tail = list(losses.values())[-3:]
+        loss = sum(float(loss_func(xb@w.T+c, yb))*len(yb) for (*_,xb,yb),(w,c) in zip(parts, starts))/sum(len(yb) for *_,yb in parts)
+        tried[p] = loss,starts
+        tail = [o for o,_ in tried.values()][-3:]
         if len(tail)==3 and tail[0]<tail[1]<tail[2]: break
-    return min(losses, key=losses.get),losses
+    losses = {p:loss for p,(loss,_) in tried.items()}
+    best = min(losses, key=losses.get)
+    w,b = (torch.stack(o).mean(0) for o in zip(*tried[best][1]))
+    return best,losses,(w@turn.T, b)
+
 
 # %% ../../nbs/training/06_linear_head.ipynb #ab6f8cad
 def _set_layer(layer, x, y, loss_func, rows, seed):
@@ -96,12 +106,11 @@ def _set_layer(layer, x, y, loss_func, rows, seed):
     mean = x.mean(0)
     scale = (x-mean).pow(2).mean().sqrt().clamp(min=1e-12)
     z,zero = (x-mean)/scale,(torch.zeros_like(layer.weight),torch.zeros_like(layer.bias))
-    penalty,losses = _choose_penalty(z, y, loss_func, zero, _folds(rows, seed))
-    solution = zero
-    for p in (o for o in _PENALTIES if o>=penalty): solution = _solve(z, y, loss_func, p, solution, _EXACT if p==penalty else _ROUGH)
+    penalty,losses,start = _choose_penalty(z, y, loss_func, zero, _folds(rows, seed))
+    w,b = _solve(z, y, loss_func, penalty, start)
     with torch.no_grad():
-        layer.weight.copy_(solution[0]/scale)
-        layer.bias.copy_(solution[1]-solution[0]@mean/scale)
+        layer.weight.copy_(w/scale)
+        layer.bias.copy_(b-w@mean/scale)
     return penalty,losses
 
 # %% ../../nbs/training/06_linear_head.ipynb #17efb7a1
