@@ -9,7 +9,8 @@ Docs: https://sft-nb.github.io/sft_nb/data/texts.html.md"""
 
 # %% auto #0
 __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'network_config', 'is_causal', 'tokenizer_fingerprint', 'text_coder', 'TextDL',
-           'truncation', 'LazyTokens', 'text_loaders', 'text_item_loader', 'text_lengths', 'check_texts']
+           'truncation', 'LazyTokens', 'suited_batch', 'text_loaders', 'text_item_loader', 'text_lengths',
+           'check_texts']
 
 # %% ../../nbs/data/13_texts.ipynb #2d4fd71b
 import copy, hashlib, json, sys
@@ -329,10 +330,23 @@ def _tokenized(spec, ckpt, cells, max_length, pooling):
     if first: _report_lost(new, coder, ckpt, tokens, cells)
     return new,coder,tokens
 
+# %% ../../nbs/data/13_texts.ipynb #404e3de8
+def suited_batch(
+    spec, # Rows (with `split`), vocabulary
+    max_length:int, # Tokens after which a text is cut
+)->tuple: # (texts per step, why)
+    "The batch size that suits texts: 32, or 16 where they may have more than 256 tokens; less where there are few, whose steps would be too few to recover from the first ones"
+    n,most = int((spec.rows.split=='train').sum()),32 if max_length<=256 else 16
+    per_class = n/max(1, len(spec.vocab))
+    steps = 20 if per_class>=100 else 8
+    size = _batch_size(None, n, most, steps)
+    return size,f'{n:,} rows are few: at least {steps} steps per epoch' if size<most else f'at most {max_length} tokens'
+
+
 # %% ../../nbs/data/13_texts.ipynb #765bf3fb
 def text_loaders(
     spec, # Rows (with `split`), vocabulary, checkpoint
-    batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few, for at least 20 steps per epoch
+    batch_size:int|None=None, # None: 32, or 16 where texts may have more than 256 tokens; less where there are few, for at least 8 steps per epoch, or 20 with 100 rows per class
     num_workers:int|None=None, # Not used; other tasks take it
     augment=True, # Not used; texts are not augmented
     max_length:int|None=None, # Tokens after which a text is cut; None: the length of the checkpoint
@@ -343,7 +357,7 @@ def text_loaders(
     size = np.clip(spec.rows.tokens, 1, coder.max_length)
     sides = _sides(spec.rows)
     dsets = Datasets(list(range(len(tokens))), [[_ReadTokens(tokens, coder)], spec.task.target.transforms(spec)], splits=sides)
-    bs = _batch_size(batch_size, len(sides[0]), 32 if coder.max_length<=256 else 16, steps=20)
+    bs = suited_batch(spec, coder.max_length)[0] if batch_size is None else _batch_size(batch_size, len(sides[0]), 32)
     dls = [TextDL(dsets.subset(i), coder, res=[int(size.iloc[j]) for j in side], bs=bs, shuffle=i==0, num_workers=0) for i,side in enumerate(sides)]
     return prepared(DataLoaders(*dls, device=default_device()), spec, spec.preprocess)
 

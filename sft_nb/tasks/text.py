@@ -35,6 +35,11 @@ class TextTask(Task):
 
 # %% ../../nbs/tasks/04_text.ipynb #f218d21e
 @patch
+def choices(self:TextTask, spec):
+    from sft_nb.data.texts import suited_batch
+    return {} if spec.options.get('batch_size') else {'batch_size':suited_batch(spec, spec.preprocess['max_length'])}
+
+@patch
 def model(self:TextTask, spec, head=None, dropout=0.):
     from sft_nb.models.text_model import text_model
     return text_model(spec, head, dropout)
