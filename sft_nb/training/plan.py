@@ -77,6 +77,13 @@ def _still_norms(learn, values, reasons):
     return {**values, 'epochs':6, 'base_lr':1e-3, 'norm_eval':True},{**reasons, 'epochs':f'{why}: more passes, at a lower rate', 'base_lr':f'{why}: a quarter of the rate for many rows',
         'norm_eval':f'{why}: batch norms keep the statistics of pretraining, on which the head was solved'}
 
+# %% ../../nbs/training/07_plan.ipynb #21872799
+def _few_rows(learn, values, reasons):
+    "Numbers and reasons where the epochs of a network without batch norm would be a handful of steps"
+    n = len(learn.spec.split('train'))
+    if n>=100 or _counts_norms(learn.model): return values,reasons
+    return {**values, 'epochs':max(6, values['epochs'])},{**reasons, 'epochs':f'{n:,} rows are few: six passes are not many steps'}
+
 # %% ../../nbs/training/07_plan.ipynb #1fdf0d10
 def _plannable(learn):
     "Whether the rule applies: only a head trains first, on a body that can be cached, with labelled rows; a task may recommend its own way of training a head"
@@ -96,7 +103,7 @@ def _rule(learn):
     own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
     values,reasons = _still_norms(learn, dict(freeze_epochs=None, **values, epochs=epochs), dict(freeze_epochs=_HEAD[_linear_layer(learn.model) is not None], epochs=why, **reasons))
     recommended = dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')
-    return FitPlan(*_per_class(learn, {**values, **own}, {**reasons, **recommended}), learn.spec.task.choices(learn.spec))
+    return FitPlan(*_few_rows(learn, *_per_class(learn, {**values, **own}, {**reasons, **recommended})), learn.spec.task.choices(learn.spec))
 
 # %% ../../nbs/training/07_plan.ipynb #501aeb65
 def _after_head(learn, plan, given):
