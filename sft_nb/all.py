@@ -112,7 +112,7 @@ from .diagnosis.features import item_features
 from .diagnosis.baselines import baseline_names
 from .diagnosis.duplicates import duplicate_pairs, item_prints, neighbors, Prints
 from .diagnosis.audit import Audit, audit, cue_skill, label_quality, outlier_scores, two_sample_test
-from .diagnosis.check import check_data, DataCheck, quick_audit
+from .diagnosis.check import check_data, DataCheck, leave_out, quick_audit
 from .diagnosis.learning_curve import learning_curve, LearningCurve
 from .diagnosis.advice import compare_scratch, cross_validate, logme, rank_checkpoints, suggest
 

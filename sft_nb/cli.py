@@ -174,7 +174,12 @@ def _progress_callback():
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
 def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
-def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet)
+def _choice(a):
+    "Which rows are used"
+    from sft_nb.diagnosis.check import leave_out
+    return _given(valid=a.valid, max_items=a.max_items, group=a.group, exclude=leave_out(*a.exclude.split(',')) if a.exclude else None)
+
+def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet, encoding=a.encoding)
 
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
@@ -185,8 +190,7 @@ def _load(a, task, source, **more):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
     join_processes(a.device=='cpu')
     device = a.device and usable_device(a.device, f'--device {a.device}')
-    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
-                   max_items=a.max_items, **_files(a))
+    asked = _given(checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment, **_choice(a), **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
     if device: dls.to(device)
     return dls
@@ -371,14 +375,14 @@ def _demo(a):
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours, demo.get('untuned', False))
 
 # %% ../nbs/00_cli.ipynb #33301705
-def _items(given, task, as_items=False):
+def _items(given, task, as_items=False, encoding=None):
     "The arguments; of one text file its lines, paths in it relative to it"
     path = Path(given[0])
     if len(given)>1 or as_items: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
     from sft_nb.data.labels import is_blank
     from sft_nb.data.table_files import decoded_text
-    lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if not is_blank(o)]
+    lines = [o for o in decoded_text(path, encoding).replace('\r\n', '\n').split('\n') if not is_blank(o)]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0].files else lines
 
 # %% ../nbs/00_cli.ipynb #099caf3b
@@ -405,7 +409,9 @@ def _opened(folder, device, data=None):
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
-    table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
+    items = _items(a.items, model.task, a.as_items, a.encoding)
+    lines = isinstance(items, list) and items is not a.items
+    table = model.predict(items, bad=a.bad, input=a.input, **{**_files(a), **(dict(encoding=None) if lines else {})})
     if not len(table): raise DataError(f"There is no item in {', '.join(a.items)[:200]}. Pass items, or a folder, a table or a .txt file of some.")
     text = _predictions(table, model.spec.options.get('label_delim') or model.task.target.delim, out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
@@ -493,8 +499,8 @@ def _check(a):
     check_source(Path(a.data), task)
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
-    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)
-    check = check_data(task, a.data, **{**asked, **_files(a), **options})
+    asked = _given(checkpoint=a.checkpoint, input=a.input, target=a.target)
+    check = check_data(task, a.data, **{**asked, **_choice(a), **_files(a), **options})
     if out: write_atomic(out, check.problems.to_csv(index=False))
     return repr(check),0 if check.ok else 1
 
@@ -610,6 +616,7 @@ def _column_options(p, target=True):
     p.add_argument('--folder', metavar='DIR', help='folder in which the files of a table lie; default: that of the table')
     p.add_argument('--ending', metavar='.EXT', help='what the names of the files end in, where the table leaves it out')
     p.add_argument('--sheet', metavar='NAME', help='sheet of an Excel file, by name or by number; default: the first')
+    p.add_argument('--encoding', metavar='NAME', help='of text files that are not UTF-8, such as cp1252; default: the one that each file shows')
 
 def _source_options(p):
     "Options of commands that split data"
@@ -617,6 +624,9 @@ def _source_options(p):
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
     add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on; default: .2')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
+    add('--group', metavar='COL', help='column whose equal values stay on one side of the split')
+    add('--exclude', metavar='KINDS', help='leave out what check finds, without a change of the split: leak (training rows of which a copy is held out), '
+        'duplicates, labels (improbable ones of training)')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 def _data_options(p, target=True):
@@ -748,6 +758,11 @@ def _mended(words, args, e):
     for k,v in getattr(e, 'mend', {}).items(): out = _swap(out, k, v)
     return out
 
+def _encoded(words, args, e):
+    "The encoding that the error names"
+    found = re.search(r"(Pass|Leave|leave) encoding(?:='(\S+?)')?", str(e))
+    return _swap(words, '--encoding', found[2] if found[1]=='Pass' else None) if found else words
+
 def _spelled(words, args, e):
     "The intended word in place of the typed one"
     found = re.search(r"is missing: (\S+) \(there is '(.+?)'", str(e))
@@ -773,7 +788,8 @@ def _known(words, args, e):
 
 # %% ../nbs/00_cli.ipynb #1ef35c01
 _EXAMPLES = {'--epochs':'3', '--head-epochs':'1', '--valid':'0.2', '--max-items':'100', '--lr':'0.002', '--decay':'0.8', '--batch-size':'32', '--seed':'42', '--budget':'5m',
-             '--freeze':'body', '--head':'linear', '--device':'cpu', '--bad':'skip', '--bf16':'all', '--split':'all', '--max-new-tokens':'64', '--option':None, '--sheet':None, '--int8':None}
+             '--freeze':'body', '--head':'linear', '--device':'cpu', '--bad':'skip', '--bf16':'all', '--split':'all', '--max-new-tokens':'64', '--option':None, '--sheet':None,
+             '--encoding':None, '--exclude':'leak', '--int8':None}
 
 def _exemplary(words, args, e):
     "A value that an option takes, in the place of one that it does not; out with an option that has no place here"
@@ -852,7 +868,7 @@ def _lists(args, e):
 
 def _next_command(words, args, e):
     "The next command to type after a mistake"
-    for rule in (_mended, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
+    for rule in (_mended, _encoded, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
         try: new = rule(words, args, e)
         except (SftError, AttributeError, OSError): continue
         if new!=words and _parses(new): return _typed_as(new)
@@ -877,7 +893,8 @@ def _advised(text, words, args, e):
 def _one_line(e):
     "A message of several lines as one, with options as they are typed"
     text = '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
-    return re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
+    text = re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
+    return re.sub(r"(Pass|Leave) encoding='(\S+?)'", r'\1 --encoding \2', text)
 
 def _say(text):
     "Print to standard output; a reader that has gone away is not error"

@@ -18,6 +18,7 @@ def place(tmp_path_factory):
              'one.csv':'text,label\na,x\nb,x\n',
              'bad.csv':'text,label\n'+'a good one,x\n'*6+'another,y\n'*6+',y\n', 'note.pdf':'%PDF-1.4', 'broken.png':'nope'}
     for name,text in files.items(): (tmp/name).write_text(text)
+    (tmp/'old.csv').write_bytes('text,label\ncafé,x\nb,y\nc,x\nd,y\n'.encode('cp1252'))
     for name in ('empty','full'): (tmp/name).mkdir()
     (tmp/'full'/'x').write_text('1')
     (tmp/'bert').symlink_to(words['checkpoint'])
@@ -80,6 +81,10 @@ NEXT = {
     'finetune text one.csv --out m': 'sft_nb check text one.csv',
     'finetune text bad.csv --out m --checkpoint bert': 'sft_nb finetune text bad.csv --out m --checkpoint bert --bad skip',
     'finetune text t.csv --out m --sheet 2': 'sft_nb finetune text t.csv --out m',
+    'check text old.csv': 'sft_nb check text old.csv --encoding cp1252',
+    'finetune text old.csv --out m --valid .5': 'sft_nb finetune text old.csv --out m --valid .5 --encoding cp1252',
+    'check text old.csv --encoding cp1225': 'sft_nb check text old.csv --encoding cp1252',
+    'check image pets --encoding cp1252': 'sft_nb check image pets',
     'predict': 'sft_nb predict --help',
     'predict model': 'sft_nb predict --help',
     'predict modle pets': 'sft_nb predict model pets',

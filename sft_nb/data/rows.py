@@ -24,7 +24,7 @@ from .task import get_task, Task
 from .lazy import dataset_frame, is_lazy, LAZY_BYTES, parquet_frame, source_bytes
 from .problems import BadRows, name_in_errors, _table
 from .labels import is_blank, label_text
-from .table_files import free_names, Own, TABLE_READERS, _frame_cells, _read_frame, _read_table
+from .table_files import free_names, Own, TABLE_READERS, _decoded_as, _frame_cells, _read_frame, _read_table
 from .folders import _split_name, _read_folder, _walk
 
 # %% ../../nbs/data/06_rows.ipynb #b134e4ba
@@ -420,12 +420,13 @@ def table_rows(
     folder=None, # As for `read_rows`
     ending:str|None=None, # As for `read_rows`
     sheet=None, # As for `read_rows`
+    encoding:str|None=None, # As for `read_rows`
     prefix:str='', # Put before each name
     taken=(), # Names that other rows have
     empty_label:str='raise', # As in `load_data`
 )->tuple: # (rows, with the columns of `Own.PROBLEM` and `Own.PLAIN`; whether there may be several labels; name of the data)
     "Rows of any source, including those that cannot be read"
-    frame,base,what = _read_source(source, task, labelled, lazy, sheet)
+    with _decoded_as(encoding, source if isinstance(source, (str,Path)) else f'a {type(source).__name__}'): frame,base,what = _read_source(source, task, labelled, lazy, sheet)
     with name_in_errors(what):
         if input is None and target is None: frame = task.reshaped(frame, labelled)
         cols = _columns(frame, task, input, target, group, labelled, what)
@@ -445,9 +446,10 @@ def read_rows(
     folder=None, # Folder of the files that a table names; None: the folder of the table
     ending:str|None=None, # Ending of the file names that the table leaves out, such as '.jpg'; None: nothing is added
     sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
+    encoding:str|None=None, # Of text files that are not UTF-8 or UTF-16, such as 'cp1252'; None: the one that each file shows
 )->pd.DataFrame: # item, the inputs, the target where there is one, row, and every other column; contents are not checked
     "Read data into the table of rows that all later steps use"
-    rows,_,what = table_rows(source, get_task(task), input, target, None, labelled, label_delim, lazy, folder, ending, sheet, empty_label=empty_label)
+    rows,_,what = table_rows(source, get_task(task), input, target, None, labelled, label_delim, lazy, folder, ending, sheet, encoding, empty_label=empty_label)
     bad = rows[rows[Own.PROBLEM]!='']
     if len(bad): raise BadRows(_table(list(zip(bad['item'], bad['row'], bad[Own.PROBLEM]))), what, 'Fix them.')
     return rows.drop(columns=[Own.PROBLEM, Own.PLAIN])
