@@ -130,6 +130,21 @@ def _plain(o):
     if isinstance(o, int): return f'{o:,}'
     return ', '.join(map(str, o)) if isinstance(o, (list, tuple)) else str(o)
 
+# %% ../nbs/00_cli.ipynb #155a4c5e
+_OTHER_NAMES = {'base_lr':'--lr', 'freeze_epochs':'--head-epochs', 'freeze':'--freeze', 'unfreeze_to':'--freeze', 'pretrained':'--from-scratch'}
+
+def _in_python(option):
+    "The arguments that an option sets, where they have another name"
+    names = [k for k,v in _OTHER_NAMES.items() if v==option and f"--{k.replace('_', '-')}"!=option]
+    return f' (in Python {names[0]})' if names else ''
+
+def _both_names(argument):
+    "An argument as the option that sets it, with the other name behind it; the argument itself where there is no option"
+    plain = f"--{argument.replace('_', '-')}"
+    option = _OTHER_NAMES.get(argument, plain)
+    if option not in re.findall(r'--[a-z\d-]+', _parser().commands['finetune'].format_help()): return argument
+    return option if option==plain else f'{option} ({argument})'
+
 # %% ../nbs/00_cli.ipynb #afea2b51
 def _epoch_line(row, of=0):
     "One row of `learn.history` as text; `of`: epochs of its phase, 0: not known"
@@ -148,7 +163,7 @@ def _say_epochs(learn, said, of=0):
 def _say_plan(plan):
     "Choices of the plan with their reasons, the user's own left out"
     for o in plan.table.itertuples() if plan is not None else ():
-        if o.reason!='given': say(f'{o.setting} {o.value}: {o.reason}')
+        if o.reason!='given': say(f'{_both_names(o.setting)} {o.value}: {o.reason}')
 
 def _progress_callback():
     "A fastai callback that shows bars and epoch lines on standard error"
@@ -244,13 +259,14 @@ def _timed(learn, fit, what):
 # %% ../nbs/00_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
-def _metrics(learn, ev, seconds):
+def _metrics(learn, ev, test, seconds):
     "The flat content of metrics.json"
-    return {**ev.metrics, **_test_metrics(learn), **_counts(learn.spec), **seconds}
+    return {**ev.metrics, **({f'test_{k}':v for k,v in test.metrics.items()} if test is not None else {}), **_counts(learn.spec), **seconds}
 
-def _test_metrics(learn):
+def _tested(learn):
+    "The evaluation of the test rows; None: there are none"
     from sft_nb.evaluation.evaluate import evaluate
-    return {f'test_{k}':v for k,v in evaluate(learn, on='test').metrics.items()} if (learn.spec.rows.split=='test').any() else {}
+    return evaluate(learn, on='test') if (learn.spec.rows.split=='test').any() else None
 
 def _history_csv(history):
     columns = list(dict.fromkeys(k for o in history for k in o))
@@ -260,21 +276,40 @@ def _history_csv(history):
     w.writerows(history)
     return text.getvalue()
 
+# %% ../nbs/00_cli.ipynb #e612e6f9
+def _tiles(table, where, others):
+    "Name -> (value, remark) of each metric; `others`: what is said beside it -> metrics by name"
+    for o in table.itertuples():
+        beside = [f'{k} {v[o.metric]:.4g}' for k,v in others.items() if isinstance(v.get(o.metric), (int,float))]
+        yield o.metric.replace('_', ' ')+where, (o.value, ', '.join([f'{o.low:.4g} to {o.high:.4g}', *beside]))
+
+def _headline(learn, table, test, metrics):
+    "What a report says first: metrics with their intervals, those of the head alone beside them, rows, time"
+    phases = [o['phase'] for o in learn.history]
+    head = learn.history[len(phases)-1-phases[::-1].index('head')] if 'head' in phases and phases[-1]!='head' else {}
+    untuned = {k.removeprefix('untuned_'):v for k,v in metrics.items() if k.startswith('untuned_')}
+    rows = {'rows trained on':metrics['n_train'], 'rows held out':metrics['n_valid'], **({'test rows':len(test)} if test is not None else {})}
+    a,b = metrics['seconds_head'],metrics['seconds_finetune']
+    spent = (_duration(a+b), f'head {_duration(a)}, then more layers {_duration(b)}') if a and b else (_duration(a+b), '')
+    tested = dict(_tiles(test.report(), ' on test rows', {})) if test is not None else {}
+    return {**dict(_tiles(table, '', {'head alone':head, 'untuned':untuned})), **tested, **rows, 'training took':spent}
+
 # %% ../nbs/00_cli.ipynb #4ff6d5a7
-def _report(learn, ev, metrics, settings, against=None):
+def _report(learn, ev, metrics, settings, against=None, test=None):
     "The page that shows the run"
     from sft_nb.inspection.report import report_html
     spec = learn.spec
-    tables = {'Metrics with 95 % intervals':ev.report()}
-    if learn.state.plan is not None: tables['What was chosen, and why'] = learn.state.plan.table
+    table = ev.report()
+    tables,plan = {'Metrics with 95 % intervals':table},learn.state.plan
+    if plan is not None: tables['What was chosen, and why'] = plan.table.assign(setting=plan.table.setting.map(_both_names))
     tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
     shown = [*spec.task.input_columns, 'item', 'target', 'prediction', *(spec.task.target.beside if spec.task.target.interval else ('probability',)), 'loss']
-    return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
+    return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', _headline(learn, table, test, metrics), learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
-def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
+def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False, test=None):
     "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
     say(f'Writing the model and its report to {out}')
@@ -282,7 +317,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None,
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
-        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
+        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against, test))
     if keep:
         from sft_nb.inspection.kept import keep_predictions
         say('Writing the held-out rows with their predictions, and a page of them')
@@ -309,11 +344,12 @@ def _note(spec):
 
 # %% ../nbs/00_cli.ipynb #c3123aee
 def _settings(a, learn):
-    "Settings of the run, for the report"
+    "Settings of the run, for the report: names of the shell, with those of Python behind them where they differ"
     import fastai, timm, torch, transformers
-    asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
+    arguments = {v[2:].replace('-', '_'):k for k,v in _OTHER_NAMES.items() if k in ('base_lr','freeze_epochs')}
+    asked = {_both_names(arguments.get(k, k)):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    used = {k:str(v) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
+    used = {_both_names(k):str(v) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _resume(folder):
@@ -341,9 +377,10 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *best] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
-    metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
+    test = _tested(learn)
+    metrics,(table,line) = _metrics(learn, ev, test, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
-    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions)
+    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions, test)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
@@ -521,8 +558,15 @@ def _open(a):
     if not pages: raise FolderError(f"{a.dir} has no report.html: it was saved without sft_nb finetune, or its report was left out. A page of its predictions is made by: "
                                     f"sft_nb evaluate {a.dir} DATA --out page.html")
     import webbrowser
-    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say('No browser was found here. Open the files by hand.')
-    return text_table([dict(page=k, file=str(p)) for k,p in pages.items()])
+    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say(_elsewhere(next(iter(pages.values()))))
+    names = dict(report='Report of the run', predictions='Its predictions')
+    return '\n'.join(f'{names[k]}: {p}' for k,p in pages.items())
+
+def _elsewhere(page):
+    "How a page is looked at where no browser is"
+    folder = shlex.quote(str(page.parent))
+    return (f"No browser was found here. Copy the file to a machine that has one; or type here: python -m http.server 8000 --bind 127.0.0.1 --directory {folder}, "
+            f"and on your machine: ssh -L 8000:127.0.0.1:8000 HOST, then open http://127.0.0.1:8000/{page.name}")
 
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
@@ -637,7 +681,7 @@ def _data_options(p, target=True):
 
 def _train_options(p):
     "Options that demo and finetune share with `load_data`, `sft_learner` and `fine_tune`"
-    add = p.add_argument
+    def add(option, help='', **kw): p.add_argument(option, help=help+_in_python(option), **kw)
     _data_options(p)
     _source_options(p)
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
