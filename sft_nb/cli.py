@@ -196,6 +196,13 @@ def _choice(a):
 
 def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet, encoding=a.encoding)
 
+def _check_columns(a, task, source):
+    "Say what is wrong with a file or its columns before torch is imported"
+    from sft_nb.data.rows import check_columns
+    if {'input','target','group'}&dict(a.option).keys(): return
+    check_columns(source, task, a.input, a.target, a.group, a.sheet, a.encoding)
+    if isinstance(a.valid, str) and a.sheet is None and a.encoding is None: check_columns(a.valid, task, a.input, a.target)
+
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
     from sft_nb.data.load import load_data
@@ -393,8 +400,9 @@ def _free_run(a, out):
     return out
 
 def _finetune(a):
-    out = _free_run(a, a.out)
-    return _run(a, get_task(a.task), a.data, out, {}, {})
+    out,task = _free_run(a, a.out),get_task(a.task)
+    _check_columns(a, task, a.data)
+    return _run(a, task, a.data, out, {}, {})
 
 # %% ../nbs/00_cli.ipynb #d993b8a6
 def _demo(a):
@@ -531,9 +539,8 @@ def _compare(a):
 # %% ../nbs/00_cli.ipynb #e0500df3
 def _check(a):
     out = a.out and _out_file(a.out, ('.csv',))
-    from sft_nb.data.rows import check_source
     task = get_task(a.task)
-    check_source(Path(a.data), task)
+    _check_columns(a, task, a.data)
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
     asked = _given(checkpoint=a.checkpoint, input=a.input, target=a.target)
@@ -655,7 +662,7 @@ class _Parser(argparse.ArgumentParser):
 
 # %% ../nbs/00_cli.ipynb #ec0fc32a
 def _column_options(p, target=True):
-    p.add_argument('--input', metavar='COL', help='column of the input')
+    p.add_argument('--input', metavar='COL', help='column of the input; two as A,B where both are one input, such as a pair of texts')
     if target: p.add_argument('--target', metavar='COL', help='column of the target')
     p.add_argument('--folder', metavar='DIR', help='folder in which the files of a table lie; default: that of the table')
     p.add_argument('--ending', metavar='.EXT', help='what the names of the files end in, where the table leaves it out')
@@ -881,6 +888,8 @@ def _other_columns(words, args, e):
     left = [o for o in columns if o not in taken]
     if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
     free = task.inputs[0].written and not args.input and not args.target and task.target.column not in columns
+    columns = [o for o in columns if not re.fullmatch(r'(?i)(id|nr|no|index|row|Unnamed: \d+)', o)] or columns
+    if len(columns)==3 and free and task.inputs[0].pair: return _swap(_swap(words, '--input', ','.join(columns[:2])), '--target', columns[2])
     if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
     near_by = re.search(r"Did you mean '([^']+)'", str(e))
     return _swap(words, f'--{found[3]}', near_by[1]) if near_by else words
