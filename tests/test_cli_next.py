@@ -80,7 +80,7 @@ NEXT = {
     'finetune text mood.csv --out m': 'sft_nb finetune text mood.csv --out m --target mood',
     'finetune text t.csv --out m --input txt': 'sft_nb finetune text t.csv --out m --input text',
     'finetune text t.csv --out m --target lable': 'sft_nb finetune text t.csv --out m --target label',
-    'finetune text odd.csv --out m': 'sft_nb check text odd.csv',
+    'finetune text odd.csv --out m': 'sft_nb finetune text odd.csv --out m --input words --target mood',
     'finetune text one.csv --out m': 'sft_nb check text one.csv',
     'finetune text bad.csv --out m --checkpoint bert': 'sft_nb finetune text bad.csv --out m --checkpoint bert --bad skip',
     'finetune text t.csv --out m --sheet 2': 'sft_nb finetune text t.csv --out m',

@@ -346,7 +346,8 @@ def _plain_kind(task, rows):
     for t in task.other_targets:
         kept = rows[~rows[Own.OUT]] if Own.OUT in rows else rows
         if (values := t.recognized(kept[name])) is None: continue
-        say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; target_kind={task.target.kind!r} (--option target_kind={task.target.kind}) makes classes of them")
+        other = f'target_kind={task.target.kind!r} (--option target_kind={task.target.kind})'
+        say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; {other} makes classes of them")
         values = dict(zip(kept.index, values))
         return task.with_target(t.kind),rows.assign(**{name:pd.Series([values.get(i) for i in rows.index], index=rows.index, dtype=object)})
     return task,rows

@@ -455,6 +455,7 @@ _BASE_STYLE = '''
 .sft { --line:#8a8f96; --soft:#f3f4f6; --ink:#1b1b1b; --dim:#555; --bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff)); --link:#0b57d0; --good:#0b57d0; --bad:#b3261e; --cut:#ffe0c7; --cut-ink:#6b2c00; --new:#d3e6ff; --new-ink:#0b3a75;
   --other:#fff0b3; --other-ink:#5c4400; --mark:#fff3c4; --mark-ink:#5c4400; --mark-line:#c9a200; color:var(--ink); background:var(--bg); font:14px/1.45 system-ui,sans-serif; }
 [data-jp-theme-light=false] .sft,.vscode-dark .sft,.theme-dark .sft { '''+_DARK+''' }
+.vscode-dark .sft { --bg:var(--vscode-editor-background,#16181a); }
 @media (prefers-color-scheme:dark) { .sft-auto { '''+_DARK+''' } }
 .sft h3 { font-size:1.05em; margin:.2em 0 .4em; overflow-wrap:anywhere; } .sft h4 { font-size:.85em; margin:.8em 0 .1em; color:var(--dim); font-weight:600; } .sft p { margin:.4em 0; }
 '''
