@@ -160,10 +160,12 @@ def _say_epochs(learn, said, of=0):
     for row in learn.history[said:]: say(_epoch_line(row, of if row['phase']==learn.phase else 0))
     return len(learn.history)
 
+def _brief(v): return f'{v:.4g}' if isinstance(v, float) else v
+
 def _say_plan(plan):
     "Choices of the plan with their reasons, the user's own left out"
     for o in plan.table.itertuples() if plan is not None else ():
-        if o.reason!='given': say(f'{_both_names(o.setting)} {o.value}: {o.reason}')
+        if o.reason!='given': say(f'{_both_names(o.setting)} {_brief(o.value)}: {o.reason}')
 
 def _progress_callback():
     "A fastai callback that shows bars and epoch lines on standard error"

@@ -68,9 +68,8 @@ _USUAL = 'utf-8 cp1252 latin-1 iso8859-15 cp1250 cp1251 koi8-r cp437 cp850 mac-r
 
 def _known_encoding(name):
     "Refuse what is not the name of a text encoding"
-    try: known = codecs.lookup(name)._is_text_encoding
-    except (LookupError,TypeError,ValueError): known = False
-    if not known: raise DataError(f"encoding={name!r} is not the name of an encoding.{near(str(name), _USUAL)}")
+    try: 'a'.encode(name)
+    except (LookupError,TypeError,ValueError): raise DataError(f"encoding={name!r} is not the name of an encoding.{near(str(name), _USUAL)}") from None
 
 @contextlib.contextmanager
 def _decoded_as(encoding, what):
