@@ -358,7 +358,7 @@ def _settings(a, learn):
     arguments = {v[2:].replace('-', '_'):k for k,v in _OTHER_NAMES.items() if k in ('base_lr','freeze_epochs')}
     asked = {_both_names(arguments.get(k, k)):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    used = {_both_names(k):str(v) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
+    used = {_both_names(k):str(_brief(v)) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _resume(folder):

@@ -179,8 +179,8 @@ h1 { font-size:1.5em; margin:0 0 .2em; } h2 { font-size:1.1em; margin:2em 0 .6em
 .charts { display:flex; flex-wrap:wrap; gap:1.5em; } svg { flex:1 1 400px; max-width:480px; font-size:11px; fill:currentColor; }
 svg .g { stroke:currentColor; stroke-opacity:.15; } svg .t { font-weight:bold; font-size:13px; }
 .wide { overflow-x:auto; } table { border-collapse:collapse; font-size:.92em; }
-th,td { padding:.25em .7em; text-align:left; border-bottom:1px solid rgba(128,128,128,.3); overflow-wrap:anywhere; } td.n { text-align:right; }
-.confusion th { overflow-wrap:normal; } img { display:block; max-width:96px; }
+th,td { padding:.25em .7em; text-align:left; border-bottom:1px solid rgba(128,128,128,.3); } td { overflow-wrap:anywhere; } td.n { text-align:right; }
+img { display:block; max-width:96px; }
 '''
 
 # %% ../../nbs/inspection/01_report.ipynb #088c8962
