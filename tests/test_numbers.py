@@ -194,5 +194,11 @@ def test_decimal_commas(toy, tmp_path, capsys):
     assert dls.sft.task.target.kind=='number' and sorted(dls.sft.rows.label)==sorted(float(f'{i%7}.{i:02}') for i in range(40))
     assert '40 numbers have a decimal comma, such as 0,00, which is read as 0' in capsys.readouterr().err
     assert 'classes' not in repr(dls) and '40' in repr(dls)
+    learn = sft_learner(dls)
+    save_predictor(learn, tmp_path/'many')
+    assert 'no interval' not in capsys.readouterr().err
+    few = dls.sft.rows.assign(text=[o[0] for o in dls.sft.rows.text])[['text','label']][:12]
+    save_predictor(sft_learner(load_data('text', few, target_kind='number', checkpoint=toy['checkpoint'])), tmp_path/'few')
+    assert 'have no interval (low, high): 2 held-out rows are too few' in capsys.readouterr().err
     (tmp_path/'odd.csv').write_text('\n'.join(['frage;antwort;score', *lines, 'a;b;2.5']))
     with pytest.raises(BadRows, match='write decimals with a point'): load_data('text', tmp_path/'odd.csv', target_kind='number', **how)

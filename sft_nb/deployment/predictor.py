@@ -210,7 +210,10 @@ def _held_out(learn, spec):
 def _settled(spec, ev):
     "A spec that knows what held-out rows tell of predictions to come, where it does not yet"
     new = copy.copy(spec)
-    if spec.scaling and 'margin' not in spec.scaling and ev is not None: new.scaling = {**spec.scaling, **spec.task.target.calibrated(ev)}
+    if spec.scaling and 'margin' not in spec.scaling and ev is not None:
+        found = spec.task.target.calibrated(ev)
+        new.scaling = {**spec.scaling, **found}
+        if not found: say(f"Predictions of this model have no interval (low, high): {len(ev):,} held-out rows are too few. calibrate(model, on=DATA) finds it on other rows.")
     return new
 
 
