@@ -40,6 +40,7 @@ from .data.spec import data_summary, DataSpec, prepared, Recipe
 from .data.splits import fold_specs
 from .data.corrections import MARK_KINDS, Marks
 from .data.load import load_data, make_loaders, prepare_rows, row_problems
+from .data.loaders import SFTDataLoaders
 from .data.images import check_pictures, color_histogram, picture_item_loader, picture_loaders, picture_transform, PictureError, PictureTransform, read_picture
 from .data.images import set_augment, spec_from_dls
 from .data.texts import check_texts, LazyTokens, POOLINGS, text_coder, text_item_loader, text_lengths, text_loaders, TextCoder, TextDL, Tokens

@@ -193,8 +193,10 @@ def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
 def _choice(a):
     "Which rows are used"
+    rows = _given(valid=a.valid, max_items=a.max_items, group=a.group)
+    if not a.exclude: return rows
     from sft_nb.diagnosis.check import leave_out
-    return _given(valid=a.valid, max_items=a.max_items, group=a.group, exclude=leave_out(*a.exclude.split(',')) if a.exclude else None)
+    return {**rows, 'exclude':leave_out(*a.exclude.split(','))}
 
 def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet, encoding=a.encoding)
 

@@ -207,10 +207,10 @@ def make_loaders(
 ):  # fastai `DataLoaders`; `.sft` is a copy of `spec` with the settings of the loaders
     "Make the loaders again, for instance after a change of `spec.rows`; `spec` is not changed"
     own,spec = {k:v for k,v in spec.options.items() if k in spec.task.options},copy.copy(spec)
-    from sft_nb.data.loaders import shown
+    from sft_nb.data.loaders import _with_summary
     spec.scaling = spec.task.target.settle(spec)
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
-    return shown(dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess))
+    return _with_summary(dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess))
 
 # %% ../../nbs/data/11_load.ipynb #d2b496c1
 def _sample_first(rows, spec, limit):

@@ -23,7 +23,7 @@ from ..data.problems import BadRows
 from ..data.spec import data_summary
 from ..evaluation.slices import item_measures
 from .duplicates import duplicate_pairs, item_prints
-from .audit import Audit, audit, known_kinds, _cue_table, _disagreeing
+from .audit import Audit, audit, _cue_table, _disagreeing, _known_kinds
 
 # %% ../../nbs/diagnosis/05_check.ipynb #37921996
 def _numbers(values, unit=''):
@@ -90,7 +90,7 @@ def leave_out(
     *kinds, # 'leak', 'duplicates', 'labels', as `Audit.exclude` takes them
 ):  # A function for `load_data(exclude=…)`, which calls it with the `DataSpec` once the rows are split
     "Leave out what an audit finds, without a change of the split: rows that are held out stay held out, unless the test has a copy of them"
-    known_kinds(kinds)
+    _known_kinds(kinds)
     if not kinds: raise DataError("leave_out needs a kind of finding, such as leave_out('leak').")
     return partial(_found_names, kinds=kinds)
 
