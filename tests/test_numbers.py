@@ -190,7 +190,7 @@ def test_decimal_commas(toy, tmp_path, capsys):
     lines = [f'frage {i};antwort {i};{i%7},{i:02}' for i in range(40)]
     (tmp_path/'pairs.csv').write_text('\n'.join(['frage;antwort;score', *lines]))
     how = dict(checkpoint=toy['checkpoint'], input=['frage','antwort'], target='score')
-    dls = load_data('text', tmp_path/'pairs.csv', **how)
+    dls = load_data('text', tmp_path/'pairs.csv', valid=.5, **how)
     assert dls.sft.task.target.kind=='number' and sorted(dls.sft.rows.label)==sorted(float(f'{i%7}.{i:02}') for i in range(40))
     assert '40 numbers have a decimal comma, such as 0,00, which is read as 0' in capsys.readouterr().err
     assert 'classes' not in repr(dls) and '40' in repr(dls)
