@@ -31,6 +31,7 @@ Modules:
 - `sft_nb.data.labels`: `is_blank` says whether a cell is empty, `label_text` how a class is spelled, `class_order` in which order classes stand
 - `sft_nb.data.lazy`: A column of pandas whose cells stay in a Parquet file or a `Dataset` until they are needed
 - `sft_nb.data.load`: `load_data` turns a folder, a table or a `Dataset` into checked rows, a split, and fastai `DataLoaders`
+- `sft_nb.data.loaders`: `dls` at the end of a cell shows rows, classes and splits
 - `sft_nb.data.number_target`: `NumberTarget`: a number in the unit of the data, such as a rating, a price or a share
 - `sft_nb.data.problems`: `BadRows` collects all rows that cannot be used
 - `sft_nb.data.rows`: Folders, tables, DataFrames and `Dataset`s become one table of rows
@@ -72,6 +73,7 @@ Modules:
 - `sft_nb.inspection.inspector`: `Inspector(ev)`: look at every prediction in the notebook: filter, sort, open, explain, and mark what is wrong
 - `sft_nb.inspection.kept`: Predictions kept beside a model folder, never in it, and the pages of a run that may be opened in a browser
 - `sft_nb.inspection.page`: `ev.to_html('report.html')`: the Inspector as one file, for those without a kernel
+- `sft_nb.inspection.page_script`: The one script of the static page, as text
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
 - `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook

@@ -40,6 +40,7 @@ from .data.spec import data_summary, DataSpec, prepared, Recipe
 from .data.splits import fold_specs
 from .data.corrections import MARK_KINDS, Marks
 from .data.load import load_data, make_loaders, prepare_rows, row_problems
+from .data.loaders import SFTDataLoaders
 from .data.images import check_pictures, color_histogram, picture_item_loader, picture_loaders, picture_transform, PictureError, PictureTransform, read_picture
 from .data.images import set_augment, spec_from_dls
 from .data.texts import check_texts, LazyTokens, POOLINGS, text_coder, text_item_loader, text_lengths, text_loaders, TextCoder, TextDL, Tokens
@@ -112,7 +113,7 @@ from .diagnosis.features import item_features
 from .diagnosis.baselines import baseline_names
 from .diagnosis.duplicates import duplicate_pairs, item_prints, neighbors, Prints
 from .diagnosis.audit import Audit, audit, cue_skill, label_quality, outlier_scores, two_sample_test
-from .diagnosis.check import check_data, DataCheck, quick_audit
+from .diagnosis.check import check_data, DataCheck, leave_out, quick_audit
 from .diagnosis.learning_curve import learning_curve, LearningCurve
 from .diagnosis.advice import compare_scratch, cross_validate, logme, rank_checkpoints, suggest
 

@@ -130,6 +130,21 @@ def _plain(o):
     if isinstance(o, int): return f'{o:,}'
     return ', '.join(map(str, o)) if isinstance(o, (list, tuple)) else str(o)
 
+# %% ../nbs/00_cli.ipynb #155a4c5e
+_OTHER_NAMES = {'base_lr':'--lr', 'freeze_epochs':'--head-epochs', 'freeze':'--freeze', 'unfreeze_to':'--freeze', 'pretrained':'--from-scratch'}
+
+def _in_python(option):
+    "The arguments that an option sets, where they have another name"
+    names = [k for k,v in _OTHER_NAMES.items() if v==option and f"--{k.replace('_', '-')}"!=option]
+    return f' (in Python {names[0]})' if names else ''
+
+def _both_names(argument):
+    "An argument as the option that sets it, with the other name behind it; the argument itself where there is no option"
+    plain = f"--{argument.replace('_', '-')}"
+    option = _OTHER_NAMES.get(argument, plain)
+    if option not in re.findall(r'--[a-z\d-]+', _parser().commands['finetune'].format_help()): return argument
+    return option if option==plain else f'{option} ({argument})'
+
 # %% ../nbs/00_cli.ipynb #afea2b51
 def _epoch_line(row, of=0):
     "One row of `learn.history` as text; `of`: epochs of its phase, 0: not known"
@@ -145,10 +160,12 @@ def _say_epochs(learn, said, of=0):
     for row in learn.history[said:]: say(_epoch_line(row, of if row['phase']==learn.phase else 0))
     return len(learn.history)
 
+def _brief(v): return f'{v:.4g}' if isinstance(v, float) else v
+
 def _say_plan(plan):
     "Choices of the plan with their reasons, the user's own left out"
     for o in plan.table.itertuples() if plan is not None else ():
-        if o.reason!='given': say(f'{o.setting} {o.value}: {o.reason}')
+        if o.reason!='given': say(f'{_both_names(o.setting)} {_brief(o.value)}: {o.reason}')
 
 def _progress_callback():
     "A fastai callback that shows bars and epoch lines on standard error"
@@ -174,7 +191,21 @@ def _progress_callback():
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
 def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
 
-def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet)
+def _choice(a):
+    "Which rows are used"
+    rows = _given(valid=a.valid, max_items=a.max_items, group=a.group)
+    if not a.exclude: return rows
+    from sft_nb.diagnosis.check import leave_out
+    return {**rows, 'exclude':leave_out(*a.exclude.split(','))}
+
+def _files(a): return dict(folder=a.folder, ending=a.ending, sheet=a.sheet, encoding=a.encoding)
+
+def _check_columns(a, task, source):
+    "Say what is wrong with a file or its columns before torch is imported"
+    from sft_nb.data.rows import check_columns
+    if {'input','target','group'}&dict(a.option).keys(): return
+    check_columns(source, task, a.input, a.target, a.group, a.sheet, a.encoding)
+    if isinstance(a.valid, str) and a.sheet is None and a.encoding is None: check_columns(a.valid, task, a.input, a.target)
 
 def _load(a, task, source, **more):
     "The DataLoaders that the arguments ask for"
@@ -185,8 +216,7 @@ def _load(a, task, source, **more):
         if k in options: raise DataError(f"--option {k}: the {k} is given without --option.")
     join_processes(a.device=='cpu')
     device = a.device and usable_device(a.device, f'--device {a.device}')
-    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment,
-                   max_items=a.max_items, **_files(a))
+    asked = _given(checkpoint=a.checkpoint, input=a.input, target=a.target, bad=a.bad, batch_size=a.batch_size, augment=a.augment, **_choice(a), **_files(a))
     dls = load_data(task.name, source, **{**more, 'seed':a.seed, 'pretrained':not a.from_scratch, **asked, **options})
     if device: dls.to(device)
     return dls
@@ -240,13 +270,14 @@ def _timed(learn, fit, what):
 # %% ../nbs/00_cli.ipynb #52ae3253
 def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('train', 'valid')}
 
-def _metrics(learn, ev, seconds):
+def _metrics(learn, ev, test, seconds):
     "The flat content of metrics.json"
-    return {**ev.metrics, **_test_metrics(learn), **_counts(learn.spec), **seconds}
+    return {**ev.metrics, **({f'test_{k}':v for k,v in test.metrics.items()} if test is not None else {}), **_counts(learn.spec), **seconds}
 
-def _test_metrics(learn):
+def _tested(learn):
+    "The evaluation of the test rows; None: there are none"
     from sft_nb.evaluation.evaluate import evaluate
-    return {f'test_{k}':v for k,v in evaluate(learn, on='test').metrics.items()} if (learn.spec.rows.split=='test').any() else {}
+    return evaluate(learn, on='test') if (learn.spec.rows.split=='test').any() else None
 
 def _history_csv(history):
     columns = list(dict.fromkeys(k for o in history for k in o))
@@ -256,21 +287,40 @@ def _history_csv(history):
     w.writerows(history)
     return text.getvalue()
 
+# %% ../nbs/00_cli.ipynb #e612e6f9
+def _tiles(table, where, others):
+    "Name -> (value, remark) of each metric; `others`: what is said beside it -> metrics by name"
+    for o in table.itertuples():
+        beside = [f'{k} {v[o.metric]:.4g}' for k,v in others.items() if isinstance(v.get(o.metric), (int,float))]
+        yield o.metric.replace('_', ' ')+where, (o.value, ', '.join([f'{o.low:.4g} to {o.high:.4g}', *beside]))
+
+def _headline(learn, table, test, metrics):
+    "What a report says first: metrics with their intervals, those of the head alone beside them, rows, time"
+    phases = [o['phase'] for o in learn.history]
+    head = learn.history[len(phases)-1-phases[::-1].index('head')] if 'head' in phases and phases[-1]!='head' else {}
+    untuned = {k.removeprefix('untuned_'):v for k,v in metrics.items() if k.startswith('untuned_')}
+    rows = {'rows trained on':metrics['n_train'], 'rows held out':metrics['n_valid'], **({'test rows':len(test)} if test is not None else {})}
+    a,b = metrics['seconds_head'],metrics['seconds_finetune']
+    spent = (_duration(a+b), f'head {_duration(a)}, then more layers {_duration(b)}') if a and b else (_duration(a+b), '')
+    tested = dict(_tiles(test.report(), ' on test rows', {})) if test is not None else {}
+    return {**dict(_tiles(table, '', {'head alone':head, 'untuned':untuned})), **tested, **rows, 'training took':spent}
+
 # %% ../nbs/00_cli.ipynb #4ff6d5a7
-def _report(learn, ev, metrics, settings, against=None):
+def _report(learn, ev, metrics, settings, against=None, test=None):
     "The page that shows the run"
     from sft_nb.inspection.report import report_html
     spec = learn.spec
-    tables = {'Metrics with 95 % intervals':ev.report()}
-    if learn.state.plan is not None: tables['What was chosen, and why'] = learn.state.plan.table
+    table = ev.report()
+    tables,plan = {'Metrics with 95 % intervals':table},learn.state.plan
+    if plan is not None: tables['What was chosen, and why'] = plan.table.assign(setting=plan.table.setting.map(_both_names))
     tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
     shown = [*spec.task.input_columns, 'item', 'target', 'prediction', *(spec.task.target.beside if spec.task.target.interval else ('probability',)), 'loss']
-    return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', metrics, learn.history, tables, confusion,
+    return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', _headline(learn, table, test, metrics), learn.history, tables, confusion,
                        ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
 
-def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False):
+def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False, test=None):
     "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
     from sft_nb.deployment.predictor import save_predictor
     say(f'Writing the model and its report to {out}')
@@ -278,7 +328,7 @@ def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None,
         save_predictor(learn, tmp, overwrite=True, metrics=ev)
         write_atomic(tmp/'metrics.json', json.dumps(metrics, indent=1)+'\n')
         write_atomic(tmp/'history.csv', _history_csv(learn.history))
-        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against))
+        write_atomic(tmp/'report.html', _report(learn, ev, metrics, settings, against, test))
     if keep:
         from sft_nb.inspection.kept import keep_predictions
         say('Writing the held-out rows with their predictions, and a page of them')
@@ -305,11 +355,12 @@ def _note(spec):
 
 # %% ../nbs/00_cli.ipynb #c3123aee
 def _settings(a, learn):
-    "Settings of the run, for the report"
+    "Settings of the run, for the report: names of the shell, with those of Python behind them where they differ"
     import fastai, timm, torch, transformers
-    asked = {k.replace('_', '-'):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
+    arguments = {v[2:].replace('-', '_'):k for k,v in _OTHER_NAMES.items() if k in ('base_lr','freeze_epochs')}
+    asked = {_both_names(arguments.get(k, k)):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    used = {k:str(v) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
+    used = {_both_names(k):str(_brief(v)) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _resume(folder):
@@ -337,9 +388,10 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     seconds = _timed(learn, {**fit, **_given(cbs=[*_half(a), *best] or None)}, getattr(a, 'freeze', ''))
     if process_rank(): return None
     ev = evaluate(learn, on='valid')
-    metrics,(table,line) = _metrics(learn, ev, seconds),_against(ev, before) if untuned else (None,None)
+    test = _tested(learn)
+    metrics,(table,line) = _metrics(learn, ev, test, seconds),_against(ev, before) if untuned else (None,None)
     if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
-    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions)
+    _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions, test)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
 
@@ -352,8 +404,9 @@ def _free_run(a, out):
     return out
 
 def _finetune(a):
-    out = _free_run(a, a.out)
-    return _run(a, get_task(a.task), a.data, out, {}, {})
+    out,task = _free_run(a, a.out),get_task(a.task)
+    _check_columns(a, task, a.data)
+    return _run(a, task, a.data, out, {}, {})
 
 # %% ../nbs/00_cli.ipynb #d993b8a6
 def _demo(a):
@@ -371,14 +424,14 @@ def _demo(a):
     return _run(a, task, demo['source'], out, demo.get('load', {}), demo.get('fine_tune', {}), ours, demo.get('untuned', False))
 
 # %% ../nbs/00_cli.ipynb #33301705
-def _items(given, task, as_items=False):
+def _items(given, task, as_items=False, encoding=None):
     "The arguments; of one text file its lines, paths in it relative to it"
     path = Path(given[0])
     if len(given)>1 or as_items: return given
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
     from sft_nb.data.labels import is_blank
     from sft_nb.data.table_files import decoded_text
-    lines = [o for o in decoded_text(path).replace('\r\n', '\n').split('\n') if not is_blank(o)]
+    lines = [o for o in decoded_text(path, encoding).replace('\r\n', '\n').split('\n') if not is_blank(o)]
     return [str(path.parent/o.strip()) for o in lines] if task.inputs[0].files else lines
 
 # %% ../nbs/00_cli.ipynb #099caf3b
@@ -405,7 +458,9 @@ def _opened(folder, device, data=None):
 def _predict(a):
     out = a.out and _out_file(a.out, ('.csv', '.jsonl', '.json'))
     model = _opened(a.dir, device=a.device)
-    table = model.predict(_items(a.items, model.task, a.as_items), bad=a.bad, input=a.input, **_files(a))
+    items = _items(a.items, model.task, a.as_items, a.encoding)
+    lines = isinstance(items, list) and items is not a.items
+    table = model.predict(items, bad=a.bad, input=a.input, **{**_files(a), **(dict(encoding=None) if lines else {})})
     if not len(table): raise DataError(f"There is no item in {', '.join(a.items)[:200]}. Pass items, or a folder, a table or a .txt file of some.")
     text = _predictions(table, model.spec.options.get('label_delim') or model.task.target.delim, out and out.suffix.lower()!='.csv')
     if not out: return text.rstrip('\n')
@@ -488,13 +543,12 @@ def _compare(a):
 # %% ../nbs/00_cli.ipynb #e0500df3
 def _check(a):
     out = a.out and _out_file(a.out, ('.csv',))
-    from sft_nb.data.rows import check_source
     task = get_task(a.task)
-    check_source(Path(a.data), task)
+    _check_columns(a, task, a.data)
     from sft_nb.diagnosis.check import check_data
     options = dict(a.option)
-    asked = _given(valid=a.valid, checkpoint=a.checkpoint, input=a.input, target=a.target, max_items=a.max_items)
-    check = check_data(task, a.data, **{**asked, **_files(a), **options})
+    asked = _given(checkpoint=a.checkpoint, input=a.input, target=a.target)
+    check = check_data(task, a.data, **{**asked, **_choice(a), **_files(a), **options})
     if out: write_atomic(out, check.problems.to_csv(index=False))
     return repr(check),0 if check.ok else 1
 
@@ -515,8 +569,15 @@ def _open(a):
     if not pages: raise FolderError(f"{a.dir} has no report.html: it was saved without sft_nb finetune, or its report was left out. A page of its predictions is made by: "
                                     f"sft_nb evaluate {a.dir} DATA --out page.html")
     import webbrowser
-    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say('No browser was found here. Open the files by hand.')
-    return text_table([dict(page=k, file=str(p)) for k,p in pages.items()])
+    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say(_elsewhere(next(iter(pages.values()))))
+    names = dict(report='Report of the run', predictions='Its predictions')
+    return '\n'.join(f'{names[k]}: {p}' for k,p in pages.items())
+
+def _elsewhere(page):
+    "How a page is looked at where no browser is"
+    folder = shlex.quote(str(page.parent))
+    return (f"No browser was found here. Copy the file to a machine that has one; or type here: python -m http.server 8000 --bind 127.0.0.1 --directory {folder}, "
+            f"and on your machine: ssh -L 8000:127.0.0.1:8000 HOST, then open http://127.0.0.1:8000/{page.name}")
 
 # %% ../nbs/00_cli.ipynb #35dcd05f
 def _typed():
@@ -605,11 +666,12 @@ class _Parser(argparse.ArgumentParser):
 
 # %% ../nbs/00_cli.ipynb #ec0fc32a
 def _column_options(p, target=True):
-    p.add_argument('--input', metavar='COL', help='column of the input')
+    p.add_argument('--input', metavar='COL', help='column of the input; two as A,B where both are one input, such as a pair of texts')
     if target: p.add_argument('--target', metavar='COL', help='column of the target')
     p.add_argument('--folder', metavar='DIR', help='folder in which the files of a table lie; default: that of the table')
     p.add_argument('--ending', metavar='.EXT', help='what the names of the files end in, where the table leaves it out')
     p.add_argument('--sheet', metavar='NAME', help='sheet of an Excel file, by name or by number; default: the first')
+    p.add_argument('--encoding', metavar='NAME', help='of text files that are not UTF-8, such as cp1252; default: the one that each file shows')
 
 def _source_options(p):
     "Options of commands that split data"
@@ -617,6 +679,9 @@ def _source_options(p):
     add('--checkpoint', metavar='REF', help="timm:NAME, hf:REPO, pip:NAME or a folder; default: the task's own")
     add('--valid', type=_valid, metavar='FRACTION|PATH', help='share of rows to hold out, or data to check on; default: .2')
     add('--max-items', type=_positive, metavar='N', help='use at most this many rows')
+    add('--group', metavar='COL', help='column whose equal values stay on one side of the split')
+    add('--exclude', metavar='KINDS', help='leave out what check finds, without a change of the split: leak (training rows of which a copy is held out), '
+        'duplicates, labels (improbable ones of training)')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
 def _data_options(p, target=True):
@@ -627,7 +692,7 @@ def _data_options(p, target=True):
 
 def _train_options(p):
     "Options that demo and finetune share with `load_data`, `sft_learner` and `fine_tune`"
-    add = p.add_argument
+    def add(option, help='', **kw): p.add_argument(option, help=help+_in_python(option), **kw)
     _data_options(p)
     _source_options(p)
     add('--from-scratch', action='store_true', help='the same architecture with fresh weights')
@@ -748,6 +813,11 @@ def _mended(words, args, e):
     for k,v in getattr(e, 'mend', {}).items(): out = _swap(out, k, v)
     return out
 
+def _encoded(words, args, e):
+    "The encoding that the error names"
+    found = re.search(r"(Pass|Leave|leave) encoding(?:='(\S+?)')?", str(e))
+    return _swap(words, '--encoding', found[2] if found[1]=='Pass' else None) if found else words
+
 def _spelled(words, args, e):
     "The intended word in place of the typed one"
     found = re.search(r"is missing: (\S+) \(there is '(.+?)'", str(e))
@@ -773,7 +843,8 @@ def _known(words, args, e):
 
 # %% ../nbs/00_cli.ipynb #1ef35c01
 _EXAMPLES = {'--epochs':'3', '--head-epochs':'1', '--valid':'0.2', '--max-items':'100', '--lr':'0.002', '--decay':'0.8', '--batch-size':'32', '--seed':'42', '--budget':'5m',
-             '--freeze':'body', '--head':'linear', '--device':'cpu', '--bad':'skip', '--bf16':'all', '--split':'all', '--max-new-tokens':'64', '--option':None, '--sheet':None, '--int8':None}
+             '--freeze':'body', '--head':'linear', '--device':'cpu', '--bad':'skip', '--bf16':'all', '--split':'all', '--max-new-tokens':'64', '--option':None, '--sheet':None,
+             '--encoding':None, '--exclude':'leak', '--int8':None}
 
 def _exemplary(words, args, e):
     "A value that an option takes, in the place of one that it does not; out with an option that has no place here"
@@ -821,6 +892,8 @@ def _other_columns(words, args, e):
     left = [o for o in columns if o not in taken]
     if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
     free = task.inputs[0].written and not args.input and not args.target and task.target.column not in columns
+    columns = [o for o in columns if not re.fullmatch(r'(?i)(id|nr|no|index|row|Unnamed: \d+)', o)] or columns
+    if len(columns)==3 and free and task.inputs[0].pair: return _swap(_swap(words, '--input', ','.join(columns[:2])), '--target', columns[2])
     if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
     near_by = re.search(r"Did you mean '([^']+)'", str(e))
     return _swap(words, f'--{found[3]}', near_by[1]) if near_by else words
@@ -852,7 +925,7 @@ def _lists(args, e):
 
 def _next_command(words, args, e):
     "The next command to type after a mistake"
-    for rule in (_mended, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
+    for rule in (_mended, _encoded, _other_columns, _spelled, _known, _completed, _without_bad, _exemplary, *((_other_model,) if isinstance(e, FolderError) and args else ())):
         try: new = rule(words, args, e)
         except (SftError, AttributeError, OSError): continue
         if new!=words and _parses(new): return _typed_as(new)
@@ -877,7 +950,8 @@ def _advised(text, words, args, e):
 def _one_line(e):
     "A message of several lines as one, with options as they are typed"
     text = '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
-    return re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
+    text = re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
+    return re.sub(r"(Pass|Leave) encoding='(\S+?)'", r'\1 --encoding \2', text)
 
 def _say(text):
     "Print to standard output; a reader that has gone away is not error"

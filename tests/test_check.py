@@ -4,7 +4,7 @@ import pandas as pd, pytest
 from sft_nb.core.basics import DataError
 from sft_nb.data.load import load_data
 from sft_nb.data.problems import BadRows
-from sft_nb.diagnosis.check import check_data
+from sft_nb.diagnosis.check import check_data, leave_out
 from sft_nb.data.task import get_task
 from sft_nb.tasks.toys import make_toy
 
@@ -66,3 +66,46 @@ def test_frames_and_too_few_rows(notes):
     lone = check_data('text', notes[:6])
     assert lone.spec is None and 'one class only' in lone.problems.problem.iloc[-1] and 'Next: fix' in repr(lone)
     with pytest.raises(DataError, match='Leave it out'): check_data('text', notes, bad='skip')
+
+def repeated(n=60):
+    "Texts of which some recur, with their label"
+    texts = [f'a {("fine warm","dull wet")[i%2]} day {i}' for i in range(n)]
+    return pd.DataFrame(dict(text=texts+texts[:n//4]+texts[:n//6], label=[('calm','storm')[i%2] for i in [*range(n), *range(n//4), *range(n//6)]]))
+
+def test_what_is_left_out_does_not_leak_again(tmp_path, capsys):
+    "In a shell and in Python: the rows that are held out stay, and no copy of them is trained on"
+    frame = repeated()
+    frame.to_csv(tmp_path/'notes.csv', index=False)
+    check = check_data('text', tmp_path/'notes.csv')
+    assert 'leak' in set(check.findings.kind) and '--exclude leak' in check.command and "leave_out('leak')" in check_data('text', frame).command
+    before = check.spec.rows
+    capsys.readouterr()
+    rows = load_data('text', tmp_path/'notes.csv', exclude=leave_out('leak')).sft.rows
+    said = capsys.readouterr().err
+    held = lambda r: list(r['item'][r.split=='valid'])
+    gone = set(before['item'])-set(rows['item'])
+    assert gone and held(rows)==held(before) and not set(rows.text[rows.split=='valid']) & set(rows.text[rows.split=='train'])
+    n = (before.split=='train').sum()
+    assert f'exclude leaves out {len(gone)} of {n} train rows, 0 of {len(held(before))} valid rows' in said and 'of a training row' not in said
+    named = load_data('text', tmp_path/'notes.csv', exclude=check.audit.exclude('leak')).sft.rows
+    assert list(named['item'])==list(rows['item']) and list(named.split)==list(rows.split), 'by name as by kind'
+    again = check_data('text', tmp_path/'notes.csv', exclude=leave_out('leak'))
+    assert 'leak' not in set(again.findings.kind) and again.command==check.command
+    for bad in ((), ('leaks',)):
+        with pytest.raises(DataError, match="Did you mean 'leak'|needs a kind"): load_data('text', frame, exclude=leave_out(*bad))
+
+def test_copies_alone_are_not_left_out(tmp_path):
+    "A class of which all training rows are copies of held-out ones"
+    frame = pd.DataFrame(dict(text=['one']*10+[f'day {i}' for i in range(20)], label=['same']*10+['other']*20))
+    with pytest.raises(DataError, match="leaves no row of class 'same' to train on. Split by group="): load_data('text', frame, exclude=leave_out('leak'))
+    assert 'leak' not in set(check_data('text', frame.drop(index=range(10)), valid=.3).findings.kind)
+
+def test_the_shell_leaves_out_too(tmp_path):
+    repeated().to_csv(tmp_path/'notes.csv', index=False)
+    out = command('check', 'text', tmp_path/'notes.csv')
+    following = shlex.split(out.stdout.strip().splitlines()[-1].removeprefix('Next: sft_nb '))
+    assert out.returncode==0 and '--exclude leak' in out.stdout and '--exclude' in following
+    again = command('check', 'text', tmp_path/'notes.csv', '--exclude', 'leak')
+    assert again.returncode==0 and 'two sides of the split' not in again.stdout and 'exclude leaves out' in again.stdout
+    wrong = command('check', 'text', tmp_path/'notes.csv', '--exclude', 'leek')
+    assert wrong.returncode==2 and wrong.stderr.strip().endswith('--exclude leak') and 'group' in command('check', '--help').stdout

@@ -1,5 +1,5 @@
 "Two models compared, and the pages of a run opened, from the command line"
-import csv, json, shutil
+import csv, json, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest
 from playwright.sync_api import expect, sync_playwright
@@ -109,7 +109,17 @@ def test_open_in_chromium(models, opened):
 
 def test_open_says_where_pages_are(models, opened):
     code,out,_ = run('open', models/'one', '--no-browser')
-    assert code==0 and opened==[] and [o.split()[0] for o in out.splitlines()]==['page','report'] and str(models/'one'/'report.html') in out
+    assert code==0 and opened==[] and out.strip()==f"Report of the run: {(models/'one'/'report.html').resolve()}"
+
+def test_open_without_a_browser(models, monkeypatch):
+    "How to look at the page from another machine, without torch"
+    monkeypatch.setattr('webbrowser.open', lambda url: False)
+    code,out,err = run('open', models/'two')
+    assert code==0 and [o.split(':')[0] for o in out.splitlines()]==['Report of the run', 'Its predictions']
+    assert 'ssh -L 8000:127.0.0.1:8000' in err and err.strip().endswith('http://127.0.0.1:8000/report.html') and len(err.strip().splitlines())==1
+    script = f"import sys\nfrom sft_nb.cli import main\nassert main(['open', {str(models/'two')!r}, '--no-browser'])==0\nassert not {{'torch','fastai','ipywidgets'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
 
 def test_a_page_from_elsewhere_is_not_opened(models, opened, tmp_path):
     shutil.copytree(models/'one', tmp_path/'gift')

@@ -1,5 +1,5 @@
 "Each mistake ends with the next command: what it is, that the command knows it, and that it works where the mistake is mended"
-import re, shlex, shutil
+import re, shlex, shutil, subprocess, sys
 import pytest
 from sft_nb.cli import main
 from sft_nb.tasks.toys import make_toy
@@ -15,9 +15,11 @@ def place(tmp_path_factory):
     words = make_toy('text', tmp/'words')
     files = {'t.csv':'text,label\na,x\nb,y\nc,x\nd,y\n', 'mood.csv':'text,mood\na,x\nb,y\nc,x\nd,y\n', 'odd.csv':'id,words,mood\n1,a,x\n2,b,y\n', 'empty.csv':'',
              'tickets.csv':'message,team\na,x\nb,y\nc,x\nd,y\n',
+             'pairs.csv':'frage;antwort;score\n'+''.join(f'was {i};dies {i};0,{i}\n' for i in range(10, 40)),
              'one.csv':'text,label\na,x\nb,x\n',
              'bad.csv':'text,label\n'+'a good one,x\n'*6+'another,y\n'*6+',y\n', 'note.pdf':'%PDF-1.4', 'broken.png':'nope'}
     for name,text in files.items(): (tmp/name).write_text(text)
+    (tmp/'old.csv').write_bytes('text,label\ncafé,x\nb,y\nc,x\nd,y\n'.encode('cp1252'))
     for name in ('empty','full'): (tmp/name).mkdir()
     (tmp/'full'/'x').write_text('1')
     (tmp/'bert').symlink_to(words['checkpoint'])
@@ -46,6 +48,8 @@ NEXT = {
     'finetune zebra pets --out m': 'sft_nb tasks',
     'finetune image nowhere --out m': 'ls .',
     'finetune text tickets.csv --out m': 'sft_nb finetune text tickets.csv --out m --input message --target team',
+    'check text pairs.csv': 'sft_nb check text pairs.csv --input frage,antwort --target score',
+    'check text odd.csv': 'sft_nb check text odd.csv --input words --target mood',
     'check text tickets.csv --input mesage': 'sft_nb check text tickets.csv --input message',
     'finetune image deep/nowhere --out m': 'ls .',
     'finetune image pet/ --out m': 'sft_nb finetune image pets --out m',
@@ -76,10 +80,14 @@ NEXT = {
     'finetune text mood.csv --out m': 'sft_nb finetune text mood.csv --out m --target mood',
     'finetune text t.csv --out m --input txt': 'sft_nb finetune text t.csv --out m --input text',
     'finetune text t.csv --out m --target lable': 'sft_nb finetune text t.csv --out m --target label',
-    'finetune text odd.csv --out m': 'sft_nb check text odd.csv',
+    'finetune text odd.csv --out m': 'sft_nb finetune text odd.csv --out m --input words --target mood',
     'finetune text one.csv --out m': 'sft_nb check text one.csv',
     'finetune text bad.csv --out m --checkpoint bert': 'sft_nb finetune text bad.csv --out m --checkpoint bert --bad skip',
     'finetune text t.csv --out m --sheet 2': 'sft_nb finetune text t.csv --out m',
+    'check text old.csv': 'sft_nb check text old.csv --encoding cp1252',
+    'finetune text old.csv --out m --valid .5': 'sft_nb finetune text old.csv --out m --valid .5 --encoding cp1252',
+    'check text old.csv --encoding cp1225': 'sft_nb check text old.csv --encoding cp1252',
+    'check image pets --encoding cp1252': 'sft_nb check image pets',
     'predict': 'sft_nb predict --help',
     'predict model': 'sft_nb predict --help',
     'predict modle pets': 'sft_nb predict model pets',
@@ -157,3 +165,11 @@ def test_words_may_need_quotes(here):
 
 def test_every_message_is_one_line(here, capsys):
     assert main(['finetune', 'text', 'bad.csv', '--out', 'm', '--checkpoint', 'bert'])==2 and capsys.readouterr().err.count('\n')==1
+
+@pytest.mark.parametrize('line', ['check text odd.csv', 'finetune text odd.csv --out m', 'check text old.csv', 'check text nowhere.csv', 'finetune image pets/note.xls --out m',
+                                  'check text t.csv --group place', 'finetune text t.csv --valid odd.csv --out m'])
+def test_a_mistake_in_a_file_or_its_columns_needs_no_torch(here, line):
+    script = f"import sys\nfrom sft_nb.cli import main\ncode = main({shlex.split(line)!r})\nassert code==2 and not {{'torch','fastai','transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    assert 'Type: ' in done.stderr

@@ -155,6 +155,13 @@ def test_corrections_move_no_row_to_the_other_side(bert):
     moved = [i for i in after.index if after.split[i]!=before.split[i]]
     assert len(moved)==1 and moved[0] in held.index[-2:] and after.split[moved[0]]=='train' and after.label[held.index[0]]==other
 
+def test_marks_that_change_nothing_are_counted_apart(bert, capsys):
+    frame = days()
+    same,other = frame.label[0],next(o for o in frame.label if o!=frame.label[0])
+    marks = pd.DataFrame([dict(item='row 0', mark='relabel', label=same), dict(item='row 2', mark='relabel', label=other if frame.label[2]!=other else same)])
+    load_data('text', frame.reset_index(drop=True), checkpoint=bert, corrections=marks)
+    assert 'Corrections: 1 label, 0 rows left out, 1 label as it is' in capsys.readouterr().err
+
 def test_validation_rows_that_are_copies_of_training_rows_are_said(tmp_path, bert, capsys):
     frame = pd.concat([days(), days(6).assign(label=days(6).label)], ignore_index=True)
     def said(task, source, **kw):
@@ -165,7 +172,8 @@ def test_validation_rows_that_are_copies_of_training_rows_are_said(tmp_path, ber
     rows,lines = said('text', frame, checkpoint=bert)
     held = rows[rows.split=='valid']
     n = held.text.isin(set(rows.text[rows.split=='train'])).sum()
-    assert n and lines==[f"{n} of {len(held)} validation rows have the text of a training row, so that scores are too good: group='text' (--group text) keeps them on one side of the split"]
+    ways = "group='text' (--group text) keeps them on one side of the split, exclude=leave_out('leak') (--exclude leak) trains without them"
+    assert n and lines==[f"{n} of {len(held)} validation rows have the text of a training row, so that scores are too good: {ways}"]
     assert said('text', frame, checkpoint=bert, group='text')[1]==[]
     for i in range(12):
         (tmp_path/'p'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from fastai.callback.core import Callback
 from sft_nb.cli import main
 from sft_nb.core.basics import DataError, FitError, FolderError, TaskError
 from sft_nb.data.load import load_data
+from sft_nb.data.problems import BadRows
 from sft_nb.data.task import get_task
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.evaluation.calibration import calibrate
@@ -183,3 +184,21 @@ def test_a_check_says_what_the_numbers_are(toy, home):
     from sft_nb.diagnosis.check import check_data
     check = check_data('text', rated(toy), checkpoint=toy['checkpoint'], max_items=40)
     assert 'a number, 10' in dict(zip(check.facts.what, check.facts.value))['target'] and not any('class in proportion' in o for o in check.messages)
+
+def test_decimal_commas(toy, tmp_path, capsys):
+    "A table as Excel writes it in many countries; pairs of texts with a score"
+    lines = [f'frage {i};antwort {i};{i%7},{i:02}' for i in range(40)]
+    (tmp_path/'pairs.csv').write_text('\n'.join(['frage;antwort;score', *lines]))
+    how = dict(checkpoint=toy['checkpoint'], input=['frage','antwort'], target='score')
+    dls = load_data('text', tmp_path/'pairs.csv', valid=.5, **how)
+    assert dls.sft.task.target.kind=='number' and sorted(dls.sft.rows.label)==sorted(float(f'{i%7}.{i:02}') for i in range(40))
+    assert '40 numbers have a decimal comma, such as 0,00, which is read as 0' in capsys.readouterr().err
+    assert 'classes' not in repr(dls) and '40' in repr(dls)
+    learn = sft_learner(dls)
+    save_predictor(learn, tmp_path/'many')
+    assert 'no interval' not in capsys.readouterr().err
+    few = dls.sft.rows.assign(text=[o[0] for o in dls.sft.rows.text])[['text','label']][:12]
+    save_predictor(sft_learner(load_data('text', few, target_kind='number', checkpoint=toy['checkpoint'])), tmp_path/'few')
+    assert 'have no interval (low, high): 2 held-out rows are too few' in capsys.readouterr().err
+    (tmp_path/'odd.csv').write_text('\n'.join(['frage;antwort;score', *lines, 'a;b;2.5']))
+    with pytest.raises(BadRows, match='write decimals with a point'): load_data('text', tmp_path/'odd.csv', target_kind='number', **how)

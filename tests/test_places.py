@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 import nbformat, pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter, MarkdownExporter
+from browser import chromium
+from sft_nb.inspection.cards import STYLE
 from test_inspector_browser import evil, pictures
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
@@ -54,3 +56,21 @@ def test_a_chat_box_shows_what_was_said(tmp_path):
     box.ask('What color is snow?')
     data = box._repr_mimebundle_()
     assert WIDGET in data and 'pip install ipywidgets' in data['text/html'] and 'class="user">What color is snow?</p>' in data['text/html']
+
+def luminance(color):
+    part = [int(o)/255 for o in re.findall(r'\d+', color)[:3]]
+    return sum(w*(o/12.92 if o<=.03928 else ((o+.055)/1.055)**2.4) for w,o in zip((.2126,.7152,.0722), part))
+
+@pytest.mark.parametrize('kind,ground', [('class="vscode-dark"','#1e1e1e'), ('class="vscode-light"','#ffffff'), ('class="theme-dark"','#111111'), ('data-jp-theme-light="false"','#111111')])
+def test_cards_can_be_read_in_each_theme(tmp_path, kind, ground):
+    "The renderer of VS Code brings the light colors of JupyterLab, whatever the theme is"
+    lab = '#ffffff' if 'vscode' in kind else ground
+    page = f'<style>:root {{ --jp-layout-color1:{lab}; --vscode-editor-background:{ground}; }} {STYLE}</style><body {kind}><div class="sft"><button class="sft-card">a card</button></div>'
+    (tmp_path/'page.html').write_text(page)
+    with chromium(tmp_path/'browser') as b:
+        tab = b.new_page()
+        tab.goto((tmp_path/'page.html').as_uri())
+        for at in ('.sft', '.sft-card'):
+            ink,paper = tab.locator(at).evaluate("o => [getComputedStyle(o).color, getComputedStyle(o).backgroundColor]")
+            light,dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+            assert (light+.05)/(dark+.05)>=7, (ink, paper)

@@ -15,6 +15,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.toys import toy_texts
 from sft_nb.tasks.demo_data import make_demo
+from sft_nb.cli import main
 
 FAMILIES = {
     'bert': dict(max_position_embeddings=64), 'roberta': dict(max_position_embeddings=66), 'xlm-roberta': dict(max_position_embeddings=66),
@@ -303,6 +304,47 @@ def test_undecodable_files_name_byte_and_encoding(tmp_path):
     with pytest.raises(BadRows, match='not UTF-8: byte 0xe9 at offset 1, line 1.*cp1252') as e: load_data('text', tmp_path/'folder', checkpoint=str(path))
     assert len(e.value.problems)==2
     assert len(load_data('text', tmp_path/'folder', checkpoint=str(path), bad='skip').sft.rows)==6
+
+def test_encoding_reads_other_files(tmp_path, capsys):
+    toy,path = checkpoint(tmp_path, 'bert')
+    where = dict(checkpoint=str(path), valid=.5)
+    lines = ['text,label', 'ein Käfer,tier', 'eine Tür,ding', 'ein Löwe,tier', 'eine Röhre,ding']
+    (tmp_path/'old.csv').write_bytes('\r\n'.join(lines).encode('cp1252'))
+    dls = load_data('text', tmp_path/'old.csv', encoding='cp1252', **where)
+    assert set(dls.sft.rows.text)=={'ein Käfer','eine Tür','ein Löwe','eine Röhre'} and 'encoding' not in dls.sft.options
+    assert 'old.csv: read as CP1252' in capsys.readouterr().err
+    with pytest.raises(DataError, match="Pass encoding='cp1252', or save it as UTF-8"): load_data('text', tmp_path/'old.csv', **where)
+    with pytest.raises(DataError, match="encoding='cp9999' is not the name of an encoding"): load_data('text', tmp_path/'old.csv', encoding='cp9999', **where)
+    with pytest.raises(DataError, match='old.csv is not ascii: offset'): load_data('text', tmp_path/'old.csv', encoding='ascii', **where)
+    for i,o in enumerate(lines[1:]):
+        f = tmp_path/'texts'/o.split(',')[1]/f'{i}.txt'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_bytes(o.split(',')[0].encode('cp850'))
+    assert set(load_data('text', tmp_path/'texts', encoding='cp850', **where).sft.rows.text)==set(dls.sft.rows.text)
+    with pytest.raises(DataError, match="encoding='cp1252' is for text files, such as CSV, and a DataFrame is none"): load_data('text', texts([]), encoding='cp1252', **where)
+    texts([]).to_parquet(tmp_path/'new.parquet')
+    with pytest.raises(DataError, match='new.parquet is none. Leave it out'): load_data('text', tmp_path/'new.parquet', encoding='cp1252', **where)
+    for o in (tmp_path/'texts').rglob('*.txt'): o.write_bytes(o.read_bytes().decode('cp850').encode('cp1252'))
+    mixed = load_data('text', tmp_path/'old.csv', encoding='cp1252', checkpoint=str(path), valid=tmp_path/'texts', bad='skip')
+    assert len(mixed.sft.rows)==8
+
+def test_encoding_of_other_data_and_in_the_shell(tmp_path, capsys):
+    toy,path = checkpoint(tmp_path, 'bert')
+    learn = sft_learner(load_data('text', toy['source'], checkpoint=str(path)))
+    label = learn.dls.sft.vocab[0]
+    (tmp_path/'old.csv').write_bytes(f'text,label\nschön,{label}\nübel,{label}\n'.encode('cp1252'))
+    ev = evaluate(learn, on=tmp_path/'old.csv', encoding='cp1252')
+    assert list(ev.rows.text)==['schön','übel']
+    ev.rows[['text','target','prediction']].to_csv(tmp_path/'judged.csv', index=False, encoding='cp1252')
+    assert list(evaluate(tmp_path/'judged.csv', encoding='cp1252').rows.text)==['schön','übel']
+    model = load_predictor(save_predictor(learn, tmp_path/'m'))
+    assert len(model.predict(tmp_path/'old.csv', encoding='cp1252'))==2
+    (tmp_path/'items.txt').write_bytes('schön\nübel\n'.encode('cp1252'))
+    capsys.readouterr()
+    assert main(['predict', str(tmp_path/'m'), str(tmp_path/'items.txt'), '--device', 'cpu', '--encoding', 'cp1252'])==0
+    assert capsys.readouterr().out.count('\n')==3
+    assert main(['evaluate', str(tmp_path/'m'), str(tmp_path/'old.csv'), '--device', 'cpu'])==2
+    assert capsys.readouterr().err.strip().endswith('old.csv --device cpu --encoding cp1252')
 
 def test_truncation_is_told_and_is_no_error(tmp_path, capsys):
     _,path = checkpoint(tmp_path, 'bert')

@@ -220,7 +220,7 @@ def _corrections(given):
     if isinstance(given, (str,Path)) and Path(given).suffix.lower()=='.jsonl' and Path(given).exists():
         given = Marks(given)
     if hasattr(given, 'table'): given = given.table()
-    frame = whole_table(_table_path(given)) if isinstance(given, (str,Path)) else given
+    frame = whole_table(_table_path(given), encoding='utf-8') if isinstance(given, (str,Path)) else given
     if not isinstance(frame, pd.DataFrame) or not {'item','mark'}<=set(frame.columns):
         raise DataError(f"corrections must be Marks, a table file or a table with the columns item and mark, got {given!r}.")
     for o in ('label','was'):
@@ -288,15 +288,21 @@ def _correct(rows, given, task, multi=False, delim=None):
     wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in judged if p])
     if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
     last = {i:(r.mark,label) for i,r,label,_ in judged if r.mark!='ambiguous'}
-    labels,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
-    other = sum(str(o) not in known for o in table['item'])
-    say(f"Corrections: {len(labels):,} labels, {len(out):,} rows left out" + (f", {other:,} of other data" if other else ''))
+    given,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
+    labels = {i:l for i,l in given.items() if not _same_label(l, rows[task.target.column][i])}
+    other,same = sum(str(o) not in known for o in table['item']),len(given)-len(labels)
+    said = [_some(len(labels), 'label'), _some(len(out), 'row')+' left out', *([_some(same, 'label')+(' as it is' if same==1 else ' as they are')] if same else [])]
+    say(f"Corrections: {', '.join([*said, *([f'{other:,} of other data'] if other else [])])}")
     targets = pd.Series([labels.get(i, v) for i,v in rows[task.target.column].items()], index=rows.index, dtype=object)
     was = [n if not isinstance(o, list) and is_blank(o) else o for o,n in zip(rows[task.target.column], targets)]
     new = rows.assign(**{task.target.column:targets})
-    new[Own.WAS],new[Own.OUT] = pd.Series(was, index=rows.index, dtype=object),rows.index.isin(out)
+    new[Own.WAS],new[Own.OUT] = pd.Series(was, index=rows.index, dtype=object),rows.index.isin(out)|rows.get(Own.OUT, False)
     return new
+
+def _some(n, word): return f"{n:,} {word}{'' if n==1 else 's'}"
+
+def _same_label(a, b): return set(a)==set(b) if isinstance(a, list) and isinstance(b, list) else type(a) is type(b) and a==b
 
 def _settled(rows):
     "Without the rows that corrections leave out, and without the columns of corrections"
-    return rows[~rows[Own.OUT]].drop(columns=[Own.WAS, Own.OUT]).reset_index(drop=True) if Own.OUT in rows else rows
+    return rows[~rows[Own.OUT]].drop(columns=[Own.WAS, Own.OUT], errors='ignore').reset_index(drop=True) if Own.OUT in rows else rows

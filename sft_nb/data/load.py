@@ -129,28 +129,33 @@ def _kinds(problems):
     return ', '.join(f'{n:,} {k}' for k,n in kinds.most_common(4))
 
 # %% ../../nbs/data/11_load.ipynb #ed42835f
-def _listed(exclude): return exclude if exclude is None else [exclude] if isinstance(exclude, (str,Path)) else list(exclude)
+def _listed(exclude): return None if exclude is None or callable(exclude) else [exclude] if isinstance(exclude, (str,Path)) else list(exclude)
 
 def _is_mask(exclude): return bool(exclude) and all(isinstance(o, (bool,np.bool_)) for o in exclude)
 
 def _exclude(rows, exclude):
-    "Leave out items by a mask or by name"
+    "Mark the items to leave out, by a mask or by name; the split is drawn as it is with them"
     values = _listed(exclude)
     if values is None: return rows
     if _is_mask(values):
         if len(values)!=len(rows): raise DataError(f"exclude must have one value per row, {len(rows):,}, got {len(values):,}.")
-        return rows[~np.array(values)].reset_index(drop=True)
+        return _out(rows, np.array(values))
     names = list(map(str, values))
     by_name = _find_rows(rows, names, 'exclude')
     for o in sorted(set(names)-set(by_name)): raise DataError(f"exclude names {o!r}, which is not an item.{near(o, list(rows['item']))}")
-    return rows.drop(index=[i for at in by_name.values() for i in at]).reset_index(drop=True)
+    return _out(rows, rows.index.isin([i for at in by_name.values() for i in at]))
+
+def _out(rows, mask):
+    rows = rows.copy()
+    rows[Own.OUT] = mask
+    return rows
 
 # %% ../../nbs/data/11_load.ipynb #07d88ceb
-def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise', folder=None, ending=None, sheet=None):
+def _gather(task, source, valid, input, target, group, label_delim, exclude, lazy=None, empty_label='raise', folder=None, ending=None, sheet=None, encoding=None):
     "(rows, several labels?, name of the data), with the rows of `valid` where it is data"
     exclude,columns = _listed(exclude),dict(input=input, target=target, group=group, label_delim=label_delim, lazy=lazy, empty_label=empty_label)
     _tables_alone(source, folder, ending)
-    rows,multi,what = table_rows(source, task, **columns, folder=folder, ending=ending, sheet=sheet)
+    rows,multi,what = table_rows(source, task, **columns, folder=folder, ending=ending, sheet=sheet, encoding=encoding)
     late = not isinstance(valid, (int,float)) and not _is_mask(exclude)
     if not late: rows = _exclude(rows, exclude)
     if isinstance(valid, (int,float)): return rows,multi,what
@@ -158,17 +163,20 @@ def _gather(task, source, valid, input, target, group, label_delim, exclude, laz
         raise DataError(f"{what} has validation rows of its own, and valid={str(valid)!r} was given. Use only one of them.")
     prefix = f'{Path(valid).name}/' if isinstance(valid, (str,Path)) else 'valid '
     files = {} if isinstance(valid, (str,Path)) and Path(valid).expanduser().is_dir() else dict(folder=folder, ending=ending, sheet=sheet if _is_excel(valid) else None)
-    held,vmulti,vwhat = table_rows(_one_side(valid), task, **columns, **files, prefix=prefix, taken=rows['item'])
+    held,vmulti,vwhat = table_rows(_one_side(valid), task, **columns, **files, encoding=encoding if _is_text_source(valid) else None, prefix=prefix, taken=rows['item'])
     t = task.target
     held[t.column] = pd.Series(t.matched(held[t.column], t.flat(rows[t.column].dropna(), multi)), dtype=object)
     held = _held_side(held, vwhat)
     if 'split' not in rows: rows['split'] = 'train'
     both = pd.concat([rows, held.assign(split='valid')], ignore_index=True)
     if late: both = _exclude(both, exclude)
+    if Own.OUT in both: both[Own.OUT] = both[Own.OUT].eq(True)
     if multi or vmulti: both[t.column] = pd.Series([v if v is None or isinstance(v, list) else [v] for v in both[t.column]], dtype=object)
     return both,multi or vmulti,f'{what} and {vwhat}'
 
 # %% ../../nbs/data/11_load.ipynb #a6865134
+def _is_text_source(source): return isinstance(source, (str,Path)) and not str(source).lower().endswith(('.xlsx','.xlsm','.parquet'))
+
 def _is_excel(source): return isinstance(source, (str,Path)) and str(source).lower().endswith(('.xlsx','.xlsm'))
 
 def _tables_alone(source, folder, ending):
@@ -199,9 +207,10 @@ def make_loaders(
 ):  # fastai `DataLoaders`; `.sft` is a copy of `spec` with the settings of the loaders
     "Make the loaders again, for instance after a change of `spec.rows`; `spec` is not changed"
     own,spec = {k:v for k,v in spec.options.items() if k in spec.task.options},copy.copy(spec)
+    from sft_nb.data.loaders import _with_summary
     spec.scaling = spec.task.target.settle(spec)
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
-    return dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess)
+    return _with_summary(dls if 'sft' in vars(dls) else prepared(dls, spec, spec.preprocess))
 
 # %% ../../nbs/data/11_load.ipynb #d2b496c1
 def _sample_first(rows, spec, limit):
@@ -239,12 +248,13 @@ def _whole_rows(rows, spec, bad, what):
     return pd.concat([good, out.drop(index=list(row_problems(out, spec)))]).sort_index() if len(out) else good,skipped
 
 def _split_before(rows, spec, valid):
-    "Split by the targets before corrections; then no class that corrections made is left without a row to train on"
+    "Split by the targets before corrections and exclusions; then no class is left without a row to train on"
     drawn = not ('split' in rows and (rows.split=='valid').any())
     side = _split(_uncorrected(rows.copy(), spec), spec, valid).split
     out = _settled(rows.assign(split=side))
     held = set(out.index[out.split=='valid'])
-    if drawn and Own.WAS in rows: out.loc[list(held-set(_give_back(out, spec, set(held)))), 'split'] = 'train'
+    if not held: raise DataError('exclude or corrections leave no row of validation. Keep some.')
+    if drawn and Own.OUT in rows: out.loc[list(held-set(_give_back(out, spec, set(held)))), 'split'] = 'train'
     return out
 
 # %% ../../nbs/data/11_load.ipynb #4840c15d
@@ -260,14 +270,26 @@ def _content_keys(rows, task):
     if not all(isinstance(o, str) for column in cells for o in column): return None
     return pd.Series(list(zip(*(_file_keys(o) if c in task.file_columns else o for c,o in zip(task.input_columns, cells)))), index=rows.index, dtype=object)
 
+def _leave_found(spec, found):
+    "Leave out the rows that `found` names; the others stay on their sides"
+    names = set(found(spec))
+    gone,t = spec.rows['item'].isin(names),spec.task.target
+    counts = [f"{int((gone & (spec.rows.split==s)).sum()):,} of {n:,} {s} rows" for s in _SPLITS if (n := int((spec.rows.split==s).sum()))]
+    say(f"exclude leaves out {', '.join(counts)}")
+    rows = spec.rows[~gone].reset_index(drop=True)
+    lost = spec.vocab and sorted({*t.flat(rows[t.column], spec.multi_label)}-{*t.flat(rows[t.column][rows.split=='train'], spec.multi_label)})
+    if lost or set(rows.split)!=set(spec.rows.split):
+        raise DataError(f"exclude leaves no row of {f'class {lost[0]!r} to train on' if lost else 'one side of the split'}. Split by group= instead, or add data.")
+    spec.rows = rows
+
 def _tell_repeated(rows, task):
     "Say how many rows of validation have the content of a training row"
     keys = _content_keys(rows, task)
     if keys is None: return
     held = rows.split=='valid'
     n,name = int(keys[held].isin(set(keys[rows.split=='train'])).sum()),' and '.join(task.input_columns)
-    way = f"group={name!r} (--group {name}) keeps them on one side of the split" if len(task.input_columns)==1 and not task.file_columns else "`audit(dls)` (sft_nb check) lists them"
-    if n: say(f"{n:,} of {held.sum():,} validation rows have the {name} of a training row, so that scores are too good: {way}")
+    way = f"group={name!r} (--group {name}) keeps them on one side of the split, " if len(task.input_columns)==1 and not task.file_columns else ''
+    if n: say(f"{n:,} of {held.sum():,} validation rows have the {name} of a training row, so that scores are too good: {way}exclude=leave_out('leak') (--exclude leak) trains without them")
 
 # %% ../../nbs/data/11_load.ipynb #02b842de
 def prepare_rows(
@@ -275,6 +297,7 @@ def prepare_rows(
     valid:float=.2, # Fraction to hold out where the rows are not split
     bad:str='raise', # As in `load_data`
     what:str='the data', # Name of the data, for messages
+    found=None, # Function of the spec that names items to leave out once the rows are split
 )->DataSpec: # `spec`
     "Check the rows, draw a part of them where `max_items` is set, split them, and collect the class names"
     limit,rows = spec.options.get('max_items'),spec.rows
@@ -282,15 +305,19 @@ def prepare_rows(
     good,spec.skipped = _whole_rows(rows, spec, bad, what)
     good = _equal_together(good.drop(columns=[Own.PROBLEM, Own.PLAIN], errors='ignore').reset_index(drop=True), spec)
     with name_in_errors(what): spec.rows = _split_before(good, spec, valid)
+    t = spec.task.target
+    if found is not None:
+        spec.vocab = t.vocab(spec.rows[t.column], spec.multi_label)
+        _leave_found(spec, found)
     _tell_repeated(spec.rows, spec.task)
-    targets = spec.rows[spec.task.target.column]
-    spec.vocab = spec.task.target.vocab(targets, spec.multi_label)
-    spec.task.target.report(targets, spec.multi_label)
+    targets = spec.rows[t.column]
+    spec.vocab = t.vocab(targets, spec.multi_label)
+    t.report(targets, spec.multi_label)
     return spec
 
 # %% ../../nbs/data/11_load.ipynb #bfd92455
 _ARGUMENTS = ('valid seed checkpoint pretrained input target target_kind group bad batch_size augment max_items num_workers label_delim empty_label exclude corrections lazy '
-              'folder ending sheet').split()
+              'folder ending sheet encoding').split()
 
 # %% ../../nbs/data/11_load.ipynb #4d5421d2
 def _check_arguments(task, valid, bad, max_items, options, seed=42, empty_label='raise'):
@@ -317,9 +344,12 @@ def _plain_kind(task, rows):
     "(task, rows) with another kind of target, where the column is clearly of that kind"
     name = task.target.column
     for t in task.other_targets:
-        if (values := t.recognized(rows[name])) is None: continue
-        say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; target_kind={task.target.kind!r} makes classes of them")
-        return task.with_target(t.kind),rows.assign(**{name:pd.Series(values, index=rows.index, dtype=object)})
+        kept = rows[~rows[Own.OUT]] if Own.OUT in rows else rows
+        if (values := t.recognized(kept[name])) is None: continue
+        other = f'target_kind={task.target.kind!r} (--option target_kind={task.target.kind})'
+        say(f"The {name} has {len(set(values)-{None}):,} different values with fractions and is learned as {t.summary}; {other} makes classes of them")
+        values = dict(zip(kept.index, values))
+        return task.with_target(t.kind),rows.assign(**{name:pd.Series([values.get(i) for i in rows.index], index=rows.index, dtype=object)})
     return task,rows
 
 
@@ -343,12 +373,13 @@ def load_data(
     num_workers:int|None=None, # Processes that load items; None: by the number of cores and items
     label_delim:str|None=None, # Separator of several labels in a cell; lists need none
     empty_label:str='raise', # An empty label where a row may have several: 'raise': a problem of the row; 'none': an item of none of the classes, as `[]` is
-    exclude=None, # Items to leave out: names as in `rows.item`, the name of a file for all of its rows, or a mask over the rows
+    exclude=None, # Items to leave out, after the split: names as in `rows.item`, the name of a file for all of its rows, a mask over the rows, or `leave_out('leak')`
     corrections=None, # Corrections by `Marks`: the object, its file, the CSV file, or a table of item, mark, label, was; None: none
     lazy:bool|None=None, # Read the inputs of a Parquet file or a `Dataset` on demand; None: where they take more than 64 MB
     folder=None, # Folder of the files that a table names; None: the folder of the table
     ending:str|None=None, # Ending of the file names that the table leaves out, such as '.jpg'; None: nothing is added
     sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
+    encoding:str|None=None, # Of text files that are not UTF-8 or UTF-16, such as 'cp1252'; None: the one that each file shows
     **options, # Options of the task: `get_task(name).options`
 ):  # fastai `DataLoaders`: `train`, `valid`, and a third for 'test' where there is one; `.sft` is the `DataSpec`
     "Read, check and split data, and make fastai `DataLoaders` from them"
@@ -356,10 +387,10 @@ def load_data(
     task = get_task(task) if target_kind is None else get_task(task).with_target(target_kind)
     _check_arguments(task, valid, bad, max_items, options, seed, empty_label)
     if isinstance(valid, Real): valid = float(valid)
-    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet)
+    rows,multi,what = _gather(task, source, valid, input, target, group, label_delim, exclude, lazy, empty_label, folder, ending, sheet, encoding)
     if target_kind is None and not multi: task,rows = _plain_kind(task, rows)
     settings = dict(batch_size=batch_size, num_workers=num_workers, augment=augment, label_delim=label_delim, max_items=max_items and int(max_items), **options)
     spec = DataSpec(task, _correct(rows, corrections, task, multi, label_delim), multi_label=multi, checkpoint=_checkpoint(task, checkpoint, pretrained),
                     pretrained=pretrained, seed=seed, has_group=group is not None, options={**settings, **_settings(input, target, ending, empty_label)})
-    prepare_rows(spec, valid, bad, what)
+    prepare_rows(spec, valid, bad, what, exclude if callable(exclude) else None)
     return make_loaders(spec)

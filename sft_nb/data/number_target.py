@@ -17,7 +17,7 @@ from collections import Counter
 from numbers import Real
 import numpy as np
 from fastcore.basics import patch
-from ..core.basics import FitError
+from ..core.basics import FitError, say
 from ..core.number_metrics import LEVEL, NumberScores, conformal_margin, crossed_margins, inside, number_loss, number_metrics
 from .kinds import TargetKind
 
@@ -34,13 +34,25 @@ def number_of(
     real = isinstance(cell, Real) or type(cell).__name__=='Decimal'
     return float(cell) if real and not isinstance(cell, (bool,np.bool_)) else cell
 
+# %% ../../nbs/data/22_number_target.ipynb #255311dc
+_COMMA,_THOUSAND = re.compile(r'[+-]?\d+,\d+'),re.compile(r'[+-]?[1-9]\d{0,2},\d{3}')
+
+def _numbers_of(cells):
+    "Cells of a column as `number_of` gives them, decimal commas as points where no other reading is possible"
+    text = [v.strip() for v in cells if isinstance(v, str)]
+    commas = [v for v in text if _COMMA.fullmatch(v)]
+    plain = not any('.' in v and _NUMBER.fullmatch(v) for v in text) and not all(map(_THOUSAND.fullmatch, commas))
+    if not commas or not plain: return [number_of(v) for v in cells]
+    say(f"{len(commas):,} numbers have a decimal comma, such as {commas[0]}, which is read as {number_of(commas[0].replace(',', '.')):g}")
+    return [number_of(v.strip().replace(',', '.') if isinstance(v, str) and _COMMA.fullmatch(v.strip()) else v) for v in cells]
+
 # %% ../../nbs/data/22_number_target.ipynb #a59e5ddc
 class NumberTarget(TargetKind):
     "A number, in the unit of the data"
     kind,summary,metric = 'number','a number','mae'
     column,probed,interval = 'label',True,True
     shown,lower,neutral,beside = ('mae','rmse','r2'),('loss','mae','rmse'),('coverage','width'),('low','high')
-    def read(self, cells, delim=None, where=None, empty='raise'): return [number_of(v) for v in cells],False
+    def read(self, cells, delim=None, where=None, empty='raise'): return _numbers_of(cells),False
     def problems(self, cells, spec): return [None if v is None else _problem(v, self.column) for v in cells]
     def fatal(self, cells, spec):
         if len(set(cells))<2: return f"one value only ({next(iter(cells), None)!r}): two are needed"
@@ -57,7 +69,7 @@ def _problem(v, column):
 # %% ../../nbs/data/22_number_target.ipynb #3ba5bc9f
 @patch
 def recognized(self:NumberTarget, cells):
-    values = [number_of(v) for v in cells]
+    values = _numbers_of(cells)
     known = [v for v in values if v is not None]
     if not all(isinstance(v, float) and np.isfinite(v) for v in known): return None
     counts = Counter(known)
@@ -117,7 +129,7 @@ def calibrated(self:NumberTarget, ev):
 @patch
 def from_table(self:NumberTarget, frame, target, prediction, vocab=None, probabilities=None):
     from sft_nb.core.basics import DataError
-    out = {c:[number_of(v) for v in frame[o]] for c,o in (('target',target), (prediction,prediction)) if o in frame}
+    out = {c:_numbers_of(frame[o]) for c,o in (('target',target), (prediction,prediction)) if o in frame}
     odd = [p for vs in out.values() for v in vs if (p := _problem(v, 'the cell'))]
     if odd: raise DataError(f"The table holds numbers, but {odd[0]}. Correct it, or leave out the row.")
     return frame.assign(**out),[],False,None

@@ -11,13 +11,14 @@ Docs: https://sft-nb.github.io/sft_nb/data/table_files.html.md"""
 __all__ = ['TABLE_READERS', 'Own', 'free_names', 'decoded_text', 'whole_table']
 
 # %% ../../nbs/data/04_table_files.ipynb #70703748
-import io, json, re, zipfile
+import codecs, contextlib, io, json, re, zipfile
 from collections import Counter
+from contextvars import ContextVar
 from enum import Enum
 from itertools import accumulate
 from pathlib import Path
 import pandas as pd
-from ..core.basics import DataError, need, say
+from ..core.basics import DataError, near, need, say
 from .lazy import explain_unreadable
 from .problems import BadRows, _table
 from .labels import is_blank
@@ -62,21 +63,67 @@ def _wide_encoding(data):
     return 'utf-16-le' if odd>even else 'utf-16-be'
 
 # %% ../../nbs/data/04_table_files.ipynb #d22ffbcd
+_ENCODING = ContextVar('encoding', default=None)
+_USUAL = 'utf-8 cp1252 latin-1 iso8859-15 cp1250 cp1251 koi8-r cp437 cp850 mac-roman gb18030 big5 shift-jis euc-jp euc-kr utf-16 utf-32'.split()
+
+def _known_encoding(name):
+    "Refuse what is not the name of a text encoding"
+    try: 'a'.encode(name)
+    except (LookupError,TypeError,ValueError): raise DataError(f"encoding={name!r} is not the name of an encoding.{near(str(name), _USUAL)}") from None
+
+@contextlib.contextmanager
+def _decoded_as(encoding, what):
+    "Within the block text files have this encoding, None: the one they show; an error where none was read"
+    if encoding is not None: _known_encoding(encoding)
+    asked = dict(name=encoding, read=0)
+    token = _ENCODING.set(asked if encoding else None)
+    try: yield
+    finally: _ENCODING.reset(token)
+    if encoding and not asked['read']: raise DataError(f"encoding={encoding!r} is for text files, such as CSV, and {what} is none. Leave it out.")
+
+# %% ../../nbs/data/04_table_files.ipynb #a3c1fa31
 def decoded_text(
     path, # A text file in UTF-8, with or without byte order mark, in UTF-16 or in UTF-32
+    encoding:str|None=None, # Another encoding, such as 'cp1252'; None: the one that the file shows
 )->str: # Its text
     "Read a text file; another encoding is an error that names the likely one"
-    return _text_and_encoding(path)[0]
+    if encoding is None: return _text_and_encoding(path)[0]
+    with _decoded_as(encoding, path): return _text_and_encoding(path)[0]
 
 def _text_and_encoding(path):
     try: data = Path(path).read_bytes()
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except OSError as e: raise DataError(f"{path} cannot be read: {e.strerror}.") from e
-    kind = next((v for k,v in _NO_TEXT.items() if data.startswith(k)), None)
+    kind,asked = next((v for k,v in _NO_TEXT.items() if data.startswith(k)), None),_ENCODING.get()
     if kind: raise DataError(f"{path} is not text: it is {kind}.")
+    if asked and (found := _as_asked(path, data, asked)): return found
     wide = _wide_encoding(data)
     try: return (data.decode(wide),wide) if wide else (data.decode('utf-8-sig'),'utf-8')
     except UnicodeDecodeError as e: raise DataError(_encoding_hint(path, data, data.find(e.object[e.start:e.start+8], e.start))) from None
+
+# %% ../../nbs/data/04_table_files.ipynb #65f36ea4
+def _utf8(data):
+    "The text as UTF-8; None: it is not valid"
+    try: return data.decode('utf-8')
+    except UnicodeDecodeError: return None
+
+def _as_asked(path, data, asked):
+    "(text, encoding) by the encoding that was asked for; None: the file shows this very encoding"
+    name = asked['name']
+    asked['read'] += 1
+    kind,shown = codecs.lookup(name).name,_wide_encoding(data) or ('utf-8' if data.startswith(codecs.BOM_UTF8) else None)
+    if kind in ('utf-8','utf-8-sig') or shown and kind.startswith(shown[:6]): return None
+    if shown: raise DataError(f"{path} is {shown.upper()}, as its first bytes show, and not {name}. Leave encoding={name!r} out.")
+    plain = _utf8(data)
+    try: text = data.decode(name)
+    except UnicodeDecodeError as e: raise DataError(f"{path} is not {name}: offset {e.start:,}, line {data[:e.start].count(10)+1:,} cannot be read. {_other_encoding(plain)}") from None
+    at = next((i for i,c in enumerate(plain or '') if not c.isascii()), None)
+    if at is not None and text!=plain and not asked.setdefault('said', False):
+        asked['said'] = True
+        say(f"{Path(path).name} is valid UTF-8 too: {name} reads {text[at:at+8]!r} where UTF-8 reads {plain[at:at+4]!r}")
+    return text,kind
+
+def _other_encoding(plain): return 'Pass another encoding.' if plain is None else 'It is valid UTF-8: leave encoding out.'
 
 # %% ../../nbs/data/04_table_files.ipynb #72a9b27d
 def _encoding_hint(path, data, at):
@@ -88,7 +135,8 @@ def _encoding_hint(path, data, at):
     seen = data[max(0, at-10):at+10].decode(name, 'replace').strip()
     return (f"{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}. Its encoding looks like {name}"
             f"{f' (it would read {seen!r} there)' if seen else ''}. "
-            f"Save it as UTF-8, in an editor or by: iconv -f {name} -t utf-8 {Path(path).name} > {Path(path).stem}-utf8{Path(path).suffix}")
+            +(f"Save it as UTF-8, in an editor or by: iconv -f {name} -t utf-8 {Path(path).name} > {Path(path).stem}-utf8{Path(path).suffix}" if _ENCODING.get() else
+              f"Pass encoding={name!r}, or save it as UTF-8."))
 
 # %% ../../nbs/data/04_table_files.ipynb #cf30d2ce
 def _patterns(sep):
@@ -411,9 +459,10 @@ def _read_table(
 def whole_table(
     path, # A file that ends in one of `TABLE_READERS`
     sheet=None, # Sheet of an Excel file: its name, or its number from 1; None: the first
+    encoding:str|None=None, # Of a text file that is not UTF-8 or UTF-16, such as 'cp1252'; None: the one that the file shows
 )->pd.DataFrame: # The cells alone
     "Read a table file; rows that cannot be read are an error"
-    frame,name = _read_table(path, sheet),Path(path).name
+    with _decoded_as(encoding, path): frame,name = _read_table(path, sheet),Path(path).name
     bad = frame[frame[Own.PROBLEM]!='']
     if len(bad): raise BadRows(_table([(None, p, o) for p,o in zip(bad[Own.PLACE], bad[Own.PROBLEM])]), name, 'Fix them.')
     return frame.drop(columns=[Own.PLACE, Own.PROBLEM])

@@ -212,7 +212,7 @@ def _card(info, task):
 
 ## How to use
 
-`pip install sft_nb`, then
+Install sft_nb from a checkout of its repository (`pip install .` there), then
 
 ```python
 from sft_nb.all import load_predictor

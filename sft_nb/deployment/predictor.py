@@ -122,9 +122,10 @@ def predict(
     folder=None, # Folder in which the files of a table lie; None: that of the table
     ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
     sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
+    encoding:str|None=None, # Of text files that are not UTF-8 or UTF-16, such as 'cp1252'; None: the one that each file shows
 )->pd.DataFrame: # item, prediction, probability (0 to 1; NaN of a number, which has low and high, the ends of its interval), of tags spans; a row an item, in their order
     "Predict items"
-    rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec), folder=folder, ending=ending, sheet=sheet)
+    rows,out = self._read(items, batch_size, bad, input, partial(decoded_outputs, spec=self.spec), folder=folder, ending=ending, sheet=sheet, encoding=encoding)
     t = self.task.target
     out = t.with_inputs(out, rows)
     more = {c:out[c].astype(float) if c in out else pd.Series(dtype=float) for c in t.beside} if t.interval else {c:out[c] for c in t.beside if c in out}
@@ -141,13 +142,14 @@ def predict_proba(
     folder=None, # As in `predict`
     ending:str|None=None, # As in `predict`
     sheet=None, # As in `predict`
+    encoding:str|None=None, # As in `predict`
 )->pd.DataFrame: # item, then a column a class: its probability; that of a class called `item` is `class_item`
     "Probabilities of all classes"
     self.task.target.need_classes(self.task, ". Call predict.")
     def table_of(outputs):
         probs = [log_probabilities(z, self.spec.multi_label)[0].exp().numpy() for z in outputs]
         return np.concatenate(probs) if probs else np.zeros((0, len(self.vocab)))
-    rows,table = self._read(items, batch_size, bad, input, table_of, folder=folder, ending=ending, sheet=sheet)
+    rows,table = self._read(items, batch_size, bad, input, table_of, folder=folder, ending=ending, sheet=sheet, encoding=encoding)
     return pd.concat([rows[['item']], pd.DataFrame(table, columns=list(class_columns(self.vocab).values()))], axis=1)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #a46a55be
@@ -208,7 +210,10 @@ def _held_out(learn, spec):
 def _settled(spec, ev):
     "A spec that knows what held-out rows tell of predictions to come, where it does not yet"
     new = copy.copy(spec)
-    if spec.scaling and 'margin' not in spec.scaling and ev is not None: new.scaling = {**spec.scaling, **spec.task.target.calibrated(ev)}
+    if spec.scaling and 'margin' not in spec.scaling and ev is not None:
+        found = spec.task.target.calibrated(ev)
+        new.scaling = {**spec.scaling, **found}
+        if not found: say(f"Predictions of this model have no interval (low, high): {len(ev):,} held-out rows are too few. calibrate(model, on=DATA) finds it on other rows.")
     return new
 
 

@@ -14,7 +14,7 @@ __all__ = ['label_quality', 'two_sample_test', 'outlier_scores', 'cue_skill', 'A
 # %% ../../nbs/diagnosis/03_audit.ipynb #be804ad8
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.basics import DataError, need, write_atomic
+from ..core.basics import DataError, near, need, write_atomic
 from ..core.metrics import group_codes
 from ..data.class_targets import linear_probe
 from ..data.labels import alike_classes
@@ -139,14 +139,14 @@ def _leaks(a):
         n = len(d[d.kind==kind])
         how = 'the same content' if kind=='exact' else 'nearly the same content'
         if n: yield ('leak', severity, n, f"{_count(n, 'pair')} of items with {how} on two sides of the split (audit.duplicates lists them)",
-                     "Leave out the copies, load_data(exclude=audit.exclude('leak')): those of training, and those of validation "
-                     "that the test has too; or split by group=. Earlier scores are too good.")
+                     "Leave out the copies, load_data(exclude=leave_out('leak')) (--exclude leak): those of training, and those of validation "
+                     "that the test has too; or split by group= (--group). Earlier scores are too good.")
 
 def _doubles(a):
     d = a.duplicates[~a.duplicates.across]
     n = len(d)
     if n: yield 'duplicates','warning' if n>.01*len(a.rows) else 'note',n,f"{_count(n, 'pair')} of items with the same or nearly the same content on one side", \
-        "They count twice in training and make intervals too narrow: load_data(exclude=audit.exclude('duplicates'))."
+        "They count twice in training and make intervals too narrow: load_data(exclude=leave_out('duplicates')) (--exclude duplicates)."
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #fd9a421b
 def _disagreeing(pairs):
@@ -314,6 +314,13 @@ def _copies(self:Audit):
     part = self._joined(d[~d.across | (d.kind=='exact')])
     return list(self.rows['item'][self.rows.assign(part=part).duplicated(['part','split']).to_numpy()])
 
+# %% ../../nbs/diagnosis/03_audit.ipynb #9128a544
+def _known_kinds(kinds):
+    "Refuse a kind of finding whose items cannot be left out"
+    valid = ('leak','duplicates','labels')
+    for k in kinds:
+        if k not in valid: raise DataError(f"exclude={k!r} is not a kind of finding whose items can be left out.{near(k, valid)}")
+
 # %% ../../nbs/diagnosis/03_audit.ipynb #9c888f56
 @patch
 def suspects(
@@ -331,8 +338,7 @@ def exclude(
 )->list: # Names of items, for `load_data(exclude=…)`
     "Items to leave out; the test set stays whole, and validation where there is no test"
     kinds = kinds or ('leak','duplicates')
-    for k in kinds:
-        if k not in ('leak','duplicates','labels'): raise DataError(f"exclude({k!r}): valid are 'leak', 'duplicates' and 'labels'.")
+    _known_kinds(kinds)
     out = []
     if 'leak' in kinds: out += self._leaked()
     if 'duplicates' in kinds: out += self._copies()

@@ -124,12 +124,13 @@ def evaluate(
     folder=None, # Other data: as in `load_data`
     ending:str|None=None, # Other data: as in `load_data`; None: as the model was trained
     sheet=None, # Other data: as in `load_data`
+    encoding:str|None=None, # Other data: as in `load_data`
     out=None, # Parquet file to write while rows are predicted, for `load_evaluation`; None: none
 )->Evaluation: # One row per item, in the order of the data
     "Predict all rows, in batches, and keep one row per item"
     if isinstance(learn, (str,Path,pd.DataFrame)):
         from sft_nb.evaluation.tables import evaluate_table
-        return evaluate_table(learn, sheet=sheet)
+        return evaluate_table(learn, sheet=sheet, encoding=encoding)
     model,spec = model_and_spec(learn)
     batch_size = batch_size or 64
     if keep is None: keep = len(spec.vocab)<=100
@@ -138,4 +139,5 @@ def evaluate(
         cols,probs = judged_classes(_fastai_pairs(learn), spec, keep)
         return _evaluation(learn, _fastai_rows(learn, len(cols['target'])), cols, spec, probs, on)
     if own: return _in_parts(learn, _split_rows(spec, on), batch_size, keep, on, out)
-    return _of_other(learn, on, spec, out, (batch_size, keep), dict(bad=bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet))
+    asked = dict(bad=bad, split=split, input=input, target=target, lazy=lazy, folder=folder, ending=ending, sheet=sheet, encoding=encoding)
+    return _of_other(learn, on, spec, out, (batch_size, keep), asked)

@@ -176,7 +176,7 @@ def read_checked(
     labelled:bool=True, # Whether the target is read and must be known to the model
     contents:bool=True, # False: contents of files are checked later, when the model reads them
     split:str|None=None, # Of labelled data: 'test', 'valid', 'train' or 'all'; None: test rows, else validation rows, where there is a split
-    **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, as `load_data` has them
+    **columns, # `input`, `target`, `lazy`, `folder`, `ending`, `sheet`, `encoding`, as `load_data` has them
 )->tuple: # (rows, frame of item, row and problem of the rows left out)
     "Rows of other data, checked like training rows"
     from sft_nb.data.problems import BadRows

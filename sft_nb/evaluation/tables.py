@@ -34,12 +34,12 @@ def _check_cells(frame, columns, empty):
         if lost: raise DataError(f"Column {c!r} is empty in {len(lost):,} of {len(frame):,} rows, such as row {lost[0]}. Fill these cells or leave the rows out.")
 
 # %% ../../nbs/evaluation/03_tables.ipynb #79888608
-def _read_table(source, sheet=None):
+def _read_table(source, sheet=None, encoding=None):
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True)
     path = Path(source).expanduser()
     if not path.is_file() or path.suffix.lower() not in TABLE_READERS:
         raise DataError(f"{path} is not a table of predictions. Valid: a DataFrame, or a file that ends in {' '.join(TABLE_READERS)}.")
-    return whole_table(path, sheet)
+    return whole_table(path, sheet, encoding)
 
 # %% ../../nbs/evaluation/03_tables.ipynb #66866f7c
 def _in_order(frame, task, prediction, multi=False):
@@ -65,11 +65,12 @@ def evaluate_table(
     on:str='a table', # 'test' for test rows, which are never used for calibration
     language:str|None=None, # Language of speech texts, whose rules the scores follow; None: unknown
     sheet=None, # Name of a sheet of an Excel file, or its number from 1; None: the first
+    encoding:str|None=None, # Of a text file that is not UTF-8 or UTF-16, such as 'cp1252'; None: the one that it shows
     target_kind:str|None=None, # 'class' or 'number', as in `load_data`; None: that of the task, or numbers where all targets are numbers
 )->Evaluation: # item, inputs, target, prediction, probability, loss, correct, then the other columns
     "An `Evaluation` of plain predictions"
     with name_in_errors(None if isinstance(table, pd.DataFrame) else Path(table).name):
-        return _evaluation(_read_table(table, sheet), task, target, prediction, vocab, probabilities, on, language, target_kind)
+        return _evaluation(_read_table(table, sheet, encoding), task, target, prediction, vocab, probabilities, on, language, target_kind)
 
 def _how(task, language):
     "The settings of the scores of a table, where a language is given"

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from ..core.basics import DataError, eval_mode, near, need, progress, TaskError
@@ -43,6 +44,9 @@ class Attribution:
     method:str # How it was computed
     tokens:list|None=None # Of a text, special ones left out
     picture:Image.Image|None=None # As the network sees it
+    def _repr_html_(self):
+        from sft_nb.inspection.cards import attribution_html
+        return attribution_html(self)
 
 # %% ../../nbs/inspection/00_attributions.ipynb #d5033816
 def _captum(): return need('captum.attr', 'inspect')
@@ -250,6 +254,9 @@ class TokenLosses:
     "The loss of each token of a reference"
     texts:list # Of the tokens, in order; together they are the answer with its end token
     losses:list # In nats, one per text: minus the log of the probability that the model gives the token behind all before it
+    def _repr_html_(self):
+        from sft_nb.inspection.cards import losses_html
+        return losses_html(self)
 
 def _token_texts(tokenizer, ids):
     "(text that tokens add, how many they are): tokens that end within a letter are taken together with the next"

@@ -14,8 +14,7 @@ __all__ = ['predictions_folder', 'keep_predictions', 'run_pages']
 # %% ../../nbs/inspection/08_kept.ipynb #7c656dcb
 from pathlib import Path
 from ..core.basics import folder_atomic, FolderError
-from ..evaluation.results import Evaluation
-from .page import _SCRIPT
+from .page_script import _SCRIPT
 from .report import document
 
 # %% ../../nbs/inspection/08_kept.ipynb #2cdef503
@@ -31,7 +30,7 @@ def predictions_folder(
 
 # %% ../../nbs/inspection/08_kept.ipynb #50964b3f
 def keep_predictions(
-    ev:Evaluation, # The evaluation to keep
+    ev, # The `Evaluation` to keep
     model, # Folder of the saved model
     title:str='Predictions', # Of the page
     overwrite:bool=False, # Replace predictions that are there

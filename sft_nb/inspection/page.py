@@ -20,6 +20,7 @@ from ..evaluation.compare import matched_evaluation
 from ..evaluation.results import Evaluation
 from .attributions import told_rows
 from .report import document, drawings
+from .page_script import _SCRIPT
 from .cards import card_html, detail_html, row_text, STYLE, _said
 from .selection import change_choices, ORDERS, Selection
 from .widgets import _bars_html, _confusion_html, _curves_html, _width
@@ -55,107 +56,6 @@ def _block(data):
     "JSON that can stand between tags"
     text = json.dumps(data, ensure_ascii=False, separators=(',',':'))
     return text.replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
-
-# %% ../../nbs/inspection/06_page.ipynb #1853561b
-_FIND_JS = r'''
-const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id), SIZE = 24;
-let found = [], page = 0, at = null;
-const val = id => $(id) ? $(id).value : '';
-const fold = s => [...s].map(c => c.toLowerCase().toUpperCase().toLowerCase()).join('');
-for (const o of D.rows) o.x = fold(o.x);
-function within(q, lo, hi) {
-  if (isNaN(lo) && isNaN(hi)) return true;
-  return q !== null && !(q < lo-1e-9) && !(q > hi+1e-9);
-}
-function passes(o) {
-  const t = val('f-target'), p = val('f-prediction'), r = val('f-result'), s = val('f-slice'), v = val('f-value');
-  if (t && o.t !== D.names[t]) return false;
-  if (p && o.p !== D.names[p]) return false;
-  if (r && o.c !== (r === 'correct')) return false;
-  if (val('f-error') && !o.e.includes(val('f-error'))) return false;
-  if (!within(o.q, parseFloat(val('f-low')), parseFloat(val('f-high')))) return false;
-  if (s && v && o.s[s] !== D.slices[s][v]) return false;
-  const d = val('f-changed'), m = val('f-measure');
-  if (d && (d === 'any' ? o.d === 'same' : o.d !== d)) return false;
-  if (m && !within(o.m[m], parseFloat(val('f-least')), parseFloat(val('f-most')))) return false;
-  return fold(val('f-text')).split(/\s+/).every(w => o.x.includes(w));
-}
-'''
-
-# %% ../../nbs/inspection/06_page.ipynb #4e581675
-_DRAW_JS = r'''
-function draw() {
-  const n = found.length;
-  $('rows').innerHTML = found.slice(page*SIZE, page*SIZE+SIZE).map(i =>
-    '<button class="sft-card" data-do="open" data-value="' + i + '"' + (i === at ? ' aria-current="true"' : '') + '>' + D.rows[i].card + '</button>').join('') ||
-    '<p class="sft-empty">No row passes the filters.</p>';
-  $('count').textContent = (n ? page*SIZE+1 : 0) + '–' + Math.min(n, page*SIZE+SIZE) + ' of ' + n;
-  $('prev').disabled = page === 0; $('next').disabled = (page+1)*SIZE >= n;
-}
-function apply() {
-  const k = val('f-order'), back = $('f-reverse').checked ? -1 : 1;
-  found = D.rows.map((_, i) => i).filter(i => passes(D.rows[i])).sort((a, b) => back*(D.rows[a].r[k]-D.rows[b].r[k]));
-  page = 0; draw();
-}
-function open(i, focus) {
-  at = i; page = Math.floor(found.indexOf(i)/SIZE); draw();
-  $('full').innerHTML = D.rows[i].full;
-  const now = document.querySelector('[aria-current=true]');
-  if (focus && now) now.focus();
-}
-function turn(by) { page = Math.max(0, Math.min(Math.ceil(found.length/SIZE)-1, page+by)); draw(); }
-'''
-
-# %% ../../nbs/inspection/06_page.ipynb #68639bb9
-_CLICK_JS = r'''
-function values() {
-  if (!$('f-slice')) return;
-  $('f-value').replaceChildren(new Option('all', ''), ...(D.slices[val('f-slice')] || []).map((o, i) => new Option(o, i)));
-}
-function limits() {
-  for (const [id, k] of [['f-least', 0], ['f-most', 1]]) {
-    $(id).value = ''; $(id).disabled = !val('f-measure');
-    $(id).placeholder = val('f-measure') ? D.measures[val('f-measure')].ends[k] : '';
-  }
-}
-function clear() { $('filters').reset(); values(); limits(); apply(); }
-function only(filters) {
-  clear();
-  for (const [id, v] of Object.entries(filters)) if ($(id)) $(id).value = v;
-  apply(); $('gallery').scrollIntoView();
-}
-document.addEventListener('click', e => {
-  const t = e.target.closest('[data-do]');
-  if (!t) return;
-  const v = t.dataset.value;
-  if (t.dataset.do === 'open') open(parseInt(v), true);
-  if (t.dataset.do === 'cell') { const [i, j] = v.split(','); only({'f-target': i, 'f-prediction': j}); }
-  if (t.dataset.do === 'bin') only({'f-low': (v/20).toFixed(2), 'f-high': ((+v+1)/20).toFixed(2)});
-});
-$('filters').addEventListener('input', e => { if (e.target.id === 'f-slice') values(); if (e.target.id === 'f-measure') limits(); apply(); });
-$('filters').addEventListener('submit', e => e.preventDefault());
-$('clear').addEventListener('click', clear); $('prev').addEventListener('click', () => turn(-1)); $('next').addEventListener('click', () => turn(1));
-'''
-
-# %% ../../nbs/inspection/06_page.ipynb #45234f28
-_KEYS_JS = r'''
-document.addEventListener('keydown', e => {
-  if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
-  const step = {ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1}[e.key];
-  if (step && found.length) { e.preventDefault(); const i = found.indexOf(at); open(found[i < 0 ? page*SIZE : Math.max(0, Math.min(found.length-1, i+step))], true); }
-  if (e.key === 'PageDown') { e.preventDefault(); turn(1); }
-  if (e.key === 'PageUp') { e.preventDefault(); turn(-1); }
-});
-function threshold() {
-  const o = D.curve[Math.round(val('threshold')*100)], f = v => v === null ? '–' : v.toFixed(3);
-  $('threshold-said').textContent = 'At ' + o[0].toFixed(2) + ': precision ' + f(o[1]) + ', recall ' + f(o[2]) + ', F1 ' + f(o[3]) + '; ' + o[4] + ' rows';
-  const line = document.querySelector('#curve path:last-of-type'), x = 40+500*o[0];
-  line.setAttribute('d', 'M' + x + ' 24V200');
-}
-values(); limits(); apply();
-if ($('threshold')) { $('threshold').addEventListener('input', threshold); threshold(); }
-'''
-_SCRIPT = _FIND_JS+_DRAW_JS+_CLICK_JS+_KEYS_JS
 
 # %% ../../nbs/inspection/06_page.ipynb #1c96ee69
 def _select(id, name, options):

@@ -54,7 +54,9 @@ def _runs(ys):
 def _scales(values, n, w, h, left, top):
     "Functions from a position and a value to the drawing, and the round numbers of the value axis"
     lo,hi = min(values), max(values)
+    share = 0<=lo and hi<=1
     if hi-lo <= 1e-9*max(abs(lo), abs(hi), 1e-3): lo,hi = lo-max(.5, abs(lo)/2), hi+max(.5, abs(hi)/2)
+    if share: lo,hi = max(lo, 0), min(hi, 1)
     px = lambda x: left + (w-left-10)*(x/(n-1) if n>1 else .5)
     py = lambda y: top + (h-top-24)*(1-(y-lo)/(hi-lo))
     return px, py, _ticks(lo, hi)
@@ -173,12 +175,12 @@ _css = '''
 :root { color-scheme:light dark; font:15px/1.5 system-ui,sans-serif; }
 body { max-width:1000px; margin:2em auto; padding:0 1em; }
 h1 { font-size:1.5em; margin:0 0 .2em; } h2 { font-size:1.1em; margin:2em 0 .6em; }
-.metrics { display:flex; flex-wrap:wrap; gap:1em 2.5em; margin:1.5em 0; } .metrics b { display:block; font-size:1.5em; } .metrics span { opacity:.7; }
+.metrics { display:flex; flex-wrap:wrap; gap:1em 2.5em; margin:1.5em 0; } .metrics b { display:block; font-size:1.5em; } .metrics span { opacity:.7; } .metrics small { display:block; opacity:.7; }
 .charts { display:flex; flex-wrap:wrap; gap:1.5em; } svg { flex:1 1 400px; max-width:480px; font-size:11px; fill:currentColor; }
 svg .g { stroke:currentColor; stroke-opacity:.15; } svg .t { font-weight:bold; font-size:13px; }
 .wide { overflow-x:auto; } table { border-collapse:collapse; font-size:.92em; }
-th,td { padding:.25em .7em; text-align:left; border-bottom:1px solid rgba(128,128,128,.3); overflow-wrap:anywhere; } td.n { text-align:right; }
-.confusion th { overflow-wrap:normal; } img { display:block; max-width:96px; }
+th,td { padding:.25em .7em; text-align:left; border-bottom:1px solid rgba(128,128,128,.3); } td { overflow-wrap:anywhere; } td.n { text-align:right; }
+img { display:block; max-width:96px; }
 '''
 
 # %% ../../nbs/inspection/01_report.ipynb #088c8962
@@ -207,9 +209,13 @@ def page_html(
     return document(title, f'<h1>{html.escape(title)}</h1>{top}{"".join(parts)}')
 
 # %% ../../nbs/inspection/01_report.ipynb #6648b30a
+def _tile(name, value, remark=''):
+    small = f'<small>{html.escape(remark)}</small>' if remark else ''
+    return f'<div><b>{show_value(value)}</b><span>{html.escape(name)}</span>{small}</div>'
+
 def report_html(
     title:str, # Of the page
-    metrics:dict, # Name -> number, shown at the top
+    metrics:dict, # Name -> number, or (number, remark below it), shown at the top
     history:list=(), # One dict an epoch, as in `learn.history`
     tables:dict|None=None, # Title -> DataFrame, shown as they are
     confusion=None, # DataFrame of counts, or None
@@ -219,7 +225,7 @@ def report_html(
     pictures:dict|None=None, # Title -> PIL picture, such as residuals
 )->str: # The whole page
     "A run on one page"
-    tiles = ''.join(f'<div><b>{show_value(v)}</b><span>{html.escape(k)}</span></div>' for k,v in metrics.items())
+    tiles = ''.join(_tile(k, *(v if isinstance(v, tuple) else (v,))) for k,v in metrics.items())
     epochs = [[_cell(o.get(k)) for k in _keys(history)] for o in history]
     pairs = [[_cell(k), _cell(v)] for k,v in (settings or {}).items()]
     sections = [('Curves', _curves(history)), ('Epochs', _table(_keys(history), epochs) if epochs else ''),
