@@ -79,7 +79,7 @@ def test_a_chosen_interval_is_kept(learn, tmp_path):
 def test_what_is_no_number_is_named(toy, home):
     kw = dict(checkpoint=toy['checkpoint'], target_kind='number')
     frame = rated(toy).astype(dict(label=object))
-    frame.loc[3,'label'],frame.loc[5,'label'],frame.loc[7,'label'] = '3,5','many',float('inf')
+    frame.loc[3,'label'],frame.loc[4,'label'],frame.loc[5,'label'],frame.loc[7,'label'] = '3,5','4.5','many',float('inf')
     with pytest.raises(DataError) as e: load_data('text', frame, **kw)
     for words in ("label '3,5' is not a number; write decimals with a point", "label 'many' is not a number", 'label inf is not finite'): assert words in str(e.value)
     assert len(load_data('text', frame, bad='skip', **kw).sft.rows)==57

@@ -12,7 +12,7 @@ from torch import nn
 from sft_nb.checkpoints.weights import attention_name, save_timm_config
 from sft_nb.core.metrics import _corpus_sums
 from sft_nb.models.grouping import RUNNING_NORMS
-from sft_nb.models.kernels import _conv_act, _is_hooked
+from sft_nb.models.kernels import _conv_act, _in_order, _is_hooked
 from sft_nb.models.model import _mark
 from sft_nb.models.speech_model import CTCModel
 from sft_nb.models.timm_model import _vit_stem
@@ -32,6 +32,7 @@ PRIVATE = {
     'models.model._mark': ('torch', {'_version'}),
     'models.kernels._is_hooked': ('torch', {'_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'}),
     'models.kernels._conv_act': ('torch', {'_convolution_pointwise'}),
+    'models.kernels._in_order': ('torch', {'_C', '_nn'}),
     'models.timm_model._vit_stem': ('timm', {'_pos_embed'}),
     'checkpoints.weights.save_timm_config': ('timm', {'timm.models._hub'}),
     'models.speech_model.hidden': ('transformers', {'_mask_hidden_states'}),
@@ -111,6 +112,11 @@ def activation_behind_a_convolution():
     conv,x = nn.Conv2d(3, 4, 3, padding=1),torch.randn(2, 3, 8, 8)
     with torch.no_grad(): assert torch.equal(_conv_act(x, conv.weight, (1, 1), conv, 'hardtanh', [0., 1.]), nn.functional.hardtanh(conv(x), 0., 1.))
 
+def weight_in_another_order():
+    conv,x = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False),torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    weight = _in_order(conv.weight, (1, 1), conv, x.shape)
+    assert weight.is_mkldnn and torch.allclose(_conv_act(x, weight, (1, 1), conv, 'none', []), conv(x), atol=1e-5)
+
 def positions_of_a_vit():
     net,x = timm.create_model('test_vit', pretrained=False).eval(),torch.randn(1, 3, 160, 160)
     with torch.no_grad(): assert torch.equal(net.norm(net.blocks(_vit_stem(SimpleNamespace(net=net), x))), net.forward_features(x))
@@ -161,6 +167,7 @@ def catalog_of_gettext(tmp_path):
 
 CHECKS = {'training.guards._epoch_order':same_order, 'training.learner._do_fit':epochs_from_the_first, 'training.callbacks.has_bfloat16':processor_answers,
           'models.model._mark':weights_are_marked, 'models.kernels._is_hooked':hooks_are_seen, 'models.kernels._conv_act':activation_behind_a_convolution,
+          'models.kernels._in_order':weight_in_another_order,
           'models.timm_model._vit_stem':positions_of_a_vit,
           'checkpoints.weights.save_timm_config':config_of_timm, 'models.speech_model.hidden':masked_frames, 'checkpoints.weights.attention_name':chosen_attention,
           'core.metrics._corpus_sums':sums_of_sacrebleu, 'tasks.demo_data._messages':catalog_of_gettext, 'training.distributed._inner_loader_for':copied_loader}

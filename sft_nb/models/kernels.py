@@ -70,6 +70,10 @@ def _conv_act(x, weight, pad, conv, name, numbers):
     "A convolution and its activation in one pass"
     return torch.ops.mkldnn._convolution_pointwise(x, weight, conv.bias, pad, conv.stride, conv.dilation, conv.groups, name, numbers, '')
 
+def _in_order(weight, pad, conv, shape):
+    "A weight in the order that oneDNN wants for pictures of a shape"
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), pad, conv.stride, conv.dilation, conv.groups, shape)
+
 class _ConvAct(nn.Module):
     "A convolution with the activation after it, in one step on a CPU in float32 and in two steps elsewhere"
     def __init__(self, conv, act):
@@ -95,8 +99,7 @@ class _ConvAct(nn.Module):
         key = weight is self.wide,tuple(x.shape)
         if key not in (self.packed[0], self.last): self.last = key
         elif key!=self.packed[0]:
-            ordered = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), pad, self.conv.stride, self.conv.dilation, self.conv.groups, x.shape)
-            self.packed = key,ordered
+            self.packed = key,_in_order(weight, pad, self.conv, x.shape)
         return self.packed[1] if key==self.packed[0] else weight
     def __getstate__(self): return {**vars(self), 'last':None, 'packed':(None, None)}
 

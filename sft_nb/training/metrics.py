@@ -38,7 +38,7 @@ class SmoothMeanLoss(AvgSmoothLoss):
         shared = getattr(learn, 'shared_steps', None)
         weight = shared.weight if shared else loss_weight(learn.loss_func, learn.yb)
         self.count += 1
-        self.val = (1-self.beta)*learn.loss.detach().mean()*weight+self.beta*self.val
+        self.val = (1-self.beta)*learn.loss.detach().as_subclass(torch.Tensor).mean()*weight+self.beta*self.val
         self.mass = (1-self.beta)*weight+self.beta*self.mass
     @property
     def value(self): return self.val/self.mass
