@@ -143,7 +143,7 @@ def _tokens(m, h):
     return dict(input_ids=torch.where(h.get('taken', h['mask']).bool(), int(pad==0), pad), attention_mask=h['mask'])
 
 # %% ../../nbs/models/06_text_model.ipynb #ad3e5938
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pass:
     "The library's forward pass from the input of group `start` to the input of group `end`; one past the head: the scores"
     layers:tuple # Names of the layers in the body

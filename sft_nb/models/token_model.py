@@ -63,7 +63,7 @@ def _words(state):
     "The vectors of the words; where the tags are there, these say how many words a row has at most"
     return word_vectors(state['hidden'], state['taken'], state['labels'].shape[1] if 'labels' in state else None)
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _WordPass(_Pass):
     "The library's forward pass from what enters group `start` to what enters group `end`, window by window"
     def __call__(self, m, h):
