@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from accelerate.commands.launch import launch_command_parser
 from shared import curve, well
 from sft_nb.core.basics import process_rank
 from sft_nb.data.lazy import ArrowRows, DatasetRows, is_lazy
@@ -121,7 +122,9 @@ def test_the_command(toy, tmp_path, how):
 
 @pytest.mark.slow
 def test_the_command_under_fsdp(toy, tmp_path):
-    r = launch((*ACCELERATE[:1], '--use_fsdp', '--fsdp_version', '2', *ACCELERATE[2:]), 'finetune', 'text', *toy, '--out', tmp_path/'two')
+    known = any('--fsdp_version' in o.option_strings for o in launch_command_parser()._actions)
+    second,env = (('--fsdp_version', '2'), {}) if known else ((), dict(FSDP_VERSION='2'))
+    r = launch((*ACCELERATE[:1], '--use_fsdp', *second, *ACCELERATE[2:]), 'finetune', 'text', *toy, '--out', tmp_path/'two', **env)
     assert not r.returncode and r.stderr.count('each of 2 processes has a share')==1 and (tmp_path/'two'/'sft.json').is_file(), r.stderr
     r = launch((*ACCELERATE[:1], '--use_fsdp', *ACCELERATE[2:]), 'finetune', 'text', *toy, '--out', tmp_path/'one')
     assert r.returncode and "FSDP_VERSION must be 2, got '1'" in r.stderr and not (tmp_path/'one').exists()

@@ -209,7 +209,8 @@ def before_step(self:SharedSteps):
     with torch.no_grad(): _average_norms(self.model)
 
 # %% ../../nbs/training/02_distributed.ipynb #c99406d4
-_FSDP = dict(FSDP_VERSION=(('2',), '--fsdp_version 2'), FSDP_RESHARD_AFTER_FORWARD=(('true','false'), '--fsdp_reshard_after_forward true'),
+_FSDP = dict(FSDP_VERSION=(('2',), '--fsdp_version 2, or with FSDP_VERSION=2 in the environment where accelerate has no such option'),
+             FSDP_RESHARD_AFTER_FORWARD=(('true','false'), '--fsdp_reshard_after_forward true'),
              FSDP_OFFLOAD_PARAMS=(('false',), '--fsdp_offload_params false'), FSDP_ACTIVATION_CHECKPOINTING=(('false',), '--fsdp_activation_checkpointing false'),
              FSDP_AUTO_WRAP_POLICY=(('transformer_based_wrap',), '--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP'), FSDP_TRANSFORMER_CLS_TO_WRAP=((), 'no class names'),
              FSDP_IGNORED_MODULES=((), 'no ignored modules'), ACCELERATE_USE_PARALLELISM_CONFIG=(('false',), 'no parallelism config'))
