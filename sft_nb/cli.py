@@ -684,6 +684,18 @@ def _source_options(p):
         'duplicates, labels (improbable ones of training)')
     add('--option', type=_option, action='append', default=[], metavar='NAME=VALUE', help='any other option of load_data or of the task, for instance size=96')
 
+# %% ../nbs/00_cli.ipynb #1aa730d1
+def _run_options(add):
+    "Options of how a run computes and what it keeps"
+    add('--batch-size', type=_positive, metavar='N')
+    add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
+    add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
+    add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
+    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training; default: 42')
+    add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
+    add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
+
+# %% ../nbs/00_cli.ipynb #9a1f2145
 def _data_options(p, target=True):
     "Options of every command that reads data"
     _column_options(p, target)
@@ -703,13 +715,7 @@ def _train_options(p):
     add('--head', type=_head, metavar='SPEC', help='linear, 512,256 (hidden layers) or flatten:1024')
     add('--lr', type=_rate, metavar='X', help='highest learning rate of the head phase; half of it in the second; default: chosen from the data')
     add('--decay', type=_rate, metavar='X', help='factor of the rate from one layer group to the one below it')
-    add('--batch-size', type=_positive, metavar='N')
-    add('--augment', action=argparse.BooleanOptionalAction, help='random changes of the training items')
-    add('--keep-best', action=argparse.BooleanOptionalAction, help='put back the epoch with the best score on the held-out rows; default: where a model writes text')
-    add('--bf16', nargs='?', const='all', choices=['all', 'frozen'], help='compute in bfloat16: all, or only what is frozen; evaluation and the saved model stay in float32')
-    add('--seed', type=int, default=42, metavar='N', help='of the split, the head and the training; default: 42')
-    add('--keep-predictions', action='store_true', help='keep the held-out rows with their predictions, as a table and a page, in DIR-predictions beside the model')
-    add('--resume', metavar='DIR', help='keep the run in DIR until it has ended: killed or stopped, the same command goes on from there')
+    _run_options(add)
 
 # %% ../nbs/00_cli.ipynb #b7a3cde3
 def _train_commands(add):

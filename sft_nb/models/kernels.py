@@ -15,6 +15,7 @@ __all__ = ['conv_layout', 'norm_pairs', 'folded_copy']
 import copy, math
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from timm.layers import pad_same
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -74,6 +75,7 @@ def _in_order(weight, pad, conv, shape):
     "A weight in the order that oneDNN wants for pictures of a shape"
     return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), pad, conv.stride, conv.dilation, conv.groups, shape)
 
+# %% ../../nbs/models/04_kernels.ipynb #f663be00
 class _ConvAct(nn.Module):
     "A convolution with the activation after it, in one step on a CPU in float32 and in two steps elsewhere"
     def __init__(self, conv, act):
@@ -87,22 +89,28 @@ class _ConvAct(nn.Module):
         if x.device.type!='cpu' or x.dtype!=torch.float32 or torch.is_autocast_enabled('cpu'): return self.act(self.conv(x))
         x,weight,pad = self._placed(x)
         return _conv_act(x, self._ordered(x, weight, pad), pad, self.conv, *self.fused)
-    def _placed(self, x):
-        "(pictures, weight, padding): with TensorFlow's 'same' padding, which may be one pixel wider on the right, a column of zeros in the weight, rather than a padded copy"
-        if not self.is_same: return x,self.conv.weight,self.conv.padding
-        pads = {max((math.ceil(n/s)-1)*s+k-n, 0) for n,k,s in zip(x.shape[-2:], self.conv.kernel_size, self.conv.stride)}
-        if self.wide is None or len(pads)>1: return pad_same(x, self.conv.kernel_size, self.conv.stride, self.conv.dilation),self.conv.weight,(0,0)
-        p = pads.pop()
-        return x,self.wide if p%2 else self.conv.weight,((p+1)//2,)*2
-    def _ordered(self, x, weight, pad):
-        "The weight in oneDNN's own order for pictures of this shape, made where a shape comes twice in a row; one such copy is kept"
-        key = weight is self.wide,tuple(x.shape)
-        if key not in (self.packed[0], self.last): self.last = key
-        elif key!=self.packed[0]:
-            self.packed = key,_in_order(weight, pad, self.conv, x.shape)
-        return self.packed[1] if key==self.packed[0] else weight
     def __getstate__(self): return {**vars(self), 'last':None, 'packed':(None, None)}
 
+# %% ../../nbs/models/04_kernels.ipynb #ed517e24
+@patch
+def _placed(self:_ConvAct, x):
+    "(pictures, weight, padding): with TensorFlow's 'same' padding, which may be one pixel wider on the right, a column of zeros in the weight, rather than a padded copy"
+    if not self.is_same: return x,self.conv.weight,self.conv.padding
+    pads = {max((math.ceil(n/s)-1)*s+k-n, 0) for n,k,s in zip(x.shape[-2:], self.conv.kernel_size, self.conv.stride)}
+    if self.wide is None or len(pads)>1: return pad_same(x, self.conv.kernel_size, self.conv.stride, self.conv.dilation),self.conv.weight,(0,0)
+    p = pads.pop()
+    return x,self.wide if p%2 else self.conv.weight,((p+1)//2,)*2
+
+@patch
+def _ordered(self:_ConvAct, x, weight, pad):
+    "The weight in oneDNN's own order for pictures of this shape, made where a shape comes twice in a row; one such copy is kept"
+    key = weight is self.wide,tuple(x.shape)
+    if key not in (self.packed[0], self.last): self.last = key
+    elif key!=self.packed[0]:
+        self.packed = key,_in_order(weight, pad, self.conv, x.shape)
+    return self.packed[1] if key==self.packed[0] else weight
+
+# %% ../../nbs/models/04_kernels.ipynb #7778c3d7
 def _is_fusible(conv, norm, act):
     "Whether a folded convolution can compute the activation of its norm in the same step"
     return (_activation_name(act) is not None and torch.backends.mkldnn.is_available() and conv.weight.dtype==torch.float32
