@@ -26,6 +26,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device
 from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage
+from fastcore.basics import chunked
 from fasttransform import Pipeline, Transform
 from ..core.basics import DataError, near, progress, say
 from ..core.untrusted import file_kind
@@ -204,12 +205,12 @@ def _checked(picture):
 def _threads(): return min(8, os.cpu_count() or 1)
 
 def _in_turn(pool, f, items, ahead=64):
-    "Like `pool.map`, with at most `ahead` items taken in advance: they may be read from a file as they are taken"
-    waiting = deque()
-    for o in items:
-        waiting.append(pool.submit(f, o))
-        if len(waiting)>=ahead: yield waiting.popleft().result()
-    while waiting: yield waiting.popleft().result()
+    "Like `pool.map`, with at most `ahead` items taken in advance: they may be read from a file as they are taken. A thread gets up to 16 at once, since handing over a small picture takes as long as decoding it"
+    waiting,part = deque(),max(1, min(16, ahead//4))
+    for o in chunked(items, part):
+        waiting.append(pool.submit(list, map(f, o)))
+        if len(waiting)*part>=ahead: yield from waiting.popleft().result()
+    while waiting: yield from waiting.popleft().result()
 
 def _say_bits(tops, spec):
     "Decide how pictures of 16 bits are scaled in a data set, and print it with those that do not fit"
