@@ -62,11 +62,14 @@ def _epochs(n):
     return (2,f'{n:,} rows: many, so that two passes are many steps')
 
 # %% ../../nbs/training/07_plan.ipynb #039c6b8a
+def _short(rate): return float(f'{rate:.3g}')
+
 def _per_class(learn, values, reasons):
     "Numbers and reasons, gentler where a transformer has few rows per class"
     n = len(learn.spec.split('train'))/max(1, len(learn.spec.vocab))
     if n>=100 or _counts_norms(learn.model): return values,reasons
-    return {**values, 'base_lr':values['base_lr']*max(1/3, n/100)},{**reasons, 'base_lr':f'{n:.0f} rows per class are few: a lower rate'}
+    of = ' per class' if len(learn.spec.vocab) else ''
+    return {**values, 'base_lr':_short(values['base_lr']*max(1/3, n/100))},{**reasons, 'base_lr':f'{n:.0f} rows{of} are few: a lower rate'}
 
 # %% ../../nbs/training/07_plan.ipynb #ced0e8a1
 def _still_norms(learn, values, reasons):
@@ -111,7 +114,7 @@ def _after_head(learn, plan, given):
     left = learn.state.head_left
     if left is None or left>=.5 or _counts_norms(learn.model): return plan
     share,why = max(.25, left/.5),f'the head alone leaves only {100*left:.0f} % of the loss to learn'
-    gentler = dict(base_lr=plan.values['base_lr']*share, **({'epochs':min(plan.values['epochs'], 2)} if left<.25 else {}))
+    gentler = dict(base_lr=_short(plan.values['base_lr']*share), **({'epochs':min(plan.values['epochs'], 2)} if left<.25 else {}))
     new = {k:v for k,v in gentler.items() if k not in given}
     said = dict(base_lr=f'{why}: a lower rate', epochs=f'{why}: two passes are enough')
     return replace(plan, values={**plan.values, **new}, reasons={**plan.reasons, **{k:said[k] for k in new}})
