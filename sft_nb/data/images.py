@@ -206,7 +206,7 @@ def _checked(picture):
 def _threads(): return min(8, os.cpu_count() or 1)
 
 def _in_turn(pool, f, items, ahead=64):
-    "Like `pool.map`, with at most `ahead` items taken in advance: they may be read from a file as they are taken. A thread gets up to 16 at once, since handing over a small picture takes as long as decoding it"
+    "Like `pool.map`, with at most `ahead` items taken in advance: files are read as they are taken. A thread gets up to 16 at once: handing over takes as long as decoding a small picture"
     waiting,part = deque(),max(1, min(16, ahead//4))
     for o in chunked(items, part):
         waiting.append(pool.submit(list, map(f, o)))
