@@ -100,8 +100,8 @@ class Site:
         depth = self.cfg['format']['html']['toc-depth']
         desc = page.head.get('description', '')
         said = pandoc(desc, '-f', 'markdown', '-t', 'html5').strip().removeprefix('<p>').removesuffix('</p>') if desc else ''
-        to.write_text(template.render(page=page, body=html, description=re.sub(r'</?a\b[^>]*>', '', said), summary=unescape(re.sub('<[^>]*>', '', said)), web=self.web, root=root, words=self.words.get(page.href, []),
-            sidebar=self.sidebar, navbar=[self.entry(o) for o in self.web['navbar']['left']], tools=self.web['navbar']['tools'],
+        to.write_text(template.render(page=page, body=html, description=re.sub(r'</?a\b[^>]*>', '', said), summary=unescape(re.sub('<[^>]*>', '', said)), web=self.web, root=root,
+            words=self.words.get(page.href, []), sidebar=self.sidebar, navbar=[self.entry(o) for o in self.web['navbar']['left']], tools=self.web['navbar']['tools'],
             toc=[h for h in headings if h[1] and 2<=h[0]<=depth], before=turn(at-1), after=turn(at+1)), encoding='utf8')
         (to.parent/f'{to.name}.md').write_text(f"# {page.head['title']}\n\n{md}", encoding='utf8')
         for name,data in page.files.items():

@@ -25,7 +25,7 @@ GROUPS = {'tutorials':({'Begin':'quick_start what_is_sft coming_from words', 'By
                       'Texts and chat':'long_texts another_language chat_on_my_own_answers', 'Run and ship':'train_over_night a_model_for_the_phone', 'Something new':'my_own_data'}, False)}
 # Tasks by what goes in, a row each, and what comes out, a column each
 INPUTS = {'Picture':('image', '', ''), 'Text':('text', 'tokens', 'translation chat'), 'Picture and text':('image_text', '', ''), 'Sound':('audio', '', 'speech')}
-TARGETS = {'Class':'or a number, but for sounds', 'Tag for each word':'names, parts of speech', 'Text':'a translation, an answer, a transcript'}
+TARGETS = {'Class':'or a number, but for sounds', 'Tag for each word':'names, parts of speech', 'Text':'translation, answer, transcript'}
 FOR_EXAMPLES = 'small_nets toys demo_data'
 
 def pages(folder):
