@@ -15,6 +15,7 @@ from nbdev.serve import proc_nbs
 from .navigation import NAMES, names_page, SECTIONS, write_sidebar
 from .overview import write_overviews
 from .pages import PageError, pandoc, read_page, render
+from .words import search_words
 
 here = Path(__file__).parent
 
@@ -60,6 +61,7 @@ class Site:
         self.sidebar = [self.entry(o) for o in self.web['sidebar']['contents']]
         self.order = [href for o in self.sidebar for href in ([o['href']] if 'href' in o else [x['href'] for x in o['contents']])]
         if lost := {p.href for p in pages}^set(self.order): raise PageError(f'pages and sidebar differ: {sorted(lost)}')
+        self.words = search_words(self.pages)
 
     def entry(self, o):
         "An entry of the sidebar or the navbar: its page and title"
@@ -67,7 +69,7 @@ class Site:
         name,text = (o['href'], o.get('text')) if isinstance(o, dict) else (o, None)
         if ':' in name: return dict(href=name, text=text, icon=o.get('icon'))
         if name not in self.pages: raise PageError(f'_quarto.yml names {name}, which is not a page')
-        return dict(href=self.pages[name].href, text=text or self.pages[name].head['title'])
+        return dict(href=self.pages[name].href, text=text or self.pages[name].title)
 
     def link(self, page, url):
         "A link to a notebook, or to this site's address, becomes one from page to page"
@@ -99,7 +101,7 @@ class Site:
         desc = page.head.get('description', '')
         said = pandoc(desc, '-f', 'markdown', '-t', 'html5').strip().removeprefix('<p>').removesuffix('</p>') if desc else ''
         to.write_text(template.render(page=page, body=html, description=re.sub(r'</?a\b[^>]*>', '', said), summary=unescape(re.sub('<[^>]*>', '', said)), web=self.web, root=root,
-            sidebar=self.sidebar, navbar=[self.entry(o) for o in self.web['navbar']['left']], tools=self.web['navbar']['tools'],
+            words=self.words.get(page.href, []), sidebar=self.sidebar, navbar=[self.entry(o) for o in self.web['navbar']['left']], tools=self.web['navbar']['tools'],
             toc=[h for h in headings if h[1] and 2<=h[0]<=depth], before=turn(at-1), after=turn(at+1)), encoding='utf8')
         (to.parent/f'{to.name}.md').write_text(f"# {page.head['title']}\n\n{md}", encoding='utf8')
         for name,data in page.files.items():

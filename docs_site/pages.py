@@ -24,6 +24,10 @@ class Page:
     files:dict = field(default_factory=dict) # Name of a picture -> bytes; they stand beside the page
 
     @property
+    def title(self): return self.head['title'].replace('`', '')
+    @property
+    def heading(self): return re.sub('`([^`]+)`', r'<code>\1</code>', html.escape(self.head['title'], quote=False))
+    @property
     def href(self): return (self.source.parent/self.head.get('output-file', f'{self.source.stem}.html')).as_posix()
 
 def _text(o): return o if isinstance(o, str) else ''.join(o)

@@ -158,10 +158,41 @@ class api_docs(Processor):
         cell.outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': md})]
         cell.source = '#| echo: false\n#| output: asis'
 
-def picture_alt(cell):
-    "A picture without a description of its own is described by the code that draws it"
-    if cell.cell_type!='code' or 'fig-alt:' in cell.source: return
-    if not any(m.startswith('image/') for o in cell.outputs for m in o.get('data', {})): return
-    code = [o for o in cell.source.splitlines() if o.strip() and not o.startswith('#|')]
-    said = code[-1].strip().rstrip(';') if code else 'hidden code'
-    cell.source = f'#| fig-alt: {yaml.dump(f"What {said} draws", width=10**6, default_style=chr(34)).strip()}\n{cell.source}'
+# What a call of the package draws, in English and Chinese
+DRAWN = {r'\bplot_curves\(':('Training and validation loss over the epochs, phase by phase', '各阶段的训练损失和验证损失'),
+         r'\.confusion\(plot':('Confusion table: rows are labels, columns predictions', '混淆矩阵：行是标签，列是预测'),
+         r'\.(?:show_worst|plot_top_losses)\(':('The rows with the largest loss, with label and prediction above each', '损失最大的样本，上方是标签和预测'),
+         r'\.show_results\(':('Held-out rows with their label and prediction', '留出的样本及其标签和预测'),
+         r'\.show_batch\(':('Examples from a batch, with their labels', '一个批次中的样本及其标签'),
+         r'\blearning_curve\(':('Score over the number of labelled rows, with a forecast for twice as many', '得分随标注数量的变化，以及数量翻倍时的预测'),
+         r'\.calibration\(':('Accuracy over confidence, beside the diagonal of perfect calibration', '准确率随置信度的变化，以及完全校准的对角线'),
+         r"\['Residuals'\]":('Predictions over targets, and a histogram of the errors', '预测值随目标值的变化，以及误差的直方图')}
+
+def _axes(source):
+    "The title that a cell gives its plot, or what is drawn over what"
+    named = lambda k, s: re.search(rf"""\b{k}=(['"])(.+?)\1""", s)
+    for call in re.findall(r'\.set\((.*)\)', source):
+        if title := named('title', call): return title[2]
+        x,y = named('xlabel', call),named('ylabel', call)
+        if x and y: return f'{y[2]} over {x[2]}'
+
+def _sentence(text):
+    "The first sentence of the last paragraph, without markup, code marks and asides"
+    paragraphs = [o for o in re.split(r'\n\s*\n', text.strip()) if not re.match(r'[#|>:`!-]', o)]
+    if not paragraphs: return ''
+    plain = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', ' '.join(paragraphs[-1].split()))
+    plain = re.sub(r'\s*[(（][^()（）]*[)）]', '', re.sub(r'[`*]', '', plain))
+    return re.split(r'(?<=[^\d]\.)\s|(?<=[?!])\s|(?<=[。？！])', plain)[0].strip().rstrip('.:。：')
+
+class picture_alt(Processor):
+    "A picture without a description of its own: what the call draws, else the plot's title or axes, else the text before it"
+    def begin(self): self.text,self.zh = '','zh' in Path(self.nb.path_).parts
+    def cell(self, cell):
+        if cell.cell_type=='markdown': self.text = cell.source
+        if cell.cell_type!='code' or 'fig-alt:' in cell.source: return
+        if not any(m.startswith('image/') for o in cell.outputs for m in o.get('data', {})): return
+        drawn = next((o[self.zh] for k,o in DRAWN.items() if re.search(k, cell.source)), None)
+        said = drawn or _axes(cell.source) or _sentence(self.text)
+        if not said or re.search(r'[()]', said): raise ValueError(f'{self.nb.path_}: no words for the picture of this cell; give it a line "#| fig-alt: …":\n{cell.source}')
+        said = said[0].upper()+said[1:]
+        cell.source = f'#| fig-alt: {yaml.dump(said, width=10**6, allow_unicode=True, default_style=chr(34)).strip()}\n{cell.source}'

@@ -54,10 +54,16 @@ const seen = new IntersectionObserver(entries => {
 for (const id of links.keys()) seen.observe(document.getElementById(id))
 
 const dialog = $('dialog.search')
+// A question is asked by its other words: "what is sft" finds what "sft" finds
+const asking = new Set('a an and are can do does for how i in is it my of on or should the to what when which why with'.split(' '))
+const terms = s => s.split(/\s+/).filter(o => !asking.has(o.toLowerCase().replace(/\W+$/, ''))).join(' ').replace(/[?？]+$/, '') || s
 if (dialog) {
   const input = $('input', dialog), list = $('ol', dialog), status = $('.status', dialog)
   let pagefind
-  const load = () => pagefind ??= import(new URL(root + '/pagefind/pagefind.js', location.href))
+  const load = () => pagefind ??= import(new URL(root + '/pagefind/pagefind.js', location.href)).then(async o => {
+    await o.options({ ranking: { metaWeights: { title: 5, words: 60 } } }) // words: what people call the subject of a page
+    return o
+  })
   const open = () => {
     dialog.showModal()
     input.select()
@@ -76,7 +82,7 @@ if (dialog) {
     list.replaceChildren()
     status.textContent = ''
     if (!asked) return
-    const found = await (await load()).debouncedSearch(asked, {}, 150)
+    const found = await (await load()).debouncedSearch(terms(asked), {}, 150)
     if (!found || asked !== input.value.trim()) return
     const pages = await Promise.all(found.results.slice(0, 8).map(o => o.data()))
     if (asked !== input.value.trim()) return

@@ -66,10 +66,12 @@ def browser(site):
 
 def pages(): return sorted(p.relative_to(root/'_docs').as_posix() for p in (root/'_docs').rglob('*.html'))
 
-look = '''() => ({ids: [...document.querySelectorAll('[id]')].map(o => o.id), title: document.querySelector('h1').textContent,
+look = '''() => ({ids: [...document.querySelectorAll('[id]')].map(o => o.id), title: document.querySelector('h1').textContent, tab: document.title,
+  names: [...document.querySelectorAll('.sidebar a, .turn a, .tool')].map(o => o.innerText || o.textContent),
   headings: [...document.querySelectorAll('main :is(h1,h2,h3,h4)')].map(o => o.textContent),
   links: [...document.querySelectorAll('a[href]')].map(o => o.href),
   bare: [...document.images].filter(o => !o.alt.trim() || !o.naturalWidth).map(o => o.src),
+  alts: [...document.querySelectorAll('main img[src*="_files/"]')].map(o => o.alt),
   sidebar: [...document.querySelectorAll('.sidebar a')].map(o => new URL(o.href).pathname)})'''
 # Text that runs out of the window, and boxes that are wider than their column and cannot be scrolled
 wide = '''() => [...document.querySelectorAll('main *')].filter(o => o.getBoundingClientRect().right > innerWidth+1 && !o.closest('.wide,pre,math'))
@@ -102,6 +104,10 @@ def test_pages_load_quietly(seen):
 def test_headings_are_words(seen):
     assert [(k, h) for k,o in seen.items() for h in o['headings'] if '{#' in h or h.startswith('_')]==[]
 
+def test_titles_are_text(seen):
+    assert [(k, t) for k,o in seen.items() for t in (o['title'], o['tab'], *o['names']) if '`' in t]==[]
+    assert all('GitHub' in o['names'] for o in seen.values())
+
 def test_links_and_anchors(seen, site):
     bad = []
     for name,o in seen.items():
@@ -117,6 +123,9 @@ def test_no_link_leads_to_the_site_elsewhere(seen):
 
 def test_pictures_are_there_and_described(seen):
     assert {k:o['bare'] for k,o in seen.items() if o['bare']}=={}
+
+def test_drawings_are_described_in_words(seen):
+    assert [(k, o) for k,page in seen.items() for o in page['alts'] if '(' in o or ')' in o or o.startswith('What')]==[]
 
 @pytest.mark.parametrize('width', [400, 1400])
 def test_readable(seen, width):
@@ -145,6 +154,24 @@ def test_search(site, tab, asked, page):
     assert first.get_attribute('href').endswith(page)
     first.click()
     tab.wait_for_url(f'**/{page}')
+
+@pytest.mark.parametrize('asked,page', [
+    ('transfer learning', 'tutorials/quick_start.html'), ('what is sft', 'tutorials/what_is_sft.html'), ('dropout', 'models/heads.html'), ('overfitting', 'training/curves.html'),
+    ('label noise', 'recipes/noisy_labels.html'), ('LoRA', 'training/adapters.html'), ('chat template', 'tutorials/chat.html'),
+    ('微调', 'zh/quick_start.html'), ('监督微调', 'zh/what_is_sft.html'), ('过拟合', 'training/curves.html'), ('迁移学习', 'zh/what_is_sft.html'), ('标签噪声', 'zh/recipes.html')])
+def test_search_by_what_people_call_it(site, tab, asked, page):
+    tab.goto(site)
+    tab.keyboard.press('/')
+    tab.locator('dialog input').fill(asked)
+    tab.locator('dialog li a').first.wait_for()
+    tab.wait_for_timeout(100)
+    found = [url.removeprefix(site).partition('#')[0] for url in tab.locator('dialog li a').evaluate_all('all => all.map(o => o.href)')]
+    assert page in list(dict.fromkeys(found))[:3]
+    assert any(o!='tutorials/words.html' for o in found[:3])
+
+def test_search_words_are_hidden(site, tab):
+    tab.goto(site+'tutorials/what_is_sft.html')
+    assert 'transfer learning' in tab.locator('[data-pagefind-meta=words]').text_content() and not tab.is_visible('[data-pagefind-meta=words]')
 
 def test_words_typed_before_the_index_has_arrived(site, tab):
     def late(route):
