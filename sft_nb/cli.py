@@ -651,10 +651,9 @@ def _published(task):
     from sft_nb.checkpoints.published import published_checkpoints
     try: table = published_checkpoints(task)
     except SftError: return []
-    table[['params','size_mb']] = table[['params','size_mb']].astype(object).where(table[['params','size_mb']].notna(), None)
     rows = table.drop(columns=['source','tried']).to_dict('records')
     sources = '\n'.join(f'  {ref}: {source}' for ref,source in zip(table.ref, table.source))
-    return [f'Published, not tried here:\n{text_table(rows)}', f'Sources:\n{sources}', f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
+    return [f'Published, not tried here:\n{text_table(rows)}', f"Sources:\n{sources}\n  speed: {table.attrs['speed']}", f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Usage(SftError): "Words that the command does not know"
