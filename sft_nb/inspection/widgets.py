@@ -1,4 +1,4 @@
-"""What the Inspector and the page draw of many rows, and the small widgets of a notebook
+"""The pictures of many rows in the Inspector and on the page, and the small widgets of a notebook
 
 A gallery, a table, a confusion table, bars and curves, as HTML: what the Inspector shows in a notebook, the static page holds as well. A part that can be clicked is a button with
 `data-do`, which says what is meant, and `data-value`. In a notebook a pane reports it to Python; in the page a script answers.
@@ -128,7 +128,7 @@ def _table_html(page, task, others):
 _RUN = ('No widgets here: run the cell in JupyterLab, Notebook 7, VS Code or Voilà, with <code>pip install ipywidgets anywidget</code> in the environment of the kernel')
 
 def _without_widgets(bundle, what, said, body):
-    "What a widget gives to a notebook, and beside it HTML for places without widgets: a sentence, and what can be seen"
+    "The bundle of a widget, and beside it HTML for places without widgets: a sentence, and what can be seen"
     return {**bundle, 'text/html':f'<p><b>{html.escape(what)}.</b> {_RUN}{said}.</p>{body}'}
 
 def _still_html(page, task, others, marks):
