@@ -76,7 +76,7 @@ Modules:
 - `sft_nb.inspection.page_script`: The one script of the static page, as text
 - `sft_nb.inspection.report`: One HTML file that shows a training run: curves, confusion, worst rows, settings
 - `sft_nb.inspection.selection`: `Selection`: filters, orders and pages over the rows of an evaluation, fast where there are many
-- `sft_nb.inspection.widgets`: What the Inspector and the page draw of many rows, and the small widgets of a notebook
+- `sft_nb.inspection.widgets`: The pictures of many rows in the Inspector and on the page, and the small widgets of a notebook
 - `sft_nb.models.causal_model`: `CausalModel`: cut exactly at any layer, its output layer run only where a token is learned; it writes answers
 - `sft_nb.models.freeze`: Parameters train by group, by layer or by rule: `trainable_names` selects them, `set_trainable` freezes the rest, `group_table` shows the result
 - `sft_nb.models.fusion`: `FusionModel`: a picture tower and a text tower side by side, each with groups of its own; built, saved and opened
@@ -106,7 +106,7 @@ Modules:
 - `sft_nb.training.cache`: The output of frozen layers is computed once per item, kept on disk, and exact
 - `sft_nb.training.cache_store`: Entries of the cache: written whole, checked before they are read, within a budget of bytes; `cache_info` and `clear_cache`
 - `sft_nb.training.callbacks`: Larger batches, less memory, weights held near the pretrained ones, and the best epoch restored
-- `sft_nb.training.curves`: `plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to over-fit
+- `sft_nb.training.curves`: `plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to overfit
 - `sft_nb.training.distributed`: A fit that was started as several processes trains as one, with the same steps and the same figures
 - `sft_nb.training.guards`: Training stops before a NaN or infinite loss reaches the weights, and an out-of-memory error lists the settings to lower
 - `sft_nb.training.learner`: `sft_learner` puts model, head, loss and freeze together into an `SFTLearner`, fastai's `Learner` over named layer groups

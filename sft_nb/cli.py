@@ -295,7 +295,7 @@ def _tiles(table, where, others):
         yield o.metric.replace('_', ' ')+where, (o.value, ', '.join([f'{o.low:.4g} to {o.high:.4g}', *beside]))
 
 def _headline(learn, table, test, metrics):
-    "What a report says first: metrics with their intervals, those of the head alone beside them, rows, time"
+    "The head of a report: metrics with their intervals, those of the head alone beside them, rows, time"
     phases = [o['phase'] for o in learn.history]
     head = learn.history[len(phases)-1-phases[::-1].index('head')] if 'head' in phases and phases[-1]!='head' else {}
     untuned = {k.removeprefix('untuned_'):v for k,v in metrics.items() if k.startswith('untuned_')}
@@ -312,7 +312,7 @@ def _report(learn, ev, metrics, settings, against=None, test=None):
     spec = learn.spec
     table = ev.report()
     tables,plan = {'Metrics with 95 % intervals':table},learn.state.plan
-    if plan is not None: tables['What was chosen, and why'] = plan.table.assign(setting=plan.table.setting.map(_both_names))
+    if plan is not None: tables['The choices, and why'] = plan.table.assign(setting=plan.table.setting.map(_both_names))
     tables.update(spec.task.target.tables(ev))
     if against is not None: tables['Against the untuned model, paired'] = against.drop(columns=['against','p'])
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
@@ -651,10 +651,9 @@ def _published(task):
     from sft_nb.checkpoints.published import published_checkpoints
     try: table = published_checkpoints(task)
     except SftError: return []
-    table[['params','size_mb']] = table[['params','size_mb']].astype(object).where(table[['params','size_mb']].notna(), None)
     rows = table.drop(columns=['source','tried']).to_dict('records')
     sources = '\n'.join(f'  {ref}: {source}' for ref,source in zip(table.ref, table.source))
-    return [f'Published, not tried here:\n{text_table(rows)}', f'Sources:\n{sources}', f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
+    return [f'Published, not tried here:\n{text_table(rows)}', f"Sources:\n{sources}\n  speed: {table.attrs['speed']}", f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Usage(SftError): "Words that the command does not know"

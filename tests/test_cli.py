@@ -119,7 +119,11 @@ def test_tasks_and_checkpoints():
 
 def test_each_task_has_published_checkpoints():
     from sft_nb.data.task import all_tasks
-    for task in all_tasks(): assert 'Published, not tried here:' in run('checkpoints', task)[1]
+    for task in all_tasks():
+        said = run('checkpoints', task)[1]
+        head,*lines = said.split('Published, not tried here:\n')[1].split('\n\n')[0].splitlines()
+        assert [len(re.split(r' {2,}', o.strip())) for o in lines]==[len(head.split())]*5, 'each model has its parameters, size, license, speed and purpose'
+        assert 'speed: by the parameters alone' in said
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {

@@ -1,4 +1,4 @@
-"What a fit may be given besides data and rates: equal steps, equal gradients, and over-fitting named only where it is"
+"What a fit may be given besides data and rates: equal steps, equal gradients, and overfitting named only where it is"
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
@@ -240,7 +240,7 @@ def test_a_small_network_over_fits_and_it_is_said(tmp_path, capsys):
     learn = pictures(tmp_path)
     learn.history[:] = rows([.7,.5,.2,.1], [.7,.6,.8,1.1])
     ax = plot_curves(learn)
-    assert len(ax.lines)==2 and 'Over-fitting' in capsys.readouterr().out
+    assert len(ax.lines)==2 and 'Overfitting' in capsys.readouterr().out
     assert plot_curves(learn.history[:2], ax=ax) is ax and not capsys.readouterr().out
 
 def test_warmup_cosine(tmp_path):

@@ -85,7 +85,7 @@ ASSETS |= {a.name:a for a in [
         'Telephone prompts, one voice, 8 kHz', root='usr/share/asterisk/sounds/en_US_f_Allison/'),
     Asset('asterisk-transcripts', 'deb', 'asterisk-core-sounds-en', '1.6.1-1', '973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50',
         {'usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz': None}, 'CC-BY-SA-3.0', 22844,
-        'What is said in asterisk-prompts', root='usr/share/doc/asterisk-core-sounds-en/'),
+        'Transcripts of asterisk-prompts', root='usr/share/doc/asterisk-core-sounds-en/'),
     Asset('stamps', 'deb', 'tuxpaint-stamps-default', '2022.06.04-1', '6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34',
         {'usr/share/tuxpaint/stamps/*.png': None, 'usr/share/tuxpaint/stamps/*.txt': None}, 'GPL-2.0-only', 160880444,
         'Pictures (photos and drawings) in folders, with captions in many languages', root='usr/share/tuxpaint/stamps/'),

@@ -1,7 +1,7 @@
 """`published_checkpoints(task)`: five published models for each task, with what is known of them and from where
 
 A checkpoint is chosen by what it can do, how large it is, and whether its license allows the use. This is a short list to start from, five models for each task, no ranking. Each number
-has a source: the configuration in the installed timm or transformers, from which parameters are counted, or a page that is named. A fact without a source is left out.
+has a source: the architecture in the installed timm or transformers, from which parameters are counted, or a page that is named. A license without a source is given as such.
 None of these was trained
 or run here, since their weights were not at hand; the packaged ones of `list_checkpoints` were. Their architectures are tested with fresh weights.
 
@@ -28,19 +28,20 @@ _IMAGE = {
 
 # %% ../../nbs/checkpoints/05_published.ipynb #67455f86
 _DEFAULT,_WHISPER = 'transformers 5.24 (default configuration)','https://github.com/openai/whisper'
+_COUNTED = "transformers 5.24 (architecture, with the settings of the model's config.json)"
 _OLDER = 'https://huggingface.co/transformers/v4.4.2/pretrained_models.html'
 _TEXT = {
     'hf:distilbert/distilbert-base-uncased': (66_362_880, None, 'apache-2.0', _DEFAULT),
-    'hf:distilbert/distilbert-base-cased': (None, None, 'apache-2.0', ''),
+    'hf:distilbert/distilbert-base-cased': (65_190_912, None, 'apache-2.0', _COUNTED),
     'hf:google-bert/bert-base-uncased': (109_482_240, 440, 'apache-2.0', _DEFAULT),
     'hf:google-bert/bert-base-cased': (109_000_000, 436, 'apache-2.0', _OLDER),
-    'hf:FacebookAI/roberta-base': (None, None, 'mit', ''),
-    'hf:FacebookAI/xlm-roberta-base': (None, None, 'mit', ''),
+    'hf:FacebookAI/roberta-base': (124_645_632, None, 'mit', _COUNTED),
+    'hf:FacebookAI/xlm-roberta-base': (278_043_648, None, 'mit', _COUNTED),
     'hf:google-t5/t5-small': (60_506_624, None, 'apache-2.0', _DEFAULT),
-    'hf:google-t5/t5-base': (None, 892, 'apache-2.0', ''),
-    'hf:google/flan-t5-small': (None, 308, 'apache-2.0', ''),
-    'hf:facebook/mbart-large-50-many-to-many-mmt': (None, 2440, None, ''),
-    'hf:Helsinki-NLP/opus-mt-en-de': (None, None, 'cc-by-4.0', '')}
+    'hf:google-t5/t5-base': (222_903_552, 892, 'apache-2.0', _COUNTED),
+    'hf:google/flan-t5-small': (77_000_000, 308, 'apache-2.0', 'parameters computed: size / 4 bytes'),
+    'hf:facebook/mbart-large-50-many-to-many-mmt': (610_879_488, 2440, None, _COUNTED),
+    'hf:Helsinki-NLP/opus-mt-en-de': (74_410_496, None, 'cc-by-4.0', _COUNTED)}
 
 # %% ../../nbs/checkpoints/05_published.ipynb #ab01c4e8
 _SOUND = {
@@ -50,48 +51,48 @@ _SOUND = {
     'hf:openai/whisper-small.en': (244_000_000, None, 'apache-2.0', _WHISPER),
     'hf:facebook/wav2vec2-base-960h': (94_371_712, None, 'apache-2.0', _DEFAULT),
     'hf:MIT/ast-finetuned-audioset-10-10-0.4593': (86_187_264, None, 'bsd-3-clause', _DEFAULT),
-    'hf:facebook/hubert-base-ls960': (None, None, 'apache-2.0', '')}
+    'hf:facebook/hubert-base-ls960': (94_371_712, None, 'apache-2.0', _DEFAULT)}
 _OTHERS = {
     'hf:google/siglip-base-patch16-224': (203_155_970, None, 'apache-2.0', _DEFAULT),
-    'hf:google/siglip-base-patch16-256': (None, 813, 'apache-2.0', ''),
-    'hf:google/siglip-base-patch16-512': (None, 815, 'apache-2.0', ''),
-    'hf:openai/clip-vit-large-patch14': (None, 1710, None, ''),
-    'hf:HuggingFaceTB/SmolLM2-360M-Instruct': (None, None, 'apache-2.0', ''),
-    'hf:Qwen/Qwen2.5-1.5B-Instruct': (None, 3090, 'apache-2.0', ''),
-    'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0': (None, None, 'apache-2.0', ''),
-    'hf:HuggingFaceTB/SmolLM-360M-Instruct': (None, None, 'apache-2.0', ''),
+    'hf:google/siglip-base-patch16-256': (203_202_050, 813, 'apache-2.0', _COUNTED),
+    'hf:google/siglip-base-patch16-512': (203_791_874, 815, 'apache-2.0', _COUNTED),
+    'hf:openai/clip-vit-large-patch14': (427_616_513, 1710, None, _COUNTED),
+    'hf:HuggingFaceTB/SmolLM2-360M-Instruct': (361_821_120, None, 'apache-2.0', _COUNTED),
+    'hf:Qwen/Qwen2.5-1.5B-Instruct': (1_543_714_304, 3090, 'apache-2.0', f'{_COUNTED}; its file has 2 bytes per parameter'),
+    'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0': (1_100_048_384, None, 'apache-2.0', _COUNTED),
+    'hf:HuggingFaceTB/SmolLM-360M-Instruct': (361_821_120, None, 'apache-2.0', _COUNTED),
     'hf:Qwen/Qwen2.5-0.5B-Instruct': (494_000_000, None, 'apache-2.0', 'https://huggingface.co/datasets/OALL/requests_v2')}
 _FACTS = {**_IMAGE, **_TEXT, **_SOUND, **_OTHERS}
 
 # %% ../../nbs/checkpoints/05_published.ipynb #d4fe1545
 _GOOD_FOR = dict(
     image={
-        'timm:mobilenetv3_large_100.ra_in1k': 'the smallest of these; 176 pictures a second',
+        'timm:mobilenetv3_large_100.ra_in1k': 'small devices and CPUs, the smallest of these; 176 pictures a second',
         'timm:resnet18.a1_in1k': 'a quick first try; 126 pictures a second',
-        'timm:vit_small_patch16_224.augreg_in21k_ft_in1k': 'pretrained on ImageNet-21k; 76 pictures a second',
-        'timm:resnet50.a1_in1k': 'a plain network; 67 pictures a second',
-        'timm:convnext_tiny.in12k_ft_in1k': 'pretrained on ImageNet-12k; 69 pictures a second (its architecture)',
+        'timm:vit_small_patch16_224.augreg_in21k_ft_in1k': 'a vision transformer, pretrained on many classes (ImageNet-21k); 76 pictures a second',
+        'timm:resnet50.a1_in1k': 'a well-known network to compare with; 67 pictures a second',
+        'timm:convnext_tiny.in12k_ft_in1k': 'many pictures or fine differences, pretrained on ImageNet-12k; 69 pictures a second (its architecture)',
     },
     text={
-        'hf:distilbert/distilbert-base-uncased': 'English, a quick first try',
-        'hf:google-bert/bert-base-uncased': 'English, case lost',
-        'hf:google-bert/bert-base-cased': 'English, case kept',
-        'hf:FacebookAI/roberta-base': 'English',
-        'hf:FacebookAI/xlm-roberta-base': '94 languages',
+        'hf:distilbert/distilbert-base-uncased': 'English, a quick first try; 6 layers where BERT has 12',
+        'hf:google-bert/bert-base-uncased': 'English where capitals do not matter',
+        'hf:google-bert/bert-base-cased': 'English where capitals matter',
+        'hf:FacebookAI/roberta-base': 'English, pretrained on 160 GB of text',
+        'hf:FacebookAI/xlm-roberta-base': 'texts in any of 100 languages, also mixed',
     },
     tokens={
-        'hf:distilbert/distilbert-base-cased': 'English names, a quick first try',
-        'hf:google-bert/bert-base-cased': 'English names',
-        'hf:FacebookAI/roberta-base': 'English',
-        'hf:FacebookAI/xlm-roberta-base': '94 languages',
-        'hf:google-bert/bert-base-uncased': 'texts without case, such as what was said',
+        'hf:distilbert/distilbert-base-cased': 'names in English texts, a quick first try',
+        'hf:google-bert/bert-base-cased': 'names in English texts, which capitals help to find',
+        'hf:FacebookAI/roberta-base': 'words of English texts, pretrained on 160 GB of them',
+        'hf:FacebookAI/xlm-roberta-base': 'words of texts in any of 100 languages',
+        'hf:google-bert/bert-base-uncased': 'words of texts without capitals, such as transcripts',
     },
     translation={
-        'hf:google-t5/t5-small': 'English to German, French, Romanian; a quick first try',
-        'hf:google-t5/t5-base': 'the same, larger',
-        'hf:google/flan-t5-small': 'tuned further, on instructions',
-        'hf:facebook/mbart-large-50-many-to-many-mmt': '53 languages each way; its page names no license',
-        'hf:Helsinki-NLP/opus-mt-en-de': 'English to German; its page listed a pickle only: save it with save_pretrained first',
+        'hf:google-t5/t5-small': 'English to German, French or Romanian; a quick first try',
+        'hf:google-t5/t5-base': 'the same languages, 3.7 times the size of t5-small',
+        'hf:google/flan-t5-small': 'rewriting that an instruction describes, such as summaries',
+        'hf:facebook/mbart-large-50-many-to-many-mmt': '50 languages, each into each',
+        'hf:Helsinki-NLP/opus-mt-en-de': 'English to German alone; its page listed a pickle only: save it with save_pretrained first',
     }
 )
 
@@ -101,53 +102,58 @@ _GOOD_FOR.update(
         'hf:openai/whisper-tiny': '99 languages, about 10 times as fast as the large one',
         'hf:openai/whisper-base': '99 languages, about 7 times as fast',
         'hf:openai/whisper-small': '99 languages, about 4 times as fast',
-        'hf:openai/whisper-small.en': 'English',
-        'hf:facebook/wav2vec2-base-960h': 'English, letters by CTC',
+        'hf:openai/whisper-small.en': 'English alone',
+        'hf:facebook/wav2vec2-base-960h': 'English read aloud, letters by CTC: short, clear recordings',
     },
     audio={
-        'hf:MIT/ast-finetuned-audioset-10-10-0.4593': 'sounds of all kinds (AudioSet)',
-        'hf:facebook/wav2vec2-base-960h': 'English voices',
-        'hf:openai/whisper-tiny': 'voices, a quick first try',
-        'hf:openai/whisper-small': 'voices in 99 languages',
-        'hf:facebook/hubert-base-ls960': 'English voices; its page listed a pickle only: save it with save_pretrained first',
+        'hf:MIT/ast-finetuned-audioset-10-10-0.4593': 'sounds of all kinds: tools, animals, music (AudioSet)',
+        'hf:facebook/wav2vec2-base-960h': 'how English voices sound: speakers, moods, words of command',
+        'hf:openai/whisper-tiny': 'voices in 99 languages, a quick first try',
+        'hf:openai/whisper-small': 'voices in 99 languages, 6 times the size of whisper-tiny',
+        'hf:facebook/hubert-base-ls960': 'English voices, a second opinion beside wav2vec2; its page listed a pickle only: save it with save_pretrained first',
     },
     image_text={
-        'hf:google/siglip-base-patch16-224': 'one network for both',
-        'hf:google/siglip-base-patch16-256': 'the same at 256 pixels',
-        'hf:google/siglip-base-patch16-512': 'the same at 512 pixels',
-        'hf:openai/clip-vit-large-patch14': 'larger; its page names no license',
-        'timm:resnet18.a1_in1k+hf:distilbert/distilbert-base-uncased': 'two networks, any of timm with any of transformers',
+        'hf:google/siglip-base-patch16-224': 'pictures with captions, one network for both; the first to try',
+        'hf:google/siglip-base-patch16-256': 'the same with a little more detail, 256 pixels',
+        'hf:google/siglip-base-patch16-512': 'the same where details are small, 512 pixels; the slowest of the three',
+        'hf:openai/clip-vit-large-patch14': 'pictures with captions, twice the size of siglip-base',
+        'timm:resnet18.a1_in1k+hf:distilbert/distilbert-base-uncased': 'two networks of your choice, any of timm with any of transformers',
     },
     chat={
-        'hf:HuggingFaceTB/SmolLM-360M-Instruct': 'English',
-        'hf:HuggingFaceTB/SmolLM2-360M-Instruct': 'English, the second version',
-        'hf:Qwen/Qwen2.5-0.5B-Instruct': 'small',
-        'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0': 'English, the architecture of Llama',
-        'hf:Qwen/Qwen2.5-1.5B-Instruct': 'larger',
+        'hf:HuggingFaceTB/SmolLM-360M-Instruct': 'short answers in English, a quick first try',
+        'hf:HuggingFaceTB/SmolLM2-360M-Instruct': 'short answers, rewriting and summaries in English; the later version',
+        'hf:Qwen/Qwen2.5-0.5B-Instruct': 'answers in over 29 languages, English and Chinese among them',
+        'hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0': 'answers in English, for tools that expect the architecture and tokenizer of Llama 2',
+        'hf:Qwen/Qwen2.5-1.5B-Instruct': 'answers in over 29 languages, 3 times the size of the small one',
     }
 )
 
 # %% ../../nbs/checkpoints/05_published.ipynb #dff10cfd
-def _speed(params, size_mb):
-    n = params or size_mb and size_mb*1e6/4
-    return None if not n else 'fast' if n<=30e6 else 'medium' if n<=150e6 else 'slow'
+_UNSTATED = 'not stated where we looked'
+_SPEED = 'by the parameters alone: up to 30 million fast, up to 150 million medium, above slow'
+
+def _speed(params): return 'fast' if params<=30e6 else 'medium' if params<=150e6 else 'slow'
+
+def _size(params, size_mb): return size_mb or round(params*4/1e6)
 
 def _facts_of(ref):
     "Facts of a reference; of a pair both together"
     parts = [_FACTS[o] for o in ref.split('+')]
-    params,sizes = ([o[i] for o in parts] for i in (0, 1))
     pages = [f"https://huggingface.co/{o.removeprefix('hf:')}" for o in ref.split('+') if o.startswith('hf:')]
-    source = '; '.join(dict.fromkeys([*pages, *(o[3] for o in parts if o[3])]))
-    license = ' AND '.join(dict.fromkeys(o[2] for o in parts)) if all(o[2] for o in parts) else None
-    return sum(params) if all(params) else None,sum(sizes) if all(sizes) else None,license,source
+    computed = [] if all(o[1] for o in parts) else ['size computed: parameters x 4 bytes']
+    source = '; '.join(dict.fromkeys([*pages, *(o[3] for o in parts), *computed]))
+    license = ' AND '.join(dict.fromkeys(o[2] or _UNSTATED for o in parts))
+    return sum(o[0] for o in parts),sum(_size(*o[:2]) for o in parts),license,source
 
 def published_checkpoints(
     task:str, # Name of a task
-)->pd.DataFrame: # One row per model: ref, params, size_mb, license, speed, good_for, tried (here), source; None where no source says
+)->pd.DataFrame: # One row per model: ref, params, size_mb, license, speed, good_for, tried (here), source; `attrs['speed']`: the rule of speed
     "Five published models for a task, to start from; nothing is fetched"
     if task not in _GOOD_FOR: raise TaskError(f"No published models are listed for task {task!r}.{near(task, _GOOD_FOR)}")
     rows = []
     for ref,what in _GOOD_FOR[task].items():
         params,size,license,source = _facts_of(ref)
-        rows.append(dict(ref=ref, params=params, size_mb=size, license=license, speed=_speed(params, size), good_for=what, tried=False, source=source))
-    return pd.DataFrame(rows).astype(dict(params='Int64', size_mb='Int64'))
+        rows.append(dict(ref=ref, params=params, size_mb=size, license=license, speed=_speed(params), good_for=what, tried=False, source=source))
+    table = pd.DataFrame(rows)
+    table.attrs['speed'] = _SPEED
+    return table

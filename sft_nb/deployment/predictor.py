@@ -120,7 +120,7 @@ def predict(
     bad:str='raise', # Items that cannot be used: 'raise' names all of them, 'skip' leaves them out
     input=None, # Column of the input in a table; None: the task's own name
     folder=None, # Folder in which the files of a table lie; None: that of the table
-    ending:str|None=None, # What the names of the files end in where the table leaves it out; None: as the model was trained
+    ending:str|None=None, # The ending of the names of files where the table leaves it out; None: as the model was trained
     sheet=None, # Of an Excel file: the name of a sheet, or its number from 1; None: the first
     encoding:str|None=None, # Of text files that are not UTF-8 or UTF-16, such as 'cp1252'; None: the one that each file shows
 )->pd.DataFrame: # item, prediction, probability (0 to 1; NaN of a number, which has low and high, the ends of its interval), of tags spans; a row an item, in their order

@@ -75,7 +75,7 @@ class LearningCurve:
     ):  # The axes
         "The curve with its intervals, and the forecast"
         import matplotlib.pyplot as plt
-        if ax is None: _,ax = plt.subplots(figsize=(4.2,2.6), dpi=75)
+        if ax is None: _,ax = plt.subplots(figsize=(4.2,2.6), dpi=100)
         t,d = self.table,self.doubled
         ax.errorbar(t.rows, t.accuracy, yerr=[t.accuracy-t.low, t.high-t.accuracy], marker='o', capsize=3, label='measured')
         ax.errorbar([d['rows']], [d['accuracy']], yerr=[[max(0, d['accuracy']-d['low'])], [max(0, d['high']-d['accuracy'])]], marker='s', capsize=3, linestyle='none', label='forecast')

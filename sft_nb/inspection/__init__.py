@@ -1,1 +1,1 @@
-"What a person looks at"
+"Predictions, rows and their evidence, for the eye"

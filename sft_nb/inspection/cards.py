@@ -61,7 +61,7 @@ def heat_overlay(
     return out.resize([max(1, round(side*o/max(out.size))) for o in out.size], Image.Resampling.BICUBIC)
 
 def _heat(a, item):
-    return (f'<figure>{_img(embedded(heat_overlay(a), quality=85), f"What speaks for {a.of} in {item}", "sft-big")}<figcaption>What speaks for '
+    return (f'<figure>{_img(embedded(heat_overlay(a), quality=85), f"The evidence for {a.of} in {item}", "sft-big")}<figcaption>The evidence for '
             f'<b>{show_value(a.of, 60)}</b> (orange) and against it (blue); {a.method}</figcaption></figure>')
 
 # %% ../../nbs/inspection/02_cards.ipynb #9444ed2a
@@ -131,7 +131,7 @@ def tokens_html(
 def attribution_html(
     a, # `Attribution` of a picture or a text
 )->str: # HTML
-    "What speaks for a class, as a notebook shows it"
+    "The evidence for a class, as a notebook shows it"
     return tokens_html(a) if a.picture is None else _heat(a, 'this picture')
 
 # %% ../../nbs/inspection/02_cards.ipynb #f6c51a77

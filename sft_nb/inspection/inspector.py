@@ -260,8 +260,9 @@ def _view_tabs(self:Inspector):
     def drawn(pane, f): return pane,lambda: setattr(pane, 'html', f())
     if self.ev.task.target.has_confusion(self.ev): out['Confusion'] = drawn(_pane('Confusion', dict(cell=self._show_cell)), lambda: _confusion_html(sel.confusion()))
     if self.ev.task.target.interval: return {'Residuals':drawn(_pane('Residuals', dict(bin=self._show_residuals)), lambda: _residuals_html(sel.residual_bars()))}
-    out['Confidence'] = drawn(_pane('Confidence', dict(bin=self._show_bin)), lambda: _bars_html(sel.histogram()))
-    return {**out, 'Thresholds':self._threshold_tab()}
+    if sel.sure: out['Confidence'] = drawn(_pane('Confidence', dict(bin=self._show_bin)), lambda: _bars_html(sel.histogram()))
+    if sel.sure or sel.probabilities is not None: out['Thresholds'] = self._threshold_tab()
+    return out
 
 @patch
 def _build(self:Inspector):

@@ -119,10 +119,10 @@ def _gallery_part(form, task):
             '<section id="full" aria-label="The open row" aria-live="polite"><p class="sft-empty">Choose a row, by mouse or by the arrow keys.</p></section></div>')
 
 def _views_part(ev, sel):
-    "Confusion, confidence, thresholds"
+    "Confusion; where probabilities are known, confidence and thresholds"
     confusion = f'<section><h2>Confusion</h2>{_confusion_html(sel.confusion())}</section>' if ev.task.target.has_confusion(ev) else ''
     drawn = ''.join(f'<section><h2>{html.escape(k)}</h2>{v}</section>' for k,v in drawings(ev.task.target.pictures(ev)))
-    if ev.task.target.interval: return f'<div class="views">{confusion}{drawn}</div>'
+    if ev.task.target.interval or not sel.sure: return f'<div class="views">{confusion}{drawn}</div>'
     slider = '<label>threshold <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.5"></label>'
     return (f'<div class="views">{confusion}{drawn}<section><h2>Confidence</h2>{_bars_html(sel.histogram())}</section><section><h2>Thresholds</h2>{slider}'
             f'<div id="curve">{_curves_html(sel.thresholds(), .5).split("<p ")[0]}</div><p id="threshold-said" role="status"></p></section></div>')

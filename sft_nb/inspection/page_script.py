@@ -101,7 +101,7 @@ document.addEventListener('keydown', e => {
 });
 function threshold() {
   const o = D.curve[Math.round(val('threshold')*100)], f = v => v === null ? '–' : v.toFixed(3);
-  $('threshold-said').textContent = 'At ' + o[0].toFixed(2) + ': precision ' + f(o[1]) + ', recall ' + f(o[2]) + ', F1 ' + f(o[3]) + '; ' + o[4] + ' rows';
+  $('threshold-said').textContent = 'At ' + o[0].toFixed(2) + ': precision ' + f(o[1]) + ', recall ' + f(o[2]) + ', F1 ' + f(o[3]) + '; ' + o[4] + (o[4] === 1 ? ' row' : ' rows');
   const line = document.querySelector('#curve path:last-of-type'), x = 40+500*o[0];
   line.setAttribute('d', 'M' + x + ' 24V200');
 }

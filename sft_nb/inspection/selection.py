@@ -290,6 +290,11 @@ def confusion(self:Selection)->pd.DataFrame: # A row for each target, a column f
     n = len(names)
     return pd.DataFrame(np.bincount(a*n+b, minlength=n*n).reshape(n, n), index=names, columns=names)
 
+@patch(as_prop=True)
+def sure(self:Selection)->bool: # Whether any row has a probability
+    "Whether a histogram of probabilities, and thresholds for whatever is predicted, have anything to show"
+    return bool(np.isfinite(self.numbers('probability')).any())
+
 @patch
 def histogram(
     self:Selection,

@@ -1,4 +1,4 @@
-"""What the Inspector and the page draw of many rows, and the small widgets of a notebook
+"""The pictures of many rows in the Inspector and on the page, and the small widgets of a notebook
 
 A gallery, a table, a confusion table, bars and curves, as HTML: what the Inspector shows in a notebook, the static page holds as well. A part that can be clicked is a button with
 `data-do`, which says what is meant, and `data-value`. In a notebook a pane reports it to Python; in the page a script answers.
@@ -128,7 +128,7 @@ def _table_html(page, task, others):
 _RUN = ('No widgets here: run the cell in JupyterLab, Notebook 7, VS Code or Voilà, with <code>pip install ipywidgets anywidget</code> in the environment of the kernel')
 
 def _without_widgets(bundle, what, said, body):
-    "What a widget gives to a notebook, and beside it HTML for places without widgets: a sentence, and what can be seen"
+    "The bundle of a widget, and beside it HTML for places without widgets: a sentence, and what can be seen"
     return {**bundle, 'text/html':f'<p><b>{html.escape(what)}.</b> {_RUN}{said}.</p>{body}'}
 
 def _still_html(page, task, others, marks):
@@ -137,9 +137,11 @@ def _still_html(page, task, others, marks):
     return _rows_table(f'<tr>{o}</tr>' for o in lines) if page else ''
 
 # %% ../../nbs/inspection/04_widgets.ipynb #99f8c22b
+def _rows(n): return f"{n:,} row{'s'*(n!=1)}"
+
 def _cell_button(n, of, i, j, a, b):
     if not n: return '<td></td>'
-    name,strength = f'{n:,} rows: target {a}, prediction {b}',.12+.6*n/max(of, 1)
+    name,strength = f'{_rows(n)}: target {a}, prediction {b}',.12+.6*n/max(of, 1)
     color = '68,119,170' if i==j else '238,102,119'
     return (f'<td style="background:rgba({color},{strength:.2f})"><button data-do="cell" data-value="{i},{j}" title="{html.escape(name)}" '
             f'aria-label="{html.escape(name)}">{n:,}</button></td>')
@@ -153,13 +155,14 @@ def _confusion_html(table, most=40):
 # %% ../../nbs/inspection/04_widgets.ipynb #c22bccd5
 def _histogram_html(bars, name, axis, note):
     "Bars that can be clicked; `name`: what is said of one of them"
-    top = max(1, int((bars.correct+bars.wrong).max()))
+    top = int((bars.correct+bars.wrong).max())
     def bar(i, r):
         said = name(r)
-        parts = ''.join(f'<span class="{c}" style="height:{100*n/top:.1f}%"></span>' for c,n in (('w',r.wrong),('r',r.correct)))
+        parts = ''.join(f'<span class="{c}" style="height:{100*n/max(top, 1):.1f}%"></span>' for c,n in (('w',r.wrong),('r',r.correct)))
         return f'<button data-do="bin" data-value="{i}" title="{said}" aria-label="{said}">{parts}</button>'
     body = ''.join(bar(i, r) for i,r in enumerate(bars.itertuples()))
-    return (f'<p class="sft-note">{note} Click a bar to see its rows. The highest has {top:,} rows.</p>'
+    highest = f' The highest has {_rows(top)}.' if top else ''
+    return (f'<p class="sft-note">{note} Click a bar to see its rows.{highest}</p>'
             f'<div class="sft-hist">{body}</div><div class="sft-axis">{"".join(f"<span>{o}</span>" for o in axis)}</div>')
 
 def _bars_html(bars):
@@ -190,7 +193,7 @@ def _curves_html(curve, at, w=560, h=230):
         out.append(_curve_svg([(px(t),py(y)) for t,y in zip(curve.threshold, curve[name]) if y==y], name, color, x))
     r = curve.iloc[(curve.threshold-at).abs().argmin()]
     out.append(f'<path d="M{px(at):.1f} 24V{h-30}" stroke="currentColor"/>')
-    said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {int(r.answered):,} rows' if r.answered else f'At {r.threshold:.2f} no row is left'
+    said = f'At {r.threshold:.2f}: precision {r.precision:.3f}, recall {r.recall:.3f}, F1 {r.f1:.3f}; {_rows(int(r.answered))}' if r.answered else f'At {r.threshold:.2f} no row is left'
     return f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="precision and recall over the threshold">{"".join(out)}</svg><p class="sft-what">{said}</p>'
 
 # %% ../../nbs/inspection/04_widgets.ipynb #c2b37398

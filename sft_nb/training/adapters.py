@@ -1,7 +1,7 @@
 """`add_adapter` puts one into any network of this package; `merge_adapter` and `save_adapter` take the result out
 
 An adapter leaves the pretrained base unchanged and trains a small addition to its layers: for LoRA (arXiv:2106.09685) a product of two thin matrices. Fewer
-numbers are trained and kept by the optimizer, one base serves many tasks, and little data over-fits less easily. The layers come from peft; this module
+numbers are trained and kept by the optimizer, one base serves many tasks, and little data overfits less easily. The layers come from peft; this module
 chooses where they go, and keeps them in step with layer groups, schedules, cache and saving: under an adapter every freeze, unfreeze and schedule touches the
 adapter and the head only. Two methods that tune few parameters need no adapter at all, only a freeze: `freeze_to(learn, rule='bias')` (BitFit, arXiv:2106.10199) and
 `rule='norm'`.

@@ -1,4 +1,4 @@
-"""`plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to over-fit
+"""`plot_curves` draws the losses of all phases, `find_overfitting` tells when a model began to overfit
 
 Losses and scores of all phases of a learner in one picture, with the epoch from which the validation loss only rose.
 
@@ -31,7 +31,7 @@ def _phases(history):
 # %% ../../nbs/training/10_curves.ipynb #8218f33c
 def _advice(rows, i, j, first):
     a,b = rows[i],rows[j]
-    text = (f"Over-fitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} "
+    text = (f"Overfitting in {a.get('phase', 'fit')!r} from epoch {first+i+2}: for {j-i} epochs the loss fell from {a['train_loss']:.3g} "
             f"to {b['train_loss']:.3g} on the training rows and rose from {a['valid_loss']:.3g} to {b['valid_loss']:.3g} on the validation rows.")
     if b.get('accuracy', 0)>a.get('accuracy', 1):
         return text+" Accuracy still rose: the model grows too sure rather than worse. Try label_smoothing=.1, MixUp, or keep it."
@@ -42,8 +42,8 @@ def _advice(rows, i, j, first):
 def find_overfitting(
     history, # `learn.history`, or a DataFrame of it
     k:int=2, # Epochs in a row in which the valid loss must rise while the train loss falls
-)->str|None: # Where it over-fits and what to do; None: it does not
-    "Find where a model began to over-fit, and suggest a remedy"
+)->str|None: # Where it overfits and what to do; None: it does not
+    "Find where a model began to overfit, and suggest a remedy"
     rows = history.to_dict('records') if isinstance(history, pd.DataFrame) else list(history)
     for first,run in _phases([h for h in rows if 'valid_loss' in h and 'train_loss' in h]):
         for i in range(len(run)):
@@ -57,7 +57,7 @@ def plot_curves(
     k:int=2, # As `find_overfitting` takes it
     ax=None, # matplotlib axes; None: new ones
 ):  # The axes
-    "Draw train and valid loss of all phases, and print whether the model over-fits"
+    "Draw train and valid loss of all phases, and print whether the model overfits"
     rows = pd.DataFrame(getattr(learn, 'history', learn))
     if not len(rows): raise FitError("There is no history to draw. Fit first: learn.fine_tune(3).")
     if ax is None: ax = _axes()
