@@ -20,7 +20,8 @@ MORE = { # address of a page -> further words, cut at commas
     'recipes/my_own_data.html': 'custom dataset, 自定义数据',
     'zh/what_is_sft.html': '微调, 监督微调, 监督, 什么是微调, 什么是监督微调, 迁移学习, 预训练, 预训练模型, 冻结, 解冻, 输出层, 分类头, 损失, 损失函数, 学习率, 分层学习率, 评估, 训练',
     'zh/quick_start.html': '微调, 迁移学习, 快速上手, 入门, 教程, 安装, 数据, 预训练, 训练, 预测, 评估, 混淆矩阵, 准确率, 保存, 模型',
-    'zh/recipes.html': '微调, 小样本, 数据太少, 类别不平衡, 标签噪声, 错误标注, 标签错误, 长文本, 截断, 多语言, 近似重复, 重复样本, 量化, 手机, 手机端部署, 断点续训, 自定义数据, 对话, 对话模型, 问答',
+    'zh/recipes.html': '微调, 小样本, 数据太少, 类别不平衡, 标签噪声, 错误标注, 标签错误, 长文本, 截断, '
+        '多语言, 近似重复, 重复样本, 量化, 手机, 手机端部署, 断点续训, 自定义数据, 对话, 对话模型, 问答',
 }
 
 def _words(cell): return [o.strip() for o in re.split('[,、:，：]', cell) if o.strip()]

@@ -55,7 +55,7 @@ def _freeze(text):
 def _head(text):
     "'512,256' → [512, 256], 'linear' → None, 'flatten:1024' as it is"
     sizes = text.strip('[]').split(',')
-    if all(o.strip().isdecimal() for o in sizes): return [int(o) for o in sizes]
+    if all(size.strip().isdecimal() for size in sizes): return [int(size) for size in sizes]
     return None if text=='linear' else text
 
 def _option(text):
@@ -68,7 +68,7 @@ def _option(text):
 # %% ../nbs/00_cli.ipynb #fbff1123
 def _with(error, **options):
     "An error that knows which options would mend the command"
-    error.mend = {f'--{k}':v for k,v in options.items()}
+    error.mend = {f'--{key}':value for key,value in options.items()}
     return error
 
 def _free_name(path):
@@ -76,11 +76,11 @@ def _free_name(path):
     path = Path(path)
     base = path if path.parent.is_dir() and os.access(path.parent, os.W_OK) else Path(path.name)
     names = (base if i==1 else base.with_name(f'{base.stem}-{i}{base.suffix}') for i in range(1, 10_000))
-    return next(str(o) for o in names if not os.path.lexists(o))
+    return next(str(name) for name in names if not os.path.lexists(name))
 
 def _may_write(path, what):
     "Say that `path` cannot be made where the first folder above it that exists is none, or may not be written to"
-    try: up = next(o for o in path.resolve().parents if o.exists())
+    try: up = next(parent for parent in path.resolve().parents if parent.exists())
     except OSError as e: raise FolderError(f"{what} cannot be made: {e.strerror}.") from None
     if not up.is_dir() or not os.access(up, os.W_OK):
         raise _with(FolderError(f"{what} cannot be made: {up} is not a folder one may write to."), out=_free_name(path.name))
@@ -117,10 +117,10 @@ def text_table(
 )->str: # Lines of the same width, numbers to the right
     "A plain table for a terminal"
     columns = columns or list(rows[0]) if rows else columns or []
-    cells = [[_plain(r.get(c)) for c in columns] for r in rows]
-    right = [bool(rows) and all(isinstance(r.get(c), (int, float, type(None))) and not isinstance(r.get(c), bool) for r in rows) for c in columns]
-    widths = [max(map(len, [c, *(r[i] for r in cells)])) for i,c in enumerate(columns)]
-    line = lambda r: '  '.join(o.rjust(w) if n else o.ljust(w) for o,w,n in zip(r, widths, right)).rstrip()
+    cells = [[_plain(row.get(column)) for column in columns] for row in rows]
+    right = [bool(rows) and all(isinstance(row.get(column), (int, float, type(None))) and not isinstance(row.get(column), bool) for row in rows) for column in columns]
+    widths = [max(map(len, [column, *(cell[i] for cell in cells)])) for i,column in enumerate(columns)]
+    line = lambda r: '  '.join(o.rjust(w) if row else o.ljust(w) for o,w,row in zip(r, widths, right)).rstrip()
     return '\n'.join(map(line, [columns, *cells]))
 
 def _plain(o):
@@ -135,7 +135,7 @@ _OTHER_NAMES = {'base_lr':'--lr', 'freeze_epochs':'--head-epochs', 'freeze':'--f
 
 def _in_python(option):
     "The arguments that an option sets, where they have another name"
-    names = [k for k,v in _OTHER_NAMES.items() if v==option and f"--{k.replace('_', '-')}"!=option]
+    names = [key for key,value in _OTHER_NAMES.items() if value==option and f"--{key.replace('_', '-')}"!=option]
     return f' (in Python {names[0]})' if names else ''
 
 def _both_names(argument):
@@ -148,7 +148,7 @@ def _both_names(argument):
 # %% ../nbs/00_cli.ipynb #afea2b51
 def _epoch_line(row, of=0):
     "One row of `learn.history` as text; `of`: epochs of its phase, 0: not known"
-    numbers = [f'{k} {v:.4g}' for k,v in row.items() if k not in ('phase', 'epoch', 'seconds') and isinstance(v, (int, float))]
+    numbers = [f'{key} {value:.4g}' for key,value in row.items() if key not in ('phase', 'epoch', 'seconds') and isinstance(value, (int, float))]
     more = of-row['epoch']
     left = f', the other {more} about {_duration(more*row["seconds"])}' if more>0 else ''
     return '  '.join([f"{row['phase']} {row['epoch']}{f'/{of}' if of else ''}", *numbers, f"{row['seconds']:.1f} s{left}"])
@@ -189,7 +189,7 @@ def _progress_callback():
     return Lines()
 
 # %% ../nbs/00_cli.ipynb #7ce8ad6a
-def _given(**kw): return {k:v for k,v in kw.items() if v is not None}
+def _given(**kw): return {key:value for key,value in kw.items() if value is not None}
 
 def _choice(a):
     "Which rows are used"
@@ -272,7 +272,7 @@ def _counts(spec): return {f'n_{s}': int((spec.rows.split==s).sum()) for s in ('
 
 def _metrics(learn, ev, test, seconds):
     "The flat content of metrics.json"
-    return {**ev.metrics, **({f'test_{k}':v for k,v in test.metrics.items()} if test is not None else {}), **_counts(learn.spec), **seconds}
+    return {**ev.metrics, **({f'test_{key}':value for key,value in test.metrics.items()} if test is not None else {}), **_counts(learn.spec), **seconds}
 
 def _tested(learn):
     "The evaluation of the test rows; None: there are none"
@@ -280,7 +280,7 @@ def _tested(learn):
     return evaluate(learn, on='test') if (learn.spec.rows.split=='test').any() else None
 
 def _history_csv(history):
-    columns = list(dict.fromkeys(k for o in history for k in o))
+    columns = list(dict.fromkeys(k for row in history for k in row))
     text = io.StringIO()
     w = csv.DictWriter(text, columns, lineterminator='\n')
     w.writeheader()
@@ -291,14 +291,14 @@ def _history_csv(history):
 def _tiles(table, where, others):
     "Name -> (value, remark) of each metric; `others`: what is said beside it -> metrics by name"
     for o in table.itertuples():
-        beside = [f'{k} {v[o.metric]:.4g}' for k,v in others.items() if isinstance(v.get(o.metric), (int,float))]
+        beside = [f'{key} {value[o.metric]:.4g}' for key,value in others.items() if isinstance(value.get(o.metric), (int,float))]
         yield o.metric.replace('_', ' ')+where, (o.value, ', '.join([f'{o.low:.4g} to {o.high:.4g}', *beside]))
 
 def _headline(learn, table, test, metrics):
     "The head of a report: metrics with their intervals, those of the head alone beside them, rows, time"
-    phases = [o['phase'] for o in learn.history]
+    phases = [row['phase'] for row in learn.history]
     head = learn.history[len(phases)-1-phases[::-1].index('head')] if 'head' in phases and phases[-1]!='head' else {}
-    untuned = {k.removeprefix('untuned_'):v for k,v in metrics.items() if k.startswith('untuned_')}
+    untuned = {key.removeprefix('untuned_'):value for key,value in metrics.items() if key.startswith('untuned_')}
     rows = {'rows trained on':metrics['n_train'], 'rows held out':metrics['n_valid'], **({'test rows':len(test)} if test is not None else {})}
     a,b = metrics['seconds_head'],metrics['seconds_finetune']
     spent = (_duration(a+b), f'head {_duration(a)}, then more layers {_duration(b)}') if a and b else (_duration(a+b), '')
@@ -318,7 +318,7 @@ def _report(learn, ev, metrics, settings, against=None, test=None):
     confusion = ev.confusion() if spec.task.target.has_confusion(ev) else None
     shown = [*spec.task.input_columns, 'item', 'target', 'prediction', *(spec.task.target.beside if spec.task.target.interval else ('probability',)), 'loss']
     return report_html(f'sft_nb · {spec.task.name} · {spec.checkpoint.ref}', _headline(learn, table, test, metrics), learn.history, tables, confusion,
-                       ev.worst(12)[shown], {k.column:k for k in spec.task.inputs if k.pictured}, settings, spec.task.target.pictures(ev))
+                       ev.worst(12)[shown], {part.column:part for part in spec.task.inputs if part.pictured}, settings, spec.task.target.pictures(ev))
 
 def _write_run(out, learn, ev, metrics, settings, overwrite=False, against=None, keep=False, test=None):
     "The saved folder with its report, all at once; `keep`: the rows with their predictions, beside it"
@@ -357,10 +357,10 @@ def _note(spec):
 def _settings(a, learn):
     "Settings of the run, for the report: names of the shell, with those of Python behind them where they differ"
     import fastai, timm, torch, transformers
-    arguments = {v[2:].replace('-', '_'):k for k,v in _OTHER_NAMES.items() if k in ('base_lr','freeze_epochs')}
-    asked = {_both_names(arguments.get(k, k)):str(v) for k,v in vars(a).items() if k=='freeze' or v not in (None, False, []) and k not in ('run', 'command')}
+    arguments = {value[2:].replace('-', '_'):key for key,value in _OTHER_NAMES.items() if key in ('base_lr','freeze_epochs')}
+    asked = {_both_names(arguments.get(key, key)):str(value) for key,value in vars(a).items() if key=='freeze' or value not in (None, False, []) and key not in ('run', 'command')}
     versions = dict(sft_nb=__version__, torch=torch.__version__, fastai=fastai.__version__, timm=timm.__version__, transformers=transformers.__version__)
-    used = {_both_names(k):str(_brief(v)) for k,v in {**learn.spec.options, **learn.state.plan.values}.items() if v is not None}
+    used = {_both_names(key):str(_brief(value)) for key,value in {**learn.spec.options, **learn.state.plan.values}.items() if value is not None}
     return {**used, **asked, **_note(learn.spec), 'checkpoint':learn.spec.checkpoint.ref, 'checkpoint sha256':learn.spec.checkpoint.sha256, **versions}
 
 def _resume(folder):
@@ -390,7 +390,7 @@ def _run(a, task, source, out, load, fit, overwrite=False, untuned=False):
     ev = evaluate(learn, on='valid')
     test = _tested(learn)
     metrics,(table,line) = _metrics(learn, ev, test, seconds),_against(ev, before) if untuned else (None,None)
-    if untuned: metrics.update({f'untuned_{k}':v for k,v in before.metrics.items()})
+    if untuned: metrics.update({f'untuned_{key}':value for key,value in before.metrics.items()})
     _write_run(out, learn, ev, metrics, _settings(a, learn), overwrite, table, a.keep_predictions, test)
     if a.resume: learn.resume.clear()
     return '\n'.join([line]*untuned+[_summary(learn.spec.task, metrics, time.perf_counter()-start, out)])
@@ -431,8 +431,8 @@ def _items(given, task, as_items=False, encoding=None):
     if path.suffix.lower()!='.txt' or not os.path.isfile(path): return given[0]
     from sft_nb.data.labels import is_blank
     from sft_nb.data.table_files import decoded_text
-    lines = [o for o in decoded_text(path, encoding).replace('\r\n', '\n').split('\n') if not is_blank(o)]
-    return [str(path.parent/o.strip()) for o in lines] if task.inputs[0].files else lines
+    lines = [part for part in decoded_text(path, encoding).replace('\r\n', '\n').split('\n') if not is_blank(part)]
+    return [str(path.parent/line.strip()) for line in lines] if task.inputs[0].files else lines
 
 # %% ../nbs/00_cli.ipynb #099caf3b
 def _predictions(table, delim, as_json):
@@ -495,7 +495,7 @@ def _comparable(a):
         if one[k]!=two[k]: raise DataError(f"{a.first} and {a.second} cannot be compared: {what} is {one[k]!r} in the first and {two[k]!r} in the second.")
     kinds = [o.get('target', {}).get('kind') for o in (one, two)]
     if kinds[0]!=kinds[1]: raise DataError(f"{a.first} and {a.second} cannot be compared: one predicts numbers, the other classes.")
-    only = [[o for o in p['vocab'] if o not in q['vocab']] for p,q in ((one, two), (two, one))]
+    only = [[name for name in p['vocab'] if name not in q['vocab']] for p,q in ((one, two), (two, one))]
     said = [f"only {d} knows {', '.join(map(repr, o[:5]))}{f' and {len(o)-5:,} more' if len(o)>5 else ''}" for d,o in zip((a.first, a.second), only) if o]
     if said: raise DataError(f"{a.first} and {a.second} know different classes: {'; '.join(said)}. Evaluate each by itself, or train both on the same classes.")
 
@@ -509,7 +509,7 @@ def _cut(text, n=40): return text if len(text)<=n else text[:n-1]+'…'
 def _differences(table, first, second):
     "The metrics of two models side by side"
     def cells(o): return (o.metric, f'{o.other:.4f}', f'{o.value:.4f}', f'{o.difference:+.4f}', f'{o.low:+.4f} to {o.high:+.4f}', o.verdict)
-    return text_table([dict(zip(('metric', first, second, 'difference', '95 % interval', 'verdict'), cells(o))) for o in table.itertuples()])
+    return text_table([dict(zip(('metric', first, second, 'difference', '95 % interval', 'verdict'), cells(row))) for row in table.itertuples()])
 
 def _changes(changed, n, first, second):
     "How many rows are predicted differently, and the first of them"
@@ -569,9 +569,9 @@ def _open(a):
     if not pages: raise FolderError(f"{a.dir} has no report.html: it was saved without sft_nb finetune, or its report was left out. A page of its predictions is made by: "
                                     f"sft_nb evaluate {a.dir} DATA --out page.html")
     import webbrowser
-    if not a.no_browser and not all([webbrowser.open(o.as_uri()) for o in pages.values()]): say(_elsewhere(next(iter(pages.values()))))
+    if not a.no_browser and not all([webbrowser.open(value.as_uri()) for value in pages.values()]): say(_elsewhere(next(iter(pages.values()))))
     names = dict(report='Report of the run', predictions='Its predictions')
-    return '\n'.join(f'{names[k]}: {p}' for k,p in pages.items())
+    return '\n'.join(f'{names[key]}: {value}' for key,value in pages.items())
 
 def _elsewhere(page):
     "How a page is looked at where no browser is"
@@ -618,8 +618,8 @@ def _chat(a):
 
 # %% ../nbs/00_cli.ipynb #58143d74
 def _tasks(a):
-    rows = [dict(task=t.name, what=t.summary, columns=', '.join(t.columns), checkpoint=t.checkpoint, metric=t.metric,
-                 ready='yes' if not t.missing() else f"pip install 'sft_nb[{t.extra}]'") for t in all_tasks().values()]
+    rows = [dict(task=value.name, what=value.summary, columns=', '.join(value.columns), checkpoint=value.checkpoint, metric=value.metric,
+                 ready='yes' if not value.missing() else f"pip install 'sft_nb[{value.extra}]'") for value in all_tasks().values()]
     return text_table(rows, 'task what columns checkpoint metric ready'.split())
 
 def _cache(a):
@@ -653,7 +653,8 @@ def _published(task):
     except SftError: return []
     rows = table.drop(columns=['source','tried']).to_dict('records')
     sources = '\n'.join(f'  {ref}: {source}' for ref,source in zip(table.ref, table.source))
-    return [f'Published, not tried here:\n{text_table(rows)}', f"Sources:\n{sources}\n  speed: {table.attrs['speed']}", f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
+    return [f'Published, not tried here:\n{text_table(rows)}', f"Sources:\n{sources}\n  speed: {table.attrs['speed']}",
+            f'Next: sft_nb finetune {task} DATA --out DIR --checkpoint {table.ref[0]}']
 
 # %% ../nbs/00_cli.ipynb #8ea18bd7
 class _Usage(SftError): "Words that the command does not know"
@@ -795,7 +796,7 @@ def _parser():
 # %% ../nbs/00_cli.ipynb #e2d55c48
 def _place(words, option):
     "Where an option stands, also shortened or as OPTION=VALUE; None: nowhere"
-    return next((i for i,o in enumerate(words) if len(o)>3 and o.startswith('--') and option.startswith(o.partition('=')[0])), None)
+    return next((i for i,word in enumerate(words) if len(word)>3 and word.startswith('--') and option.startswith(word.partition('=')[0])), None)
 
 def _swap(words, option, value):
     "The words with another value of an option, which is added where it is missing; None takes it out"
@@ -826,13 +827,13 @@ def _encoded(words, args, e):
 def _spelled(words, args, e):
     "The intended word in place of the typed one"
     found = re.search(r"is missing: (\S+) \(there is '(.+?)'", str(e))
-    if found: return [_renamed(o, Path(found[1]).name, found[2]) or o for o in words]
+    if found: return [_renamed(word, Path(found[1]).name, found[2]) or word for word in words]
     before,sep,after = str(e).partition('Did you mean ')
     good = re.match(r"'([^']+)'|([^ ?,]+)", after)
     if not sep or not good: return words
     missing = re.search(r'([^\s]+) is missing\.', before)
     for bad in [*([Path(missing[1]).name] if missing else []), *re.findall(r"'([^']+)'", before)]:
-        new = [_renamed(o, bad, good[1] or good[2]) for o in words]
+        new = [_renamed(word, bad, good[1] or good[2]) for word in words]
         if any(new): return [o or w for o,w in zip(new, words)]
     return words
 
@@ -844,7 +845,7 @@ def _known(words, args, e):
     bad = unknown[1] or unknown[2]
     names = commands if 'COMMAND' in text else re.findall(r'--[a-z-]+', commands[words[0]].format_help()) if words[0] in commands else ()
     good = get_close_matches(bad.partition('=')[0], names, n=1, cutoff=.6)
-    return [_renamed(o, bad.partition('=')[0], good[0]) or o for o in words] if good else words
+    return [_renamed(word, bad.partition('=')[0], good[0]) or word for word in words] if good else words
 
 # %% ../nbs/00_cli.ipynb #1ef35c01
 _EXAMPLES = {'--epochs':'3', '--head-epochs':'1', '--valid':'0.2', '--max-items':'100', '--lr':'0.002', '--decay':'0.8', '--batch-size':'32', '--seed':'42', '--budget':'5m',
@@ -870,7 +871,7 @@ def _other_model(words, args, e):
     "A saved model near by in the place of a folder that is none"
     for given in (vars(args).get(k) for k in ('dir', 'first', 'second')):
         if given is None or (Path(given)/'sft.json').is_file(): continue
-        near_by = {o.parent.name:str(o.parent) for up in (Path(given).parent, Path('.')) if up.is_dir() for o in sorted(up.glob('*/sft.json'))}
+        near_by = {path.parent.name:str(path.parent) for up in (Path(given).parent, Path('.')) if up.is_dir() for path in sorted(up.glob('*/sft.json'))}
         like = get_close_matches(Path(given).name, near_by, n=1, cutoff=.3) or [*near_by][:1]
         at = words.index(given) if given in words and like else None
         return words if at is None else [*words[:at], near_by[like[0]], *words[at+1:]]
@@ -894,10 +895,10 @@ def _other_columns(words, args, e):
     fits = task_of(columns)
     if fits.name!=task.name and set(fits.columns)<=set(columns): return ['check', fits.name, args.data]
     taken = {args.input or task.input_columns[0]} if found[3]=='target' else {args.target or task.target.column}
-    left = [o for o in columns if o not in taken]
+    left = [column for column in columns if column not in taken]
     if len(left)==1 and left[0]!=found[1]: return _swap(words, f'--{found[3]}', left[0])
     free = task.inputs[0].written and not args.input and not args.target and task.target.column not in columns
-    columns = [o for o in columns if not re.fullmatch(r'(?i)(id|nr|no|index|row|Unnamed: \d+)', o)] or columns
+    columns = [column for column in columns if not re.fullmatch(r'(?i)(id|nr|no|index|row|Unnamed: \d+)', column)] or columns
     if len(columns)==3 and free and task.inputs[0].pair: return _swap(_swap(words, '--input', ','.join(columns[:2])), '--target', columns[2])
     if len(columns)==2 and free: return _swap(_swap(words, '--input', columns[0]), '--target', columns[1])
     near_by = re.search(r"Did you mean '([^']+)'", str(e))
@@ -925,7 +926,7 @@ def _lists(args, e):
     "The folder in which a file that is missing should lie"
     gone = [o for o in (getattr(args, 'data', None), *(getattr(args, 'items', None) or ())) if o and not os.path.exists(o)]
     if 'is missing' not in str(e) or not gone: return None
-    up = next((o for o in Path(gone[0]).parents if o.is_dir()), Path('.'))
+    up = next((parent for parent in Path(gone[0]).parents if parent.is_dir()), Path('.'))
     return f'ls {shlex.quote(str(up))}'
 
 def _next_command(words, args, e):
@@ -954,7 +955,7 @@ def _advised(text, words, args, e):
 # %% ../nbs/00_cli.ipynb #fe5872f5
 def _one_line(e):
     "A message of several lines as one, with options as they are typed"
-    text = '; '.join(o.strip() for o in str(e).splitlines() if o.strip()).replace(':; ', ': ')
+    text = '; '.join(line.strip() for line in str(e).splitlines() if line.strip()).replace(':; ', ': ')
     text = re.sub(r'Name it by (input|target)=COLUMN', r'Name it by --\1 COLUMN', text)
     return re.sub(r"(Pass|Leave) encoding='(\S+?)'", r'\1 --encoding \2', text)
 

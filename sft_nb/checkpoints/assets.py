@@ -111,13 +111,13 @@ def _is_here(a):
     "Whether the folder of an asset holds all that was unpacked into it from the archive that is pinned now"
     try:
         saved = json.loads(_stamp(a).read_text())
-        return saved['sha256']==a.sha256 and all((p := a.folder/n).is_file() and p.stat().st_size==size for n,size in saved['files'].items())
+        return saved['sha256']==a.sha256 and all((p := a.folder/key).is_file() and p.stat().st_size==size for key,size in saved['files'].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
 
 def asset_info()->list: # One dict an asset: name, package, version, client, size_mb, license, here, note
     "The assets that can be fetched by name"
-    return [dict(name=a.name, package=a.package, version=a.version, client=a.client, size_mb=round(a.size/1e6, 1), license=a.license,
-                 here=_is_here(a), note=a.note) for a in ASSETS.values()]
+    return [dict(name=value.name, package=value.package, version=value.version, client=value.client, size_mb=round(value.size/1e6, 1), license=value.license,
+                 here=_is_here(value), note=value.note) for value in ASSETS.values()]
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #953539bd
 def _deb_data(f):
@@ -252,8 +252,8 @@ def _run(
 # %% ../../nbs/checkpoints/00_assets.ipynb #0f779981
 def _last(log):
     "The line of a log that says most"
-    lines = [o.strip() for o in log.splitlines() if o.strip()]
-    said = [o for o in lines if o.startswith(('ERROR', 'E: '))] or lines
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith(('ERROR', 'E: '))] or lines
     return (said or ['(it printed nothing)'])[0][:300]
 
 # %% ../../nbs/checkpoints/00_assets.ipynb #c431d553
@@ -267,7 +267,7 @@ def _fail(a, cmd, log):
     what = f"{a.package} {a.version} (asset {a.name!r})"
     client = 'pip' if a.client in ('wheel', 'sdist') else Path(cmd[0]).stem
     if 'DO NOT MATCH THE HASHES' in log or 'Hash Sum mismatch' in log:
-        got = next((o.split()[-1] for o in log.splitlines() if 'Got' in o), 'another')
+        got = next((line.split()[-1] for line in log.splitlines() if 'Got' in line), 'another')
         raise WrongHash(f"The index served {what} with SHA-256 {got}, pinned is {a.sha256}. It was not unpacked. {_NEWER}")
     if any(o in log for o in _UNREACHABLE):
         raise NoNetwork(f"No network: {client} could not reach its index for {what}. Connect and try again. {_no_way(a)}")
@@ -277,7 +277,7 @@ def _fail(a, cmd, log):
 def _apt_serves(a):
     "The entry of a Debian package in this machine's package lists"
     out = subprocess.run(['apt-cache', 'madison', a.package], capture_output=True, text=True).stdout if shutil.which('apt-cache') else ''
-    got = sorted({o.split('|')[1].strip() for o in out.splitlines() if o.count('|')>1})
+    got = sorted({line.split('|')[1].strip() for line in out.splitlines() if line.count('|')>1})
     if got: return f"This distribution serves {a.package} {', '.join(got)}; sft_nb pins {a.version} (Debian 12)."
     return f"apt-get knows no package {a.package!r}. Run `sudo apt-get update` and try again; the package is in Debian 12's main section."
 
@@ -292,7 +292,7 @@ def _download(a, work, show):
         code,log = _run(cmd, work, a.size, desc)
         log += update
     if code: _fail(a, cmd, log)
-    got = sorted(o for o in (work/'out').iterdir() if o.is_file())
+    got = sorted(path for path in (work/'out').iterdir() if path.is_file())
     if len(got)!=1: raise AssetError(f"{Path(cmd[0]).stem} left {len(got)} files for {a.package} {a.version}, expected one archive. {_last(log)}")
     return got[0]
 

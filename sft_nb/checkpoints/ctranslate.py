@@ -98,7 +98,7 @@ def _layer(names, side, i):
     for n,o in (('fc1','linear_0'),('fc2','linear_1')): names.move(f'{new}.{n}', f'{old}/ffn/{o}')
 
 # %% ../../nbs/checkpoints/02_ctranslate.ipynb #ecf861ec
-def _count(tensors, side): return len({k.split('/')[1] for k in tensors if k.startswith(f'{side}/layer_') and not k.startswith(f'{side}/layer_norm')})
+def _count(tensors, side): return len({tensor.split('/')[1] for tensor in tensors if tensor.startswith(f'{side}/layer_') and not tensor.startswith(f'{side}/layer_norm')})
 
 def whisper_tensors(
     tensors, # From `read_ctranslate`
@@ -113,7 +113,7 @@ def whisper_tensors(
     names.out['model.decoder.embed_tokens.weight'] = names.take('decoder/embeddings/weight')
     if not torch.equal(names.take('decoder/projection/weight'), names.out['model.decoder.embed_tokens.weight']):
         raise CheckpointError("decoder/projection/weight is not the embedding of the decoder. It is not converted.")
-    over = [k for k,v in names.left.items() if v.dim()]
+    over = [key for key,value in names.left.items() if value.dim()]
     if over: raise CheckpointError(f"{len(over)} variables have no place in a Whisper, for instance {over[0]!r}.")
     return names.out
 
@@ -127,7 +127,7 @@ def _heads(tensors, side):
 def _whisper_config(tensors, tok):
     from transformers import WhisperConfig
     conv,width = tensors['encoder/conv1/weight'],tensors['decoder/embeddings/weight'].shape[1]
-    sizes = {f'{s}_{k}':v for s in ('encoder','decoder') for k,v in dict(layers=_count(tensors, s), attention_heads=_heads(tensors, s),
+    sizes = {f'{s}_{key}':value for s in ('encoder','decoder') for key,value in dict(layers=_count(tensors, s), attention_heads=_heads(tensors, s),
                                                                       ffn_dim=len(tensors[f'{s}/layer_0/ffn/linear_0/weight'])).items()}
     positions = {f'max_{k}_positions':len(tensors[f'{s}/position_encodings/encodings']) for k,s in (('source','encoder'),('target','decoder'))}
     return WhisperConfig(vocab_size=len(tensors['decoder/embeddings/weight']), num_mel_bins=conv.shape[1], d_model=width, **sizes, **positions,
@@ -159,7 +159,7 @@ _MANY = 51_865
 def _whisper_arrays(folder):
     "The arrays of a folder that can be converted"
     files = [('model.bin',), ('config.json',), ('tokenizer.json',), ('vocabulary.txt','vocabulary.json')]
-    lost = [' or '.join(o) for o in files if not any((folder/f).is_file() for f in o)]
+    lost = [' or '.join(file) for file in files if not any((folder/f).is_file() for f in file)]
     if lost: raise CheckpointError(f"{folder} has no {', no '.join(lost)}. Copy or fetch the whole folder.")
     spec,tensors = read_ctranslate(folder/'model.bin')
     if spec!='WhisperSpec': raise CheckpointError(f"{folder} holds a {spec}. Only a WhisperSpec is converted.")

@@ -53,7 +53,7 @@ def _entry(r, name):
     shape = tuple(r.number('Q') for _ in range(n))[::-1]
     kind,offset = r.number('I'),r.number('Q')
     if kind not in _KINDS:
-        known = ', '.join(f'{k} ({v[0]})' for k,v in _KINDS.items())
+        known = ', '.join(f'{key} ({value[0]})' for key,value in _KINDS.items())
         raise CheckpointError(f"{r.path}: tensor {name!r} has numbers of type {kind}. Valid: {known}. Use a file with these.")
     what,per,size = _KINDS[kind]
     if 0 in shape or shape[-1]%per: raise r.fail(f"tensor {name!r} has the shape {shape}; a row of {what} must hold a positive multiple of {per} numbers")
@@ -119,7 +119,7 @@ def read_gguf(
     step = values.get('general.alignment', 32)
     if type(step) is not int or step not in range(8, 2**20, 8): raise r.fail(f"general.alignment must be a multiple of 8 below 2^20, got {str(step)[:40]}")
     places = _places(r, entries, step)
-    check_memory(sum(math.prod(e[0]) for e in entries.values())*np.dtype(dtype).itemsize, path, CheckpointError)
+    check_memory(sum(math.prod(value[0]) for value in entries.values())*np.dtype(dtype).itemsize, path, CheckpointError)
     return values,{name:_decoded(r, name, at, entries[name], dtype) for name,at in places.items()}
 
 # %% ../../nbs/checkpoints/03_gguf.ipynb #20dd6c64
@@ -130,7 +130,7 @@ _REAL = {'attention.layer_norm_rms_epsilon':'rms_norm_eps', 'rope.freq_base':'ro
 def _given(values):
     "The settings of the network, all of them and no other"
     if str(kind := values.get('general.architecture'))!='llama': raise CheckpointError(f"general.architecture must be 'llama', the only one that is converted; got {str(kind)[:60]!r}.")
-    given = {k.removeprefix('llama.'):v for k,v in values.items() if k.startswith('llama.')}
+    given = {key.removeprefix('llama.'):value for key,value in values.items() if key.startswith('llama.')}
     known = {**_WHOLE, **_REAL}
     for o in known:
         if o not in given: raise CheckpointError(f"The file has no setting 'llama.{o}', which is needed to convert it. Copy or fetch it again.")
@@ -198,14 +198,14 @@ def _expected(values, key, kind, what):
 def _words(values):
     "Token -> number, and the numbers of control tokens"
     names,kinds = _expected(values, 'ggml.tokens', list, 'a list of tokens'),_expected(values, 'ggml.token_type', np.ndarray, 'a number for each token')
-    words = {o:i for i,o in enumerate(names)}
+    words = {name:i for i,name in enumerate(names)}
     if len(words)!=len(names) or '' in words: raise _odd('ggml.tokens', 'holds a token twice, or an empty one', 'different tokens that are not empty')
     if len(kinds)!=len(names) or not np.isin(kinds, (1,3)).all(): raise _odd('ggml.token_type', f'is {str(kinds)[:40]}', '1 (word) or 3 (control) for each token')
-    return words,[o for o,k in zip(names, kinds) if k==3]
+    return words,[name for name,kind in zip(names, kinds) if kind==3]
 
 def _merges(values, words):
     pairs = [tuple(str(o).split(' ')) for o in _expected(values, 'ggml.merges', list, 'a list of merges')]
-    odd = next((o for o in pairs if len(o)!=2 or not {*o, ''.join(o)}<=words.keys()), None)
+    odd = next((pair for pair in pairs if len(pair)!=2 or not {*pair, ''.join(pair)}<=words.keys()), None)
     if odd: raise _odd('ggml.merges', f"holds {' '.join(odd)[:60]!r}", 'two tokens that make a third')
     return pairs
 
@@ -231,7 +231,7 @@ def _tokenizer(values):
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(o, special=True, normalized=False) for o in control])
     names,roles = list(words),_special(values, len(words))
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, **{f'{k}_token':names[v] for k,v in roles.items()},
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, **{f'{key}_token':names[value] for key,value in roles.items()},
                                   model_max_length=values['llama.context_length'], clean_up_tokenization_spaces=False)
     tok.chat_template = _expected(values, 'chat_template', str, 'a text')
     return tok

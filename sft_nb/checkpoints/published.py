@@ -138,12 +138,12 @@ def _size(params, size_mb): return size_mb or round(params*4/1e6)
 
 def _facts_of(ref):
     "Facts of a reference; of a pair both together"
-    parts = [_FACTS[o] for o in ref.split('+')]
-    pages = [f"https://huggingface.co/{o.removeprefix('hf:')}" for o in ref.split('+') if o.startswith('hf:')]
-    computed = [] if all(o[1] for o in parts) else ['size computed: parameters x 4 bytes']
-    source = '; '.join(dict.fromkeys([*pages, *(o[3] for o in parts), *computed]))
-    license = ' AND '.join(dict.fromkeys(o[2] or _UNSTATED for o in parts))
-    return sum(o[0] for o in parts),sum(_size(*o[:2]) for o in parts),license,source
+    parts = [_FACTS[part] for part in ref.split('+')]
+    pages = [f"https://huggingface.co/{part.removeprefix('hf:')}" for part in ref.split('+') if part.startswith('hf:')]
+    computed = [] if all(part[1] for part in parts) else ['size computed: parameters x 4 bytes']
+    source = '; '.join(dict.fromkeys([*pages, *(part[3] for part in parts), *computed]))
+    license = ' AND '.join(dict.fromkeys(part[2] or _UNSTATED for part in parts))
+    return sum(part[0] for part in parts),sum(_size(*part[:2]) for part in parts),license,source
 
 def published_checkpoints(
     task:str, # Name of a task

@@ -38,7 +38,7 @@ def _count(build, modules=50_000):
         try:
             with torch.device('meta'): model = build()
         except (NotImplementedError, RuntimeError): model = build()
-    return sum(p.numel() for p in model.parameters())
+    return sum(param.numel() for param in model.parameters())
 
 def _timm_checkpoint(ref, arch, cfg, files=(), folder=None, args=None, pretrained=True, tasks=('image',)):
     import timm
@@ -47,7 +47,7 @@ def _timm_checkpoint(ref, arch, cfg, files=(), folder=None, args=None, pretraine
     except Exception as e: raise CheckpointError(f"{ref}: timm cannot build {arch} with {args}: {str(e)[:200]}. Correct its config.json.") from e
     _check_params(ref, n, stored)
     return Checkpoint(ref, 'timm', arch, folder, tasks, n,
-        sum(f.stat().st_size for f in files) or None, cfg.get('license') or 'unknown', _timm_preprocess(cfg), _hash(files), pretrained, tuple(files))
+        sum(file.stat().st_size for file in files) or None, cfg.get('license') or 'unknown', _timm_preprocess(cfg), _hash(files), pretrained, tuple(files))
 
 # %% ../../nbs/checkpoints/04_references.ipynb #0210da1f
 _PATTERNS = ['*.json', '*.txt', '*.model', '*.spm', '*.jinja', '*.tiktoken', 'README.md']
@@ -93,9 +93,9 @@ _TASK_TABLES = dict(image=('IMAGE_CLASSIFICATION',), text=('SEQUENCE_CLASSIFICAT
 
 def _hf_tasks(model_type):
     from transformers.models.auto import modeling_auto as auto
-    found = [t for t,names in _TASK_TABLES.items() if any(model_type in getattr(auto, f'MODEL_FOR_{n}_MAPPING_NAMES') for n in names)]
-    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or {'translation','speech'} & set(found): found = [t for t in found if t!='chat']
-    return tuple(t for t in found if t!='text' or 'speech' not in found)
+    found = [key for key,names in _TASK_TABLES.items() if any(model_type in getattr(auto, f'MODEL_FOR_{name}_MAPPING_NAMES') for name in names)]
+    if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or {'translation','speech'} & set(found): found = [hit for hit in found if hit!='chat']
+    return tuple(hit for hit in found if hit!='text' or 'speech' not in found)
 
 def _license(folder):
     "From the first lines of a model card"
@@ -123,7 +123,7 @@ def _text_preprocess(folder, config):
     said = next((k for k in ('cls_token', 'mean_tokens', 'max_tokens', 'lasttoken') if pool.get(f'pooling_mode_{k}')), None)
     lengths = [_read_json(folder/'sentence_bert_config.json').get('max_seq_length'), _read_json(folder/'tokenizer_config.json').get('model_max_length'),
                config.get('max_position_embeddings'), config.get('n_positions')]
-    return dict(max_length=int(next((o for o in lengths if o and o<1e6), 512)), pooling=said.split('_')[0].removesuffix('token') if said else None)
+    return dict(max_length=int(next((length for length in lengths if length and length<1e6), 512)), pooling=said.split('_')[0].removesuffix('token') if said else None)
 
 def _hf_preprocess(folder, config, tasks):
     pp = _read_json(folder/'preprocessor_config.json') or _read_json(folder/'processor_config.json')
@@ -147,11 +147,11 @@ def _open_hf(ref, folder, config, pretrained=True, tasks=None):
     stored,tasks = _check_header(files),tasks or _hf_tasks(kind)
     params = _hf_count(ref, folder, _bound(stored))
     _check_params(ref, params, stored)
-    return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(f.stat().st_size for f in files) or None, _license(folder),
+    return Checkpoint(ref, 'hf', kind, folder, tasks, params, sum(file.stat().st_size for file in files) or None, _license(folder),
                       _hf_preprocess(folder, config, tasks), _hash(files), pretrained, files)
 
 def _pickles(folder):
-    found = [o.name for o in folder.glob('*.bin')] + [o.name for o in folder.glob('*.pt')]
+    found = [path.name for path in folder.glob('*.bin')] + [path.name for path in folder.glob('*.pt')]
     return f" ({found[0]} is a pickle, which is not opened)" if found else ''
 
 def _hf_count(ref, folder, modules):
@@ -181,7 +181,7 @@ def _open_folder(ref, folder, pretrained, tasks=None):
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
         raise CheckpointError(f"{folder} describes its model in a way that is not understood ({type(e).__name__}: {str(e)[:200]}). Copy it again.") from e
     raise CheckpointError(f"{folder} holds no config.json with an 'architecture' (timm) or a 'model_type' (Hugging Face); it holds: "
-                          f"{', '.join(sorted(o.name for o in folder.iterdir())[:8]) or 'nothing'}. Pass a folder that timm or transformers saved.")
+                          f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}. Pass a folder that timm or transformers saved.")
 
 # %% ../../nbs/checkpoints/04_references.ipynb #a65e7394
 def _checked(ckpt):
@@ -270,9 +270,9 @@ def _resolve_plain(ref):
 
 def _similar(name, archs):
     "Packaged names that hold it, then those that are spelled like it"
-    full = {**{o:f'pip:{o}' for o in _PIP}, **{o:f'timm:{o}' for o in archs}}
+    full = {**{o:f'pip:{o}' for o in _PIP}, **{arch:f'timm:{arch}' for arch in archs}}
     held = [o for o in _PIP if name and name.lower() in o]
-    return [full[o] for o in dict.fromkeys(held + get_close_matches(name, full, n=4, cutoff=.7))]
+    return [full[match] for match in dict.fromkeys(held + get_close_matches(name, full, n=4, cutoff=.7))]
 
 # %% ../../nbs/checkpoints/04_references.ipynb #45bd5df7
 def _is_reference(o): return o.partition(':')[0] in _PREFIXES or o in _PIP or bool(o) and _exists(o)
@@ -283,7 +283,7 @@ def _halves(ref):
     ref = str(ref).strip()
     if '+' not in ref or _exists(ref): return None
     cuts = [(ref[:i].strip(), ref[i+1:].strip()) for i,c in enumerate(ref) if c=='+']
-    return next((o for o in cuts if all(map(_is_reference, o))), cuts[0])
+    return next((cut for cut in cuts if all(map(_is_reference, cut))), cuts[0])
 
 # %% ../../nbs/checkpoints/04_references.ipynb #09758880
 def _half(side, ref, pretrained):
@@ -326,7 +326,7 @@ def open_checkpoint(
 
 def _packaged(task):
     if task=='image_text': return '+'.join(_packaged(o).split(', ')[0] for o in ('image','text'))+' (a picture model, a plus, a text model)'
-    return ', '.join('pip:'+o for o,p in _PIP.items() if task in p.tasks) or 'none'
+    return ', '.join('pip:'+key for key,value in _PIP.items() if task in value.tasks) or 'none'
 
 def _open_hub(name, pretrained):
     repo,_,revision = name.partition('@')
@@ -337,7 +337,7 @@ def list_checkpoints(
     task:str|None=None, # Name of a task; None: all
 )->pd.DataFrame: # One row a checkpoint: ref, task, params, size_mb, license, here
     "The packaged checkpoints; nothing is fetched"
-    info,known = {o['name']:o for o in asset_info()},{t for p in _PIP.values() for t in p.tasks}
+    info,known = {o['name']:o for o in asset_info()},{task for value in _PIP.values() for task in value.tasks}
     if task is not None and task not in known: raise CheckpointError(f"task={task!r}: no packaged checkpoint is for it.{near(task, sorted(known))}")
-    return pd.DataFrame([dict(ref=f'pip:{n}', task=', '.join(p.tasks), params=p.params, size_mb=info[n]['size_mb'], license=info[n]['license'],
-                              here=info[n]['here']) for n,p in _PIP.items() if task in (None, *p.tasks)])
+    return pd.DataFrame([dict(ref=f'pip:{key}', task=', '.join(value.tasks), params=value.params, size_mb=info[key]['size_mb'], license=info[key]['license'],
+                              here=info[key]['here']) for key,value in _PIP.items() if task in (None, *value.tasks)])

@@ -75,7 +75,7 @@ def _weight_files(folder, pickled=False):
 
 def _hash(files):
     "SHA-256 of one file, or of the hashes of several"
-    hashes = [sha256_file(f) for f in files]
+    hashes = [sha256_file(file) for file in files]
     return hashes[0] if len(hashes)==1 else hashlib.sha256(''.join(hashes).encode()).hexdigest() if hashes else None
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #5a8617d5
@@ -86,7 +86,7 @@ def _check_header(files):
         safe_path(f.parent, f.name, CheckpointError)
         if f.suffix=='.safetensors': sizes += [math.prod(shape) for _,shape in tensor_shapes(f, CheckpointError).values()]
         else: check_torch_file(f, CheckpointError)
-    return sizes if files and all(f.suffix=='.safetensors' for f in files) else None
+    return sizes if files and all(file.suffix=='.safetensors' for file in files) else None
 
 def _bound(sizes): return 50_000 if sizes is None else 2000+20*len(sizes)
 
@@ -108,20 +108,20 @@ def _read_weights(
                               "Convert it with the library that wrote it.") from e
     for k in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(k), dict): state = state[k]
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise CheckpointError(f"{file} holds a {type(state).__name__} that is not a state dict (name -> tensor). Save model.state_dict() instead.")
     return state
 
 def _read_all(files):
     "Tensors of all files together"
-    return {k:v for f in files for k,v in _read_weights(f).items()}
+    return {key:value for file in files for key,value in _read_weights(file).items()}
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #ceec86de
 def _by_order(state, arch):
     "Tensors under the names of a timm architecture that has the same shapes in the same order"
     import timm, torch
     with torch.device('meta'): expected = timm.create_model(arch, pretrained=False).state_dict()
-    if len(expected)!=len(state) or any(a.shape!=b.shape for a,b in zip(expected.values(), state.values())):
+    if len(expected)!=len(state) or any(value.shape!=b.shape for value,b in zip(expected.values(), state.values())):
         raise CheckpointError(f"{len(state)} tensors do not map onto the {len(expected)} of {arch}: number or shapes differ. Upgrade sft_nb or timm.")
     return dict(zip(expected, state.values()))
 
@@ -192,7 +192,7 @@ def save_timm_config(
     if 'data_config' in inspect.signature(save_config_for_hf).parameters: return save_config_for_hf(net, path, model_config=config, data_config=data)
     # Before 1.0.31 timm writes the settings that the network came with, and no arguments of its architecture
     config_before,stale = net.pretrained_cfg,('state_dict', 'test_input_size', 'test_crop_pct', 'pool_size', 'label_names', 'label_descriptions', 'label_offset')
-    net.pretrained_cfg = {**{k:v for k,v in config_before.items() if k not in stale}, **data, 'num_classes':net.num_classes, 'custom_load':False}
+    net.pretrained_cfg = {**{key:value for key,value in config_before.items() if key not in stale}, **data, 'num_classes':net.num_classes, 'custom_load':False}
     try: save_config_for_hf(net, path, model_config=config, model_args=net._model_args)
     finally: net.pretrained_cfg = config_before
 
@@ -220,7 +220,7 @@ def quiet_libraries():
 def _check_body(ref, model, missing):
     "Check that every tensor below the output layer comes from the checkpoint; a pooler is often left out of it"
     prefix = model.base_model_prefix+'.' if hasattr(model, model.base_model_prefix) else ''
-    lost = sorted(o for o in missing if o.startswith(prefix) and 'pooler' not in o)
+    lost = sorted(name for name in missing if name.startswith(prefix) and 'pooler' not in name)
     if lost: raise CheckpointError(f"The weights of {ref} lack {len(lost)} tensors of {type(model).__name__}, for instance {lost[0]}. "
                                    "They belong to another model than its config.json: copy both again from one place.")
 
@@ -246,7 +246,7 @@ def hf_model(
                 model,info = cls.from_pretrained(self.folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **only, **kw)
             else:
                 config,rest = transformers.AutoConfig.from_pretrained(self.folder, return_unused_kwargs=True, **only, **kw)
-                return _fresh(cls, config, **{k:v for k,v in rest.items() if k not in only}).to(dtype)
+                return _fresh(cls, config, **{key:value for key,value in rest.items() if key not in only}).to(dtype)
     except Exception as e: raise CheckpointError(f"{self.ref} could not be built as {cls.__name__} ({type(e).__name__}): {str(e)[:300]}") from e
     _check_body(self.ref, model, info['missing_keys'])
     return _finite(self.ref, model)

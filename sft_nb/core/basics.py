@@ -37,9 +37,9 @@ def near(
     n:int=5, # At most this many suggestions
 )->str: # ' Did you mean …?', or all options where nothing is near
     "The end of a message about an unknown `name`: the nearest options"
-    options = [str(o) for o in options]
-    hits = get_close_matches(str(name), options, n=n, cutoff=.5) or [o for o in options if str(name).lower() in o.lower()][:n]
-    if hits: return f" Did you mean {' or '.join(repr(o) for o in hits)}?"
+    options = [str(option) for option in options]
+    hits = get_close_matches(str(name), options, n=n, cutoff=.5) or [option for option in options if str(name).lower() in option.lower()][:n]
+    if hits: return f" Did you mean {' or '.join(repr(hit) for hit in hits)}?"
     return f" Valid: {', '.join(options[:20])}{', …' if len(options)>20 else ''}."
 
 # %% ../../nbs/core/00_basics.ipynb #ba80fa45
@@ -163,7 +163,7 @@ def eval_mode(
     model, # A module of PyTorch
 ):  # A context
     "Eval mode within the block; each module is then in its own mode again, also after an error"
-    trained = [m for m in model.modules() if m.training]
+    trained = [module for module in model.modules() if module.training]
     if trained: model.eval()
     try: yield
     finally:

@@ -90,4 +90,4 @@ def written_metrics(
 )->list: # fastai metrics
     "Metrics on what a model writes for the validation rows; each validation generates once"
     store = _Written(spec, say, score, most)
-    return [_WrittenMetric(store, n, i==0) for i,n in enumerate(names)]
+    return [_WrittenMetric(store, name, i==0) for i,name in enumerate(names)]

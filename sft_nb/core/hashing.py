@@ -45,7 +45,7 @@ def content_hash(
     if is_file and isinstance(v, (str,Path)): return _digest('file', sha256_file(v).encode())
     if isinstance(v, str): return _digest('text', v.encode('utf-8', 'surrogatepass'))
     if isinstance(v, (bytes,bytearray)): return _digest('bytes', v)
-    if isinstance(v, dict): return _digest('dict', *sorted(content_hash(o, False) for o in v.items()))
+    if isinstance(v, dict): return _digest('dict', *sorted(content_hash(item, False) for item in v.items()))
     if isinstance(v, (set,frozenset)): return _digest('set', *sorted(content_hash(o, False) for o in v))
     if isinstance(v, (list,tuple)): return _digest('list', *(content_hash(o, False) for o in v))
     return _array_content(v)
@@ -69,7 +69,7 @@ def item_hashes(
 )->str: # 64 hex digits
     "One hash over the content of all items: the bytes of files, the characters of texts"
     h = hashlib.sha256()
-    for values in zip(*(rows[c] for c in columns)):
+    for values in zip(*(rows[column] for column in columns)):
         for c,v in zip(columns, values): h.update(content_hash(v, c in files))
     return h.hexdigest()
 

@@ -86,8 +86,8 @@ def class_codes(
     multi_label:bool, # Whether a row may have several
 )->np.ndarray: # `(rows,)` numbers, or `(rows, classes)` of 0 and 1 with several labels per row
     "Class names as numbers"
-    at = {v:i for i,v in enumerate(vocab)}
-    if not multi_label: return np.array([at[t] for t in targets], dtype=int)
+    at = {name:i for i,name in enumerate(vocab)}
+    if not multi_label: return np.array([at[target] for target in targets], dtype=int)
     out = np.zeros((len(targets), len(vocab)), dtype=int)
     for i,ts in enumerate(targets): out[i,[at[t] for t in ts]] = 1
     return out
@@ -98,8 +98,8 @@ def class_names(
     multi_label:bool, # Whether a row may have several
 )->list: # A name per row, or a list of names
     "Numbers of classes as names: the inverse of `class_codes`"
-    if multi_label: return [[v for v,on in zip(vocab, row) if on] for row in codes]
-    return [vocab[int(o)] for o in codes]
+    if multi_label: return [[name for name,on in zip(vocab, row) if on] for row in codes]
+    return [vocab[int(code)] for code in codes]
 
 # %% ../../nbs/core/05_metrics.ipynb #389d9b70
 def _indicators(t, p, n_classes):
@@ -117,7 +117,7 @@ def _scores(sums, c):
     tp,pred,true,right,n = sums[:,:c],sums[:,c:2*c],sums[:,2*c:3*c],sums[:,-2],sums[:,-1]
     each = dict(precision=_ratio(tp, pred), recall=_ratio(tp, true), f1=_ratio(2*tp, pred+true))
     seen = (pred+true)>0
-    macro = {k:_ratio((v*seen).sum(1), seen.sum(1)) for k,v in each.items()}
+    macro = {key:_ratio((value*seen).sum(1), seen.sum(1)) for key,value in each.items()}
     balanced = _ratio(each['recall'].sum(1), (true>0).sum(1))
     return dict(accuracy=_ratio(right, n), **macro, balanced_accuracy=balanced),dict(each, support=true)
 
@@ -171,7 +171,7 @@ class ClassScores:
         known = probability is not None and np.isfinite(np.asarray(probability, dtype=float)).all()
         if probs is None and n_classes==2 and not self.multi and known: probs = _two(prediction, np.asarray(probability, dtype=float))
         self.probs,self.hot = probs,(target if self.multi else np.eye(n_classes, dtype=bool)[target]) if probs is not None else None
-        self.means = {k:v for k,v in self._row_means(target, prediction, loss, probs).items() if np.isfinite(v).all()}
+        self.means = {key:value for key,value in self._row_means(target, prediction, loss, probs).items() if np.isfinite(value).all()}
         self.gaps = self._calibration(target, prediction, probability if known else None, probs)
 
     def _row_means(self, t, p, loss, probs):
@@ -206,7 +206,7 @@ def _class_call(self,
     n = weights.sum(1)
     out = _scores((self.counts.T@weights.T).T, self.c)[0]
     if areas and self.probs is not None: out.update(_areas(self, weights))
-    out.update({k:weights@v/n for k,v in self.means.items()})
+    out.update({key:weights@value/n for key,value in self.means.items()})
     if self.gaps is not None: out['ece'] = np.abs(weights@self.gaps).sum(1)/n
     return out
 
@@ -233,7 +233,7 @@ def drawn(
     for w in draw_weights(n, units, draws, seed):
         parts.append([s(w, areas=done<most) if isinstance(s, ClassScores) else s(w) for s in many])
         done += len(w)
-    out = [{k:np.concatenate([p[i][k] for p in parts if k in p[i]]) for k in parts[0][i]} for i in range(len(many))]
+    out = [{k:np.concatenate([part[i][k] for part in parts if k in part[i]]) for k in parts[0][i]} for i in range(len(many))]
     return out[0] if alone else out
 
 # %% ../../nbs/core/05_metrics.ipynb #9ec9ae42
@@ -245,11 +245,11 @@ def value_table(
     seed:int=0, # Of the draws
 )->pd.DataFrame: # metric, value, low, high
     "Metrics with their 95 % intervals"
-    values,drawn_values = {k:float(v[0]) for k,v in scores(np.ones((1,n))).items()},drawn(scores, n, units, draws, seed)
+    values,drawn_values = {key:float(value[0]) for key,value in scores(np.ones((1,n))).items()},drawn(scores, n, units, draws, seed)
     shares = (*CLASS_SCORES, 'balanced_accuracy') if isinstance(scores, ClassScores) else ()
-    ends = {k:share_interval(drawn_values[k], n if units is None else units.max()+1) if k in shares else interval(drawn_values[k]) for k in values}
+    ends = {value:share_interval(drawn_values[value], n if units is None else units.max()+1) if value in shares else interval(drawn_values[value]) for value in values}
     if 'ece' in ends: ends['ece'] = np.clip(2*values['ece']-ends['ece'][::-1], 0, 1)
-    return pd.DataFrame([(k, v, *ends[k]) for k,v in values.items() if v==v], columns=['metric','value','low','high'])
+    return pd.DataFrame([(key, value, *ends[key]) for key,value in values.items() if value==value], columns=['metric','value','low','high'])
 
 # %% ../../nbs/core/05_metrics.ipynb #4c00a3ea
 class SumScores:
@@ -259,7 +259,7 @@ class SumScores:
         score, # `(k,)` sums -> {metric: number}
     ): self.sums,self.score = np.asarray(sums, dtype=float),score
     def __call__(self, weights):
-        each = [self.score(o) for o in np.asarray(weights)@self.sums]
+        each = [self.score(weight) for weight in np.asarray(weights)@self.sums]
         return {k:np.array([o[k] for o in each], dtype=float) for k in each[0]}
 
 # %% ../../nbs/core/05_metrics.ipynb #46487951
@@ -267,9 +267,9 @@ def joined(
     *parts, # `SumScores` over the same rows
 )->SumScores: # All their metrics
     "Several metrics as one object"
-    ends = np.cumsum([p.sums.shape[1] for p in parts])
-    def score(o): return {k:v for p,a,b in zip(parts, [0,*ends], ends) for k,v in p.score(o[a:b]).items()}
-    return SumScores(np.concatenate([p.sums for p in parts], axis=1), score)
+    ends = np.cumsum([part.sums.shape[1] for part in parts])
+    def score(o): return {key:value for part,a,end in zip(parts, [0,*ends], ends) for key,value in part.score(o[a:end]).items()}
+    return SumScores(np.concatenate([part.sums for part in parts], axis=1), score)
 
 def _corpus_sums(metric, name, target, prediction):
     "The counts of a metric of sacrebleu for each row, and its score of their sums"
@@ -395,7 +395,7 @@ def speech_scores(
     language:str|None=None, # Code or English name of the language of the targets: English rules are for English; None: not known, the rule that fits all
 )->dict: # wer, cer, wer_plain, cer_plain: errors over words or letters, 0 is best
     "Error rates of the predictions against the spoken texts"
-    return {k:float(v) for k,v in _rates(speech_parts(rows, language).sums.sum(0)).items()}
+    return {key:float(value) for key,value in _rates(speech_parts(rows, language).sums.sum(0)).items()}
 
 # %% ../../nbs/core/05_metrics.ipynb #553de6bb
 def spoken_language(
@@ -451,7 +451,7 @@ def translation_parts(
     "The counts of sacrebleu for each row, with its lengths and marks"
     targets,predictions = list(rows.target),list(rows.prediction)
     marks = list(map(_kept, targets, predictions))
-    lengths = [(1, t==p, len(p), len(t), k is not None, bool(k)) for t,p,k in zip(targets, predictions, marks)]
+    lengths = [(1, target==prediction, len(prediction), len(target), mark is not None, bool(mark)) for target,prediction,mark in zip(targets, predictions, marks)]
     return joined(bleu_sums(targets, predictions), SumScores(lengths, _ratios))
 
 def translation_scores(
@@ -459,7 +459,7 @@ def translation_scores(
 )->dict: # bleu, chrf (0 to 100), exact, length_ratio, placeholders (1. where no target has one)
     "Scores of the predictions against the targets"
     parts = translation_parts(rows)
-    return {k:float(v) for k,v in parts.score(parts.sums.sum(0)).items()}
+    return {key:float(value) for key,value in parts.score(parts.sums.sum(0)).items()}
 
 # %% ../../nbs/core/05_metrics.ipynb #d20ac64e
 def translation_signature(
@@ -469,7 +469,7 @@ def translation_signature(
     sacrebleu = need('sacrebleu', 'translation')
     metrics = sacrebleu.BLEU(),sacrebleu.CHRF()
     for m in metrics: m.corpus_score(['a'], [['a']])
-    return ' '.join(f'{n} {m.get_signature()}' for n,m in zip(('BLEU','chrF'), metrics))
+    return ' '.join(f'{n} {metric.get_signature()}' for n,metric in zip(('BLEU','chrF'), metrics))
 
 # %% ../../nbs/core/05_metrics.ipynb #4fabfeac
 def _token_rates(sums):

@@ -32,7 +32,7 @@ def has_entities(
     tags, # All tags of the data, or those of a vocabulary
 )->bool: # False: plain tags, each word stands by itself
     "Whether tags mark entities"
-    named = [t for t in tags if t!=OUTSIDE]
+    named = [tag for tag in tags if tag!=OUTSIDE]
     return bool(named) and 2*sum(split_tag(t)[0]!='' for t in named)>=len(named)
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #2b7a810d
@@ -81,8 +81,8 @@ def iob2(
 )->list: # Of the same length; rows with a `tag_problem` stay as they are
     "Tags in the scheme that the package works with"
     if scheme in ('plain','IOB2') or tag_problem(tags, scheme): return list(tags)
-    if scheme=='IOB1': return ['B'+b[1:] if _opens(b, a) else b for a,b in zip([OUTSIDE, *tags], tags)]
-    return [_LETTERS.get(split_tag(t)[0], t[0])+t[1:] if split_tag(t)[0] else t for t in tags]
+    if scheme=='IOB1': return ['B'+tag[1:] if _opens(tag, a) else tag for a,tag in zip([OUTSIDE, *tags], tags)]
+    return [_LETTERS.get(split_tag(tag)[0], tag[0])+tag[1:] if split_tag(tag)[0] else tag for tag in tags]
 
 # %% ../../nbs/core/08_tag_metrics.ipynb #e095e900
 def entities(
@@ -102,7 +102,7 @@ def _meets(a, b): return a[1]<b[2] and b[1]<a[2]
 
 def _partner(p, left):
     "The remaining true entity that matches a predicted one; None: the predicted one is spurious"
-    return next((o for o in left if o[1:]==p[1:]), None) or next((o for o in left if _meets(o, p) and o[0]==p[0]), None) or next((o for o in left if _meets(o, p)), None)
+    return next((name for name in left if name[1:]==p[1:]), None) or next((name for name in left if _meets(name, p) and name[0]==p[0]), None) or next((o for o in left if _meets(o, p)), None)
 
 def tag_errors(
     target, # Tags of one row
@@ -123,8 +123,8 @@ def _partial(true, predicted):
     "(right ends, overlaps) of the entities of a row, whatever their label"
     left,right,part = list(true),0,0
     for p in predicted:
-        same = next((o for o in left if o[1:]==p[1:]), None)
-        other = same or next((o for o in left if _meets(o, p)), None)
+        same = next((name for name in left if name[1:]==p[1:]), None)
+        other = same or next((name for name in left if _meets(name, p)), None)
         if other is None: continue
         left.remove(other)
         right,part = right+(same is not None),part+(same is None)
@@ -150,7 +150,7 @@ class TagScores:
         self.right = self._counted([[o[0] for o in t if o in set(p)] for t,p in pairs])
         self.true,self.predicted = (self._counted([[o[0] for o in pair[i]] for pair in pairs], every=True) for i in (0,1))
         words = [(len(t), sum(a==b for a,b in zip(t, p))) for t,p in rows]
-        self.sums = np.array([(*w, *_partial(*f)) for w,f in zip(words, pairs)], dtype=float).reshape(-1, 4)
+        self.sums = np.array([(*w, *_partial(*pair)) for w,pair in zip(words, pairs)], dtype=float).reshape(-1, 4)
     @staticmethod
     def _words(tags): return [(tag, i, i+1) for i,tag in enumerate(tags)]
 
@@ -158,7 +158,7 @@ class TagScores:
 @patch
 def _counted(self:TagScores, rows, every=False):
     "`(rows, types)` how often each type occurs; `every`: a last column for types that no target has"
-    at = {o:i for i,o in enumerate(self.names)}
+    at = {name:i for i,name in enumerate(self.names)}
     out = np.zeros((len(rows), len(at)+every))
     for i,row in enumerate(rows):
         for k,n in Counter(row).items(): out[i,at.get(k, len(at))] += n
@@ -178,7 +178,7 @@ def __call__(self:TagScores,
 )->dict: # precision, recall, f1, of entities the partial ones, and accuracy -> `(draws,)`
     weights = np.asarray(weights, dtype=float)
     words,hits,ends,part = (weights@self.sums).T
-    if not self.marked: return dict({k:v.mean(1) for k,v in self.each(weights).items() if k!='support'}, accuracy=_share(hits, words))
+    if not self.marked: return dict({key:value.mean(1) for key,value in self.each(weights).items() if key!='support'}, accuracy=_share(hits, words))
     tp,true,predicted = ((weights@o).sum(1) for o in (self.right, self.true, self.predicted))
     some = ends+part/2
     return dict(precision=_share(tp, predicted), recall=_share(tp, true), f1=_f1(tp, predicted, true), partial_precision=_share(some, predicted),

@@ -21,7 +21,7 @@ from .basics import FolderError
 # %% ../../nbs/core/03_untrusted.ipynb #af3b0e71
 def _roots(folder):
     "The folders in which files of a folder may lie"
-    home = next((o for o in Path(folder).absolute().parents if o.name=='snapshots'), None)
+    home = next((parent for parent in Path(folder).absolute().parents if parent.name=='snapshots'), None)
     return [Path(folder).resolve(), *([(home.parent/'blobs').resolve()] if home else [])]
 
 def safe_path(
@@ -34,7 +34,7 @@ def safe_path(
     if re.search(r'[\\:\0-\x1f]', name) or not parts or '..' in parts or PurePosixPath(name).is_absolute():
         raise error(f"{folder} names the file {name!r}, which is not a path inside the folder. It is not opened.")
     path = Path(folder)/name
-    if not any(path.resolve().is_relative_to(o) for o in _roots(folder)):
+    if not any(path.resolve().is_relative_to(root) for root in _roots(folder)):
         raise error(f"{path} is a link that leaves the folder. It is not opened; copy the folder with its content instead (cp -L).")
     return path
 
@@ -55,7 +55,7 @@ def _once(pairs):
 def _depth(o):
     level,n = [o],0
     while level:
-        level,n = [v for x in level if isinstance(x, (dict,list)) for v in (x.values() if isinstance(x, dict) else x)],n+1
+        level,n = [value for x in level if isinstance(x, (dict,list)) for value in (x.values() if isinstance(x, dict) else x)],n+1
     return n
 
 # %% ../../nbs/core/03_untrusted.ipynb #d9d9cd44
@@ -96,7 +96,7 @@ def _pairs(value):
     while todo:
         key,o = todo.pop()
         yield key,o
-        todo += [(str(k),v) for k,v in o.items()] if isinstance(o, dict) else [(key,v) for v in o] if isinstance(o, list) else []
+        todo += [(str(key),value) for key,value in o.items()] if isinstance(o, dict) else [(key,v) for v in o] if isinstance(o, list) else []
 
 # %% ../../nbs/core/03_untrusted.ipynb #b95adaba
 def check_config(
@@ -124,7 +124,7 @@ def check_files(
     for path in folder.glob('*.index.json'):
         index = safe_json(safe_path(folder, path.name, error), error)
         names = index.get('weight_map') if isinstance(index, dict) else None
-        if not isinstance(names, dict) or not all(isinstance(o, str) for o in names.values()): raise error(f"{path} has no 'weight_map' of file names. Copy it again.")
+        if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()): raise error(f"{path} has no 'weight_map' of file names. Copy it again.")
         for name in sorted(set(names.values())):
             if '/' in name or not name.endswith('.safetensors') or not safe_path(folder, name, error).is_file():
                 raise error(f"{path} names {name!r}, which is not a safetensors file of the folder. It is not opened.")
@@ -143,10 +143,10 @@ def tensor_shapes(
     try:
         with open(path, 'rb') as f: n = int.from_bytes(f.read(8), 'little')
         if n>min(HEADER_BYTES, path.stat().st_size-8): raise ValueError(f'a header of {n:,} bytes in a file of {path.stat().st_size:,}')
-        with safe_open(path, 'pt') as f: out = {k:(s.get_dtype(),s.get_shape()) for k in f.keys() for s in [f.get_slice(k)]}
+        with safe_open(path, 'pt') as f: out = {key:(s.get_dtype(),s.get_shape()) for key in f.keys() for s in [f.get_slice(key)]}
     except Exception as e: raise error(f"{path} is damaged ({str(e)[:200]}). Copy or download it again.") from e
     if not out: raise error(f"{path} holds no tensors. Copy or download it again.")
-    odd = next((k for k,(kind,_) in out.items() if kind not in _DTYPES), None)
+    odd = next((key for key,(kind,_) in out.items() if kind not in _DTYPES), None)
     if odd: raise error(f"{path}: tensor {odd!r} has numbers of kind {out[odd][0]}. Valid: {', '.join(_DTYPES)}. Convert it to float32.")
     return out
 
@@ -159,8 +159,8 @@ def check_torch_file(
     if not zipfile.is_zipfile(path): return
     try: members = zipfile.ZipFile(path).infolist()
     except (zipfile.BadZipFile,OSError,ValueError) as e: raise error(f"{path} is damaged ({e}). Copy or download it again.") from e
-    size = sum(o.file_size for o in members)
-    if any(o.compress_type for o in members) or size>Path(path).stat().st_size:
+    size = sum(member.file_size for member in members)
+    if any(member.compress_type for member in members) or size>Path(path).stat().st_size:
         raise error(f"{path} unpacks to {size:,} bytes, which torch.save does not write. It is not opened; take safetensors.")
 
 # %% ../../nbs/core/03_untrusted.ipynb #330c2c28
@@ -208,8 +208,8 @@ def odd_weights(
     model, # nn.Module
 )->list: # Names of parameters that are not finite, and of buffers with NaN
     "Tensors that would spoil every prediction"
-    bad = [n for n,p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
-    return bad+[n for n,b in model.named_buffers() if b.is_floating_point() and b.isnan().any()]
+    bad = [name for name,param in model.named_parameters() if param.is_floating_point() and not param.isfinite().all()]
+    return bad+[name for name,buffer in model.named_buffers() if buffer.is_floating_point() and buffer.isnan().any()]
 
 # %% ../../nbs/core/03_untrusted.ipynb #0696ba06
 def _within(lo, hi): return lambda o: isinstance(o, (int,float)) and not isinstance(o, bool) and lo<=o<=hi
@@ -257,7 +257,7 @@ def file_kind(
     if data[:4]==b'RIFF': return _RIFF.get(data[8:12])
     if data[4:8]==b'ftyp':
         brands = [data[i:i+4].decode('latin1') for i in (8, *range(16, min(len(data), int.from_bytes(data[:4], 'big')), 4))]
-        main = next((_BRANDS[o] for o in (brands[0], *(o for o in brands if o in ('avif','avis')), *brands) if o in _BRANDS and o!='mif1'), None)
+        main = next((_BRANDS[o] for o in (brands[0], *(brand for brand in brands if brand in ('avif','avis')), *brands) if o in _BRANDS and o!='mif1'), None)
         return main or ('a HEIC photo' if 'mif1' in brands else 'a video')
     text = data.lstrip(b'\xef\xbb\xbf \t\r\n')[:200].decode('latin1').lower()
     return next((kind for tags,kind in _TAGS if text.startswith(tags)), None)

@@ -56,7 +56,7 @@ def control_tokens(
     tokenizer, # Tokenizer of transformers
 )->list: # Texts that become one token each; no content may hold them
     "The special tokens of a tokenizer"
-    added = [t.content for t in getattr(tokenizer, 'added_tokens_decoder', {}).values() if t.special]
+    added = [value.content for value in getattr(tokenizer, 'added_tokens_decoder', {}).values() if value.special]
     return sorted(set(added)|set(tokenizer.all_special_tokens), key=lambda o: (-len(o), o))
 
 _ASK,_ANSWER = 'sft question','sft answer'
@@ -68,7 +68,7 @@ def end_of_turn(
     "The first special token after the content of an answer"
     text = tokenizer.apply_chat_template([dict(role='user', content=_ASK), dict(role='assistant', content=_ANSWER)], tokenize=False)
     tail = text.rpartition(_ANSWER)[2]
-    ends = [(tail.find(t), -len(t), t) for t in control_tokens(tokenizer) if t in tail]
+    ends = [(tail.find(token), -len(token), token) for token in control_tokens(tokenizer) if token in tail]
     if not ends:
         raise DataError(f"The chat template of {ref} ends an answer with {tail!r}, which is not a special token: a model tuned on it would not stop. "
                         "Use another checkpoint, or template='plain'.")
@@ -147,7 +147,7 @@ def _earlier(self:ChatCoder, messages, prompt):
     "(begin, end) of each answer in a rendered prompt; None: the template renders them differently there"
     spans = []
     for i,m in enumerate(messages):
-        if m['role']!='assistant' or not any(o['role']=='user' for o in messages[:i]): continue
+        if m['role']!='assistant' or not any(message['role']=='user' for message in messages[:i]): continue
         before,whole = self.render(messages[:i], True),self.render(messages[:i+1])
         try: text = self.answer(before, whole, m['content'])
         except DataError: return None
@@ -210,13 +210,13 @@ def conversations(
 # %% ../../nbs/data/21_chat.ipynb #c511f742
 def _filled(rows, fill, left=False):
     size = max(1, max(map(len, rows)))
-    return torch.tensor([[fill]*(size-len(o))+list(o) if left else list(o)+[fill]*(size-len(o)) for o in rows], dtype=torch.long)
+    return torch.tensor([[fill]*(size-len(row))+list(row) if left else list(row)+[fill]*(size-len(row)) for row in rows], dtype=torch.long)
 
 @patch
 def batch(self:ChatCoder, items):
     "Prompts for generation: `prompt` and `prompt_mask` `(batch, longest)`, padded on the left"
-    prompts = [o[:o.prompt] for o in items]
-    return dict(prompt=_filled(prompts, self.pad_id, True), prompt_mask=_filled([[1]*len(o) for o in prompts], 0, True))
+    prompts = [item[:item.prompt] for item in items]
+    return dict(prompt=_filled(prompts, self.pad_id, True), prompt_mask=_filled([[1]*len(prompt) for prompt in prompts], 0, True))
 
 @patch
 def whole(
@@ -224,7 +224,7 @@ def whole(
     items:list, # `ChatTokens`
 )->dict: # `input_ids` and `attention_mask` `(batch, longest)`, padded on the right
     "Conversations with their answers, for training"
-    return dict(input_ids=_filled(items, self.pad_id), attention_mask=_filled([[1]*len(o) for o in items], 0))
+    return dict(input_ids=_filled(items, self.pad_id), attention_mask=_filled([[1]*len(item) for item in items], 0))
 
 @patch
 def learned(
@@ -232,13 +232,13 @@ def learned(
     items:list, # `ChatTokens`
 )->dict: # `places` `(batch, k)`, `reference` `(batch, longest)`: the tokens of the last answer, and the prompts
     "The parts of a batch for training beside the tokens"
-    return dict(places=_filled([[i-1 for i in o.learned] for o in items], 0), reference=pad_labels([o[o.prompt:] for o in items]), **self.batch(items))
+    return dict(places=_filled([[i-1 for i in item.learned] for item in items], 0), reference=pad_labels([item[item.prompt:] for item in items]), **self.batch(items))
 
 def learned_labels(
     items, # `ChatTokens`
 )->torch.Tensor: # `(batch, k)`, -100 after the last
     "The learned tokens"
-    return pad_labels([[o[i] for i in o.learned] for o in items])
+    return pad_labels([[item[i] for i in item.learned] for item in items])
 
 # %% ../../nbs/data/21_chat.ipynb #7171acf1
 @patch
@@ -248,7 +248,7 @@ def say( # noqa: F811
 )->list: # Texts, without special tokens
     "From tokens back to texts"
     rows = [[t for t in o if t!=-100] for o in torch.as_tensor(labels).tolist()]
-    return [self.tokenizer.decode(o, skip_special_tokens=True, clean_up_tokenization_spaces=False) for o in rows]
+    return [self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
 
 @patch
 def shown(self:ChatCoder, x, n):
@@ -281,7 +281,7 @@ def packed_rows(
 )->list: # For each row the numbers of its conversations
     "The packing with the fewest tokens, including padding; of those the fewest rows"
     longest = max(lengths)
-    def cost(rows): return len(rows)*max(sum(lengths[i] for i in r) for r in rows),len(rows)
+    def cost(rows): return len(rows)*max(sum(lengths[i] for i in row) for row in rows),len(rows)
     return min((first_fit(lengths, n) for n in (*range(longest, most, max(1, (most-longest)//32)), most)), key=cost)
 
 # %% ../../nbs/data/21_chat.ipynb #b04ec841
@@ -293,16 +293,16 @@ def packed(
 )->dict: # `input_ids`, `attention_mask`, `position_ids`, `conversation` (from 1; 0: padding) `(row, token)`; `places` `(batch, k)` count through all rows
     "Conversations side by side; each attends only to itself"
     rows = packed_rows(list(map(len, items)), self.max_length) if rows is None else rows
-    x = dict(input_ids=_filled([[t for i in r for t in items[i]] for r in rows], self.pad_id), position_ids=_filled([[p for i in r for p in range(len(items[i]))] for r in rows], 0),
-             conversation=_filled([[i+1 for i in r for _ in items[i]] for r in rows], 0))
+    x = dict(input_ids=_filled([[t for i in row for t in items[i]] for row in rows], self.pad_id), position_ids=_filled([[p for i in row for p in range(len(items[i]))] for row in rows], 0),
+             conversation=_filled([[i+1 for i in row for _ in items[i]] for row in rows], 0))
     first = [int((x['conversation'].flatten()==i+1).nonzero()[0]) for i in range(len(items))]
-    return dict(**x, attention_mask=(x['conversation']>0).long(), places=_filled([[a+p-1 for p in o.learned] for a,o in zip(first, items)], 0))
+    return dict(**x, attention_mask=(x['conversation']>0).long(), places=_filled([[a+p-1 for p in item.learned] for a,item in zip(first, items)], 0))
 
 def _apart(x):
     "Tokens, mask and places of each conversation of a batch, packed or not"
     if 'conversation' not in x: return zip(*(x[k].tolist() for k in ('input_ids','attention_mask','places')))
     at = [(x['conversation'].flatten()==i+1).nonzero().flatten() for i in range(len(x['places']))]
-    return [(x['input_ids'].flatten()[o].tolist(), [1]*len(o), (p-o[0]).tolist()) for o,p in zip(at, x['places'])]
+    return [(x['input_ids'].flatten()[o].tolist(), [1]*len(o), (place-o[0]).tolist()) for o,place in zip(at, x['places'])]
 
 # %% ../../nbs/data/21_chat.ipynb #059927eb
 @patch
@@ -314,7 +314,7 @@ def mask(
     labels:list, # These tokens, -100 after the last
 )->tuple: # (runs of text, each with whether it is learned; number of tokens; number of learned tokens; whether the end was cut off)
     "A row of a batch with its learned parts"
-    ids,at,runs = ids[:sum(on)],{p+1 for p,y in zip(places, labels) if y!=-100},[]
+    ids,at,runs = ids[:sum(on)],{place+1 for place,y in zip(places, labels) if y!=-100},[]
     for i,t in enumerate(ids):
         if not runs or runs[-1][1]!=(i in at): runs.append(([], i in at))
         runs[-1][0].append(t)
@@ -331,7 +331,7 @@ def show_masks(
 ):
     "Show rendered rows with the learned parts in color: HTML in a notebook; inverted in a terminal, and between ⟦ and ⟧ in a file"
     from IPython.display import display, HTML
-    if 'ipykernel' in sys.modules: return display(HTML('<hr>'.join(_mask_html(*o) for o in rows)))
+    if 'ipykernel' in sys.modules: return display(HTML('<hr>'.join(_mask_html(*row) for row in rows)))
     a,b = ('\033[7m','\033[0m') if sys.stdout.isatty() else '⟦⟧'
     for runs,*counts in rows: print(''.join(f'{a}{t}{b}' if on else t for t,on in runs), _counts(*counts), sep='\n', end='\n\n')
 
@@ -381,7 +381,7 @@ def problem(
     "The problem of a row"
     if (p := prompt_problem(prompt)): return p
     contents = [m['content'] for m in messages_of(prompt)]+([completion] if isinstance(completion, str) else [])
-    inside = next((t for o in contents for t in self.controls if t in o), None)
+    inside = next((control for content in contents for control in self.controls if control in content), None)
     if inside: return f'holds {inside!r}, a control token of the tokenizer; write it in another way'
     try:
         if isinstance(completion, str): n = self.taught(prompt, completion).prompt
@@ -396,16 +396,16 @@ def check_conversations(
     "The problems of conversations"
     coder = chat_coder(spec)
     answers = rows['completion'] if 'completion' in rows else [None]*len(rows)
-    return [(i,p) for i,o,c in zip(rows.index, rows['prompt'], answers) if (p := coder.problem(o, c))]
+    return [(i,p) for i,o,answer in zip(rows.index, rows['prompt'], answers) if (p := coder.problem(o, answer))]
 
 # %% ../../nbs/data/21_chat.ipynb #f77ece96
 def _spread(rows, turns, sizes):
     "Rows with their earlier turns before each"
-    at,turn = np.repeat(np.arange(len(rows)), sizes),[(k if n>1 else 0, k<n) for n in sizes for k in range(1, n+1)]
+    at,turn = np.repeat(np.arange(len(rows)), sizes),[(k if size>1 else 0, k<size) for size in sizes for k in range(1, size+1)]
     cells = [o for p,c,earlier in zip(rows['prompt'], rows['completion'], turns) for o in [*earlier, (p,c)]]
     out = rows.iloc[at].reset_index(drop=True)
     new = dict(prompt=[p for p,_ in cells], completion=[c for _,c in cells], item=[f'{o} turn {k}' if early else o for o,(k,early) in zip(out['item'], turn)])
-    out = out.assign(**{k:pd.Series(v, dtype=object) for k,v in new.items()}, turn=[k for k,_ in turn])
+    out = out.assign(**{key:pd.Series(value, dtype=object) for key,value in new.items()}, turn=[k for k,_ in turn])
     return out if 'group' in out else out.assign(group=at.astype(str))
 
 # %% ../../nbs/data/21_chat.ipynb #1bd7ad6f
@@ -413,7 +413,7 @@ def _turns(coder, prompt):
     "(prompt, answer) of each answer that cannot be learned inside its prompt, and the number of those with problems of their own"
     messages,rendered = messages_of(prompt),coder.conversation(prompt)
     if coder.train_on!='all' or coder._earlier(rendered, coder.render(rendered, True)) is not None: return [],0
-    at = [i for i,m in enumerate(messages) if m['role']=='assistant' and any(o['role']=='user' for o in messages[:i])]
+    at = [i for i,m in enumerate(messages) if m['role']=='assistant' and any(message['role']=='user' for message in messages[:i])]
     good = [i for i in at if messages[i]['content'].strip() and coder.problem(messages[:i], messages[i]['content']) is None]
     return [(cell_of(messages[:i]), messages[i]['content']) for i in good],len(at)-len(good)
 
@@ -426,7 +426,7 @@ def turn_rows(
     if 'turn' in rows: return rows
     turns = [_turns(coder, o) for o in rows['prompt']]
     sizes,lost = [len(o)+1 for o,_ in turns],sum(n for _,n in turns)
-    many,more = sum(n>1 for n in sizes),f'; {lost:,} answers that cannot be learned are left out'*(lost>0)
+    many,more = sum(size>1 for size in sizes),f'; {lost:,} answers that cannot be learned are left out'*(lost>0)
     if not many and not lost: return rows
     say(f"The chat template of {ref} rewrites earlier answers once a conversation goes on: {many:,} conversations become {sum(n for n in sizes if n>1):,} rows, one per answer{more}")
     return _spread(rows, [o for o,_ in turns], sizes)
@@ -472,11 +472,11 @@ class ChatTargets:
 # %% ../../nbs/data/21_chat.ipynb #976a8d31
 def _report(coder, items, ref):
     "Print how much is cut and not learned, and the text that the template adds"
-    cut,lost = [o for o in items if o.n>coder.max_length],sum(max(0, o.n-coder.max_length) for o in items)
+    cut,lost = [item for item in items if item.n>coder.max_length],sum(max(0, item.n-coder.max_length) for item in items)
     if cut: say(f"Cut {len(cut):,} of {len(items):,} conversations after {coder.max_length:,} tokens; {lost:,} tokens are not learned, and these answers have no end (max_length sets it)")
     if 'strftime_now' in coder.tokenizer.chat_template: say(f"The chat template of {ref} prints the date; it is pinned to {PINNED} in training, prediction and the saved folder")
     first = coder.render([dict(role='user', content='sft question')], True).partition('sft question')[0]
-    added = [t for t in re.split('|'.join(map(re.escape, coder.controls)), first) if len(t.split())>2]
+    added = [part for part in re.split('|'.join(map(re.escape, coder.controls)), first) if len(part.split())>2]
     if added and not coder.system: say(f"The chat template of {ref} adds to each conversation without a system message: {_shown(' '.join(added[0].split()), 200)!r}")
 
 def chat_loaders(
@@ -498,11 +498,11 @@ def chat_loaders(
     spec.rows = turn_rows(coder, spec.rows, spec.checkpoint.ref)
     items = coder.conversations(spec.rows)
     if first: _report(coder, items, spec.checkpoint.ref)
-    longest = max((len(o)-o.prompt for o,s in zip(items, spec.rows.split) if s=='train'), default=8)
+    longest = max((len(item)-item.prompt for item,s in zip(items, spec.rows.split) if s=='train'), default=8)
     new = min(coder.max_length, int(1.5*longest)+8) if max_new_tokens is None else _whole_tokens('max_new_tokens', max_new_tokens, 1, 10**6)
     preprocess = dict(max_length=coder.max_length, max_new_tokens=new, system=system, train_on=train_on, template=template,
                       tokenizer=tokenizer_fingerprint(coder.tokenizer), rendering=_template_hash(coder.tokenizer))
-    labels = [[o[i] for i in o.learned] for o in items]
+    labels = [[item[i] for i in item.learned] for item in items]
     coder.max_new_tokens = new
     dls = sequence_loaders(spec, ChatDL, coder, _ReadTokens(items, coder), labels, list(map(len, items)), batch_size, 16)
     dls.train.pack = bool(pack)
@@ -519,7 +519,7 @@ def chat_item_loader(
     coder = chat_coder(spec)
     coder.tally.texts = coder.tally.unfinished = 0
     items = coder.conversations(rows) if labelled else coder.encode(list(rows['prompt']))
-    return sequence_item_loader(ChatDL, coder, _ReadTokens(items, coder), len(rows), batch_size, [o.learned for o in items] if labelled else None)
+    return sequence_item_loader(ChatDL, coder, _ReadTokens(items, coder), len(rows), batch_size, [item.learned for item in items] if labelled else None)
 
 def chat_cache_loader(
     spec, # `preprocess` as training left it

@@ -36,8 +36,8 @@ def _targets(spec):
 # %% ../../nbs/data/10_class_targets.ipynb #6a3fa37e
 def _encoded_classes(spec, cells):
     "`(rows,)` class numbers, or `(rows, classes)` of 0 and 1, as a fastai tensor"
-    at = {v:i for i,v in enumerate(spec.vocab)}
-    if not spec.multi_label: return TensorCategory(torch.tensor([at[v] for v in cells]))
+    at = {name:i for i,name in enumerate(spec.vocab)}
+    if not spec.multi_label: return TensorCategory(torch.tensor([at[cell] for cell in cells]))
     out = torch.zeros(len(cells), len(at))
     for i,vs in enumerate(cells): out[i,[at[v] for v in vs]] = 1.
     return TensorMultiCategory(out)
@@ -110,18 +110,18 @@ def _labels_of(v): return v if isinstance(v, (list,tuple,np.ndarray)) else [v]
 
 def _named_classes(frame, columns, vocab, multi):
     "(frame with the names of classes in its columns, names of all classes)"
-    columns = [c for c in columns if c in frame]
-    names = label_names([_labels_of(v) for c in columns for v in frame[c]])
-    vocab = class_order(l for o in names for l in o) if vocab is None else list(map(label_text, vocab))
-    cells,n = [o if multi else o[0] for o in match_labels(names, vocab)],len(frame)
-    return frame.assign(**{c:pd.Series(cells[i*n:(i+1)*n], index=frame.index, dtype=object) for i,c in enumerate(columns)}),vocab
+    columns = [column for column in columns if column in frame]
+    names = label_names([_labels_of(v) for column in columns for v in frame[column]])
+    vocab = class_order(l for name in names for l in name) if vocab is None else list(map(label_text, vocab))
+    cells,n = [label if multi else label[0] for label in match_labels(names, vocab)],len(frame)
+    return frame.assign(**{column:pd.Series(cells[i*n:(i+1)*n], index=frame.index, dtype=object) for i,column in enumerate(columns)}),vocab
 
 def _class_table(frame, vocab, own):
     "Columns of probabilities under the names of the classes, or of `class_NAME` for those of `own`; None where one is not there"
     names = list(map(label_text, frame.columns))
-    at = {**{l:i for i,l in enumerate(match_labels(names, vocab))}, **{l:i for i,l in enumerate(names)}}
-    wanted = [f'class_{o}' if o in own else class_columns(vocab)[o] for o in vocab]
-    return frame.iloc[:,[at[v] for v in wanted]].set_axis(vocab, axis=1) if set(wanted)<=set(at) else None
+    at = {**{label:i for i,label in enumerate(match_labels(names, vocab))}, **{name:i for i,name in enumerate(names)}}
+    wanted = [f'class_{name}' if name in own else class_columns(vocab)[name] for name in vocab]
+    return frame.iloc[:,[at[name] for name in wanted]].set_axis(vocab, axis=1) if set(wanted)<=set(at) else None
 
 # %% ../../nbs/data/10_class_targets.ipynb #afad24ea
 def _checked(probs, n, classes):
@@ -135,7 +135,7 @@ def _checked(probs, n, classes):
 
 def _from_probabilities(frame, prediction, vocab, probs, multi):
     if probs is None: raise DataError(f"The table has no column {prediction!r} for the prediction, nor a column of probabilities for each class. Name it by prediction=COLUMN.")
-    names = [[vocab[j] for j in np.flatnonzero(o>.5)] for o in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
+    names = [[vocab[j] for j in np.flatnonzero(prob>.5)] for prob in probs] if multi else [vocab[j] for j in np.asarray(probs).argmax(1)]
     return frame.assign(**{prediction:names})
 
 def _from_table(frame, target, prediction, vocab, probabilities):
@@ -214,6 +214,6 @@ def _predicted_classes(probs, rows, spec):
     codes = (probs>.5).astype(int) if spec.multi_label else probs.argmax(1)
     names = class_names(codes, spec.vocab, spec.multi_label)
     sure = np.maximum(probs, 1-probs).min(1) if spec.multi_label else probs.max(1)
-    right = [_same(a, b, spec.multi_label) for a,b in zip(rows.target, names)]
+    right = [_same(a, name, spec.multi_label) for a,name in zip(rows.target, names)]
     cols = dict(prediction=pd.Series(names, rows.index, dtype=object), probability=sure, correct=right)
     return dict(cols, loss=class_losses(rows.assign(**cols), probs, spec.vocab, spec.multi_label)),probs.astype(np.float32)

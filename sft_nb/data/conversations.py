@@ -49,7 +49,7 @@ def messages_of(
 )->list: # Messages: dicts of role and content
     "The conversation in a cell; a text is a message of the user"
     messages = _listed(cell)
-    return [dict(role='user', content=cell)] if messages is None else [_message(o) for o in messages]
+    return [dict(role='user', content=cell)] if messages is None else [_message(message) for message in messages]
 
 def cell_of(
     messages:list, # Messages of one conversation
@@ -76,7 +76,7 @@ def prompt_problem(
     "The problem of a prompt"
     messages = messages_of(cell)
     if not messages: return 'a conversation without messages'
-    first = next(((i,p) for i,m in enumerate(messages, 1) if (p := message_problem(m))), None)
+    first = next(((i,p) for i,message in enumerate(messages, 1) if (p := message_problem(message))), None)
     if first: return first[1] if len(messages)==1 and _listed(cell) is None else f'message {first[0]}: {first[1]}'
     if messages[-1]['role'] not in ('user','tool'): return f"the prompt ends with {messages[-1]['role']!r}, expected a message of the user that is answered"
 
@@ -90,7 +90,7 @@ def _halves(cell, answered):
     last = messages[-1] if messages else None
     ends = _is_message(last) and last['role']=='assistant'
     if not answered: return cell_of(messages[:-1] if ends else messages),None,''
-    broken = next((f'message {i}: {p}' for i,m in enumerate(messages, 1) if (not _is_message(m) or m['role'] not in ROLES) and (p := message_problem(m))), '')
+    broken = next((f'message {i}: {p}' for i,message in enumerate(messages, 1) if (not _is_message(message) or message['role'] not in ROLES) and (p := message_problem(message))), '')
     if broken: return None,None,broken
     if not ends: return None,None,f"the conversation ends with {last['role']!r}, not with the assistant" if last else 'a conversation without messages'
     if len(messages)==1: return None,None,'there is no message before the answer of the assistant'
@@ -136,7 +136,7 @@ def gathered_messages(
     items:list, # As given to `predict`
 )->list: # Of conversations
     "A list of messages as one conversation; other lists are not changed"
-    if len(items)<2 or not all(_is_message(o) for o in items): return items
+    if len(items)<2 or not all(_is_message(item) for item in items): return items
     say(f'Reading {len(items):,} messages as one conversation; for several pass a list of lists')
     return [items]
 

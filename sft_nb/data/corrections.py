@@ -37,7 +37,7 @@ def _is_action(o):
     if not isinstance(o, dict) or not isinstance(o.get('do'), str): return False
     if o['do'] in ('undo','redo'): return True
     labels = o.get('label') if isinstance(o.get('label'), list) else [o.get('label')]
-    return o['do'] in (*MARK_KINDS, 'clear') and isinstance(o.get('item'), str) and _is_label([l for l in labels if l is not None])
+    return o['do'] in (*MARK_KINDS, 'clear') and isinstance(o.get('item'), str) and _is_label([label for label in labels if label is not None])
 
 # %% ../../nbs/data/09_corrections.ipynb #6214ac2b
 def _actions(data, path, first=1):
@@ -67,8 +67,8 @@ class Marks:
     def __len__(self): return len(self.state)
     def __contains__(self, item): return str(item) in self.state
     def __repr__(self):
-        n = {k:sum(o['mark']==k for o in self.state.values()) for k in MARK_KINDS}
-        return f"Marks({str(self.path)!r}: {', '.join(f'{v:,} {k}' for k,v in n.items() if v) or 'none'})"
+        n = {k:sum(value['mark']==k for value in self.state.values()) for k in MARK_KINDS}
+        return f"Marks({str(self.path)!r}: {', '.join(f'{value:,} {key}' for key,value in n.items() if value) or 'none'})"
 
 # %% ../../nbs/data/09_corrections.ipynb #058d73f4
 @patch
@@ -159,7 +159,7 @@ def mark(
     for k,v in (('label',label), ('was',was)):
         if v is not None and not _is_label(v): raise DataError(f"{k}={v!r} of {item!r} is not a label. Valid: a text, a number, or a list of them.")
     o = dict(do=kind, item=str(item), label=label, was=was, note=note, at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
-    self._write({k:v for k,v in o.items() if v not in (None,'')})
+    self._write({key:value for key,value in o.items() if value not in (None,'')})
 
 # %% ../../nbs/data/09_corrections.ipynb #1d16b9ef
 @patch
@@ -186,7 +186,7 @@ _COLUMNS = ('item', 'mark', 'label', 'was', 'note', 'at')
 @patch
 def table(self:Marks)->pd.DataFrame: # item, mark, label, was, note, at; one row per marked item, in the order of marking
     "All marks"
-    return pd.DataFrame([dict(item=k, **v) for k,v in self.state.items()], columns=_COLUMNS, dtype=object)
+    return pd.DataFrame([dict(item=key, **value) for key,value in self.state.items()], columns=_COLUMNS, dtype=object)
 
 @patch
 def items(
@@ -195,7 +195,7 @@ def items(
 )->list: # Names
     "The marked items"
     if kind is not None and kind not in MARK_KINDS: raise DataError(f"kind={kind!r}.{near(kind, MARK_KINDS)}")
-    return [k for k,v in self.state.items() if kind in (None, v['mark'])]
+    return [key for key,value in self.state.items() if kind in (None, value['mark'])]
 
 # %% ../../nbs/data/09_corrections.ipynb #90db7dfa
 def _cell(o): return json.dumps(o, ensure_ascii=False) if isinstance(o, (list,tuple)) else o
@@ -288,13 +288,13 @@ def _correct(rows, given, task, multi=False, delim=None):
     wrong = _table([(r.item, rows.row[i], p) for i,r,_,p in judged if p])
     if len(wrong): raise BadRows(wrong, what, 'They belong to other data, or the data have changed: leave them out, or correct these items again.')
     last = {i:(r.mark,label) for i,r,label,_ in judged if r.mark!='ambiguous'}
-    given,out = {i:l for i,(_,l) in last.items() if l is not None},[i for i,(mark,_) in last.items() if mark=='exclude']
-    labels = {i:l for i,l in given.items() if not _same_label(l, rows[task.target.column][i])}
+    given,out = {key:l for key,(_,l) in last.items() if l is not None},[key for key,(mark,_) in last.items() if mark=='exclude']
+    labels = {key:value for key,value in given.items() if not _same_label(value, rows[task.target.column][key])}
     other,same = sum(str(o) not in known for o in table['item']),len(given)-len(labels)
     said = [_some(len(labels), 'label'), _some(len(out), 'row')+' left out', *([_some(same, 'label')+(' as it is' if same==1 else ' as they are')] if same else [])]
     say(f"Corrections: {', '.join([*said, *([f'{other:,} of other data'] if other else [])])}")
-    targets = pd.Series([labels.get(i, v) for i,v in rows[task.target.column].items()], index=rows.index, dtype=object)
-    was = [n if not isinstance(o, list) and is_blank(o) else o for o,n in zip(rows[task.target.column], targets)]
+    targets = pd.Series([labels.get(key, value) for key,value in rows[task.target.column].items()], index=rows.index, dtype=object)
+    was = [target if not isinstance(o, list) and is_blank(o) else o for o,target in zip(rows[task.target.column], targets)]
     new = rows.assign(**{task.target.column:targets})
     new[Own.WAS],new[Own.OUT] = pd.Series(was, index=rows.index, dtype=object),rows.index.isin(out)|rows.get(Own.OUT, False)
     return new

@@ -27,7 +27,7 @@ def _walk(folder):
     for root,dirs,files in os.walk(folder, onerror=fail, followlinks=True):
         parent = os.path.realpath(root)+os.sep
         dirs[:] = sorted(d for d in dirs if not d.startswith('.') and d!='__MACOSX' and not parent.startswith(os.path.realpath(os.path.join(root, d))+os.sep))
-        yield from (Path(root)/f for f in sorted(files) if not f.startswith('.') and f.lower() not in ('thumbs.db','desktop.ini'))
+        yield from (Path(root)/file for file in sorted(files) if not file.startswith('.') and file.lower() not in ('thumbs.db','desktop.ini'))
 
 # %% ../../nbs/data/05_folders.ipynb #47ab1358
 _SPLITS = ('train','valid','test')
@@ -58,11 +58,11 @@ def _refuse_classes(folder, tree, kind):
     word,tops = kind.word,sorted(tree)
     for t in tops:
         splits = sorted(s for s in tree[t] if s.lower() in _SPLIT_NAMES)
-        if len({_split_name(s) for s in splits})>1:
+        if len({_split_name(split) for split in splits})>1:
             raise DataError(f"{folder}/{t} holds the folders {_these(splits)}, which are splits and not part of a class. Pass {folder}/{t}, "
                             f"or arrange the {word} as {folder}/{splits[-1]}/CLASS/FILE.")
-    if any('' in tree[t] for t in tops): return
-    same = set.intersection(*(set(tree[t]) for t in tops)) if tops else ()
+    if any('' in tree[top] for top in tops): return
+    same = set.intersection(*(set(tree[top]) for top in tops)) if tops else ()
     if len(tops)==1 and len(same)>1:
         raise DataError(f"All {word} of {folder} are in its folder {tops[0]}, which holds {_these(same)}. Pass {folder}/{tops[0]}, whose folders are then the classes.")
     if len(tops)>1 and len(same)>1:
@@ -75,7 +75,7 @@ def _splits_or_classes(folder, tree, kind):
     named,word = {t:_split_name(t) for t in tree if t.lower() in _SPLIT_NAMES},kind.word
     if not named: return _refuse_classes(folder, tree, kind) or {}
     other,deep = sorted(set(tree)-set(named)),{t for t in named if set(tree[t])-{''}}
-    sure,train = len(set(named.values()))>1 or not other,[t for t,s in named.items() if s=='train']
+    sure,train = len(set(named.values()))>1 or not other,[key for key,value in named.items() if value=='train']
     if sure and (not deep or train and not deep & set(train)):
         raise DataError(f"{folder}/{(train or sorted(named))[0]} is a split and holds {word} in no class folder. Expected {folder}/{(train or sorted(named))[0]}/CLASS/FILE, "
                         f"or a table with the columns {kind.column}, label and split.")
@@ -89,14 +89,14 @@ def _splits_or_classes(folder, tree, kind):
 # %% ../../nbs/data/05_folders.ipynb #8ce04ae5
 def _folder_frame(folder, rows, task, labelled, with_split):
     files = [f for f,*_ in rows]
-    bad = ['' if _encodable(f) else 'the name of the file is not valid UTF-8' for f in files]
-    text = [str(f).encode('utf-8', 'replace').decode() for f in files]
-    read = [(t,b) if b else task.inputs[0].opened(f, t) for f,t,b in zip(files, text, bad)]
+    bad = ['' if _encodable(file) else 'the name of the file is not valid UTF-8' for file in files]
+    text = [str(file).encode('utf-8', 'replace').decode() for file in files]
+    read = [(t,b) if b else task.inputs[0].opened(file, t) for file,t,b in zip(files, text, bad)]
     cols,bad = {task.input_columns[0]:[cell for cell,_ in read]},[b for _,b in read]
     if labelled: cols[task.target.column] = [l.encode('utf-8', 'replace').decode() for _,l,_ in rows]
     if with_split: cols['split'] = [s for *_,s in rows]
     cols[Own.NAME] = [t[len(str(folder))+1:].replace(os.sep, '/') for t in text] if str(folder)!='.' else text
-    return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in {**cols, Own.PLACE:text, Own.PROBLEM:bad}.items()})
+    return pd.DataFrame({key:pd.Series(value, dtype=object) for key,value in {**cols, Own.PLACE:text, Own.PROBLEM:bad}.items()})
 
 def _encodable(path):
     try: return bool(str(path).encode())
@@ -111,11 +111,11 @@ def _report_other(other, kind, folder):
 def _report_folders(folder, rows, splits, kind):
     "Print which folders hold no such files, and how the folder was read where something is beside the splits"
     full,tops = {f.relative_to(folder).parts[:2 if splits else 1] for f,*_ in rows},_folders(folder)
-    sides = {t:_folders(folder/t) for t in tops if splits and t.lower() in _SPLIT_NAMES}
-    inner = [(t,*d) for t,ds in sides.items() for d in ([(o,) for o in ds] or [()])] if splits else [(t,) for t in tops]
+    sides = {top:_folders(folder/top) for top in tops if splits and top.lower() in _SPLIT_NAMES}
+    inner = [(key,*d) for key,ds in sides.items() for d in ([(o,) for o in ds] or [()])] if splits else [(top,) for top in tops]
     empty = ['/'.join(o) for o in inner if o not in full]
     if empty: say(f"No {kind.word} in {len(empty):,} folder{'s' if len(empty)>1 else ''} of {folder}, which {'are not classes' if len(empty)>1 else 'is not a class'}: {_these(empty, 8)}")
-    beside = [t for t in tops if splits and t not in sides]
+    beside = [top for top in tops if splits and top not in sides]
     if beside:
         n = Counter(s for *_,s in rows)
         say(f"Read {folder} as {', '.join(f'{v:,} {k}' for k,v in n.items())} rows of the classes {_these({l for _,l,_ in rows}, 8)}; beside the splits and not read: {_these(beside, 8)}")

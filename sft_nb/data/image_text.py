@@ -24,7 +24,7 @@ from .images import check_pictures, picture_transform, _augmentation, _batch_tfm
 from .texts import check_texts, text_coder, Tokens, _label, _shown, _tokenized
 
 # %% ../../nbs/data/15_image_text.ipynb #8de67c98
-def _there(cells): return [o is not None for o in cells]
+def _there(cells): return [cell is not None for cell in cells]
 
 def check_captions(
     rows:pd.DataFrame, # With the columns `image` and `text`; a cell is None where that side is missing
@@ -77,7 +77,7 @@ class CaptionDL(_PictureDL):
     def new(self, dataset=None, **kwargs): return super().new(dataset, **{'coder':self.coder, 'square':self.square, **kwargs})
     def create_batch(self, samples):
         pictures,texts,*ys = zip(*samples)
-        x = {**self.coder.batch(texts), 'has':torch.tensor([o.has for o in texts])}
+        x = {**self.coder.batch(texts), 'has':torch.tensor([text.has for text in texts])}
         return (torch.stack(list(pictures)), x, *(torch.stack(list(y)) for y in ys))
     def retain(self, res, b): return res
 
@@ -89,7 +89,7 @@ def fill_up(
     coder, # With `max_length` and `pad_id`
 )->list: # `Tokens`, all of one length
     "Pad all texts to one length, for networks that were trained to read the padding"
-    return [Tokens([*o, *[coder.pad_id]*(coder.max_length-len(o))]) for o in tokens]
+    return [Tokens([*token, *[coder.pad_id]*(coder.max_length-len(token))]) for token in tokens]
 
 # %% ../../nbs/data/15_image_text.ipynb #c88c6344
 def _captions(spec, max_length=None, pooling=None):
@@ -128,7 +128,7 @@ def caption_loaders(
     _check_square(spec, size)
     square,preprocess = _square(spec, size, resize)
     seen = copy.copy(spec)
-    seen.preprocess = {**{k:v for k,v in spec.preprocess.items() if k=='tokenizer'}, **preprocess}
+    seen.preprocess = {**{key:value for key,value in spec.preprocess.items() if key=='tokenizer'}, **preprocess}
     spec,coder,tokens = _captions(seen, max_length, pooling)
     _report_missing(spec.rows)
     sides = _sides(spec.rows)
@@ -154,13 +154,13 @@ def caption_item_loader(
 # %% ../../nbs/data/15_image_text.ipynb #f148efc7
 def _decode_captions(self:CaptionDL, b, max_n=9):
     "(picture `(height, width, 3)` or None, text or None, labels …) of a batch"
-    x,t,*ys = b[0][:max_n],{k:v[:max_n] for k,v in b[1].items()},*(y[:max_n] for y in b[2:])
+    x,t,*ys = b[0][:max_n],{key:value[:max_n] for key,value in b[1].items()},*(y[:max_n] for y in b[2:])
     mean,std = (torch.tensor(o).view(3,1,1) for o in (self.square.mean, self.square.std))
     pictures = (x.as_subclass(torch.Tensor).cpu()*std+mean).clamp(0, 1).permute(0,2,3,1).numpy()
     texts = [self.coder.decode([n for n,on in zip(*o) if on]) for o in zip(t['input_ids'].tolist(), t['attention_mask'].tolist())]
-    sides = [(p if a else None, s if c else None) for p,s,(a,c) in zip(pictures, texts, t['has'].tolist())]
+    sides = [(picture if a else None, text if c else None) for picture,text,(a,c) in zip(pictures, texts, t['has'].tolist())]
     read = self.dataset.tls[2] if ys else None
-    return L((*o, *(_label(read.decode(y[i], full=True)) for y in ys)) for i,o in enumerate(sides))
+    return L((*side, *(_label(read.decode(y[i], full=True)) for y in ys)) for i,side in enumerate(sides))
 
 # %% ../../nbs/data/15_image_text.ipynb #5db9ddcd
 def _plain(text): return str(text).replace('$', r'\$')
@@ -187,12 +187,12 @@ def _show_batch(self:CaptionDL, b=None, max_n=8, show=True, unique=False, **kwar
     "Pictures with their texts and labels"
     rows = self.decode_batch(self.one_batch() if b is None else b, max_n)
     if not show: return rows
-    _draw(rows, [', '.join(o[2:]) for o in rows], **kwargs)
+    _draw(rows, [', '.join(row[2:]) for row in rows], **kwargs)
 
 def _show_results(self:CaptionDL, b, out, max_n=8, **kwargs):
     "Pictures with their texts, labels and predictions"
     out = out if isinstance(out, (tuple,list)) else (out,)
     rows,predicted = self.decode_batch(b, max_n),self.decode_batch((*b[:2], *out), max_n)
-    _draw(rows, [f'{o[2]} → {p[2]}' for o,p in zip(rows, predicted)], **kwargs)
+    _draw(rows, [f'{row[2]} → {p[2]}' for row,p in zip(rows, predicted)], **kwargs)
 
 CaptionDL.decode_batch,CaptionDL.show_batch,CaptionDL.show_results = _decode_captions,_show_batch,_show_results

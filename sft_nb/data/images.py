@@ -217,12 +217,12 @@ def _say_bits(tops, spec):
     "Decide how pictures of 16 bits are scaled in a data set, and print it with those that do not fit"
     most,n,known = max(tops),len(tops),spec.preprocess.get('bits', 16) if spec.preprocess else None
     if known is not None:
-        over,white = sum(o>=2**known for o in tops),2**known-1
+        over,white = sum(top>=2**known for top in tops),2**known-1
         if over: say(f"{over:,} of {n:,} pictures of 16 bits hold values up to {most:,.0f}, above {white:,}, the white of the {known} bits of training: they are clipped there.")
         return
     bits = spec.seen['bits'] = next(b for b in (8,12,16) if most<2**b)
     if bits<16: return say(f"{n:,} pictures of 16 bits hold values up to {most:,.0f}: read as {bits} bits, white is {2**bits-1:,}.")
-    if (dark := sum(o<4096 for o in tops)):
+    if (dark := sum(top<4096 for top in tops)):
         say(f"{dark:,} of {n:,} pictures of 16 bits hold no value above 4,095, others up to {most:,.0f}: all are read as 16 bits, and these become dark. "
             "If they are of 12 bits, multiply them by 16.")
 
@@ -307,11 +307,11 @@ class _PictureDL(TfmdDL):
             yield from super().create_batches(samps)
             return
         samps,begun = iter(samps),time.perf_counter()
-        first = [self.do_item(o) for o in islice(samps, 16)]
+        first = [self.do_item(samp) for samp in islice(samps, 16)]
         is_quick = time.perf_counter()-begun<.002*len(first)
         with ThreadPoolExecutor(1 if is_quick else _threads()) as pool:
             items = chain(first, _in_turn(pool, self.do_item, samps, ahead=2*(self.bs or 1)))
-            yield from map(self.do_batch, self.chunkify(o for o in items if o is not None))
+            yield from map(self.do_batch, self.chunkify(item for item in items if item is not None))
 
     def __iter__(self):
         try: yield from super().__iter__()
@@ -385,7 +385,7 @@ def picture_transform(
     spec, # From `load_data` or a saved folder; `spec.preprocess` is read
 )->PictureTransform: # The transform of training
     "The transform that belongs to `spec.preprocess`"
-    return PictureTransform(**{k:tuple(v) if isinstance(v, list) else v for k,v in spec.preprocess.items() if k in PictureTransform.__dataclass_fields__})
+    return PictureTransform(**{key:tuple(value) if isinstance(value, list) else value for key,value in spec.preprocess.items() if key in PictureTransform.__dataclass_fields__})
 
 def _batch_tfms(square, augment=()):
     return [IntToFloatTensor(), *augment, Normalize.from_stats(square.mean, square.std, cuda=False)]
@@ -468,7 +468,7 @@ def _rows_of(dls, task, vocab):
         if read is None or len(read)!=2: return pd.DataFrame(columns=['item','image',task.target.column,'split','row'])
         for i,o in enumerate(dl.dataset.items):
             y = read[1][i]
-            label = vocab[int(y)] if y.ndim==0 else [v for v,on in zip(vocab, y) if on]
+            label = vocab[int(y)] if y.ndim==0 else [name for name,on in zip(vocab, y) if on]
             where = str(o) if isinstance(o, (str,os.PathLike)) else f'{name} {i}'
             rows.append((where, o, label, name, where))
     return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in zip(('item','image',task.target.column,'split','row'), zip(*rows))})
@@ -496,7 +496,7 @@ def spec_from_dls(
         raise DataError("These DataLoaders have no classes (`dls.vocab`). Build them with fastai's CategoryBlock or MultiCategoryBlock, or use load_data.")
     xb,yb = _one_batch(dls.valid if len(dls.valid_ds) else dls.train)
     ckpt = open_checkpoint(checkpoint or task.checkpoint, task=task.name, pretrained=pretrained)
-    p,vocab = ckpt.preprocess,[str(v) for v in vocab]
+    p,vocab = ckpt.preprocess,[str(name) for name in vocab]
     mean,std = _add_normalize(dls, (p['mean'], p['std']))
     square = dict(size=min(xb.shape[2:]), mean=mean, std=std, interpolation='bilinear', crop_pct=1., resize=_resize_of(dls.valid))
     dls.sft = DataSpec(task, _rows_of(dls, task, vocab), vocab, yb.ndim>1, ckpt, pretrained, square)

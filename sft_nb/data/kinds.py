@@ -191,7 +191,7 @@ def storable(self:ImageInput, cell):
 
 # %% ../../nbs/data/19_kinds.ipynb #b3644afe
 @patch
-def place(self:ImageInput, tensors): return next((k for k,t in tensors.items() if t.ndim==4 and t.is_floating_point()), None)
+def place(self:ImageInput, tensors): return next((key for key,value in tensors.items() if value.ndim==4 and value.is_floating_point()), None)
 
 # %% ../../nbs/data/19_kinds.ipynb #b9af2a08
 _WORD = re.compile(r"[:;=][-'^]?[()\[\]/\\|]+|\w+")
@@ -221,10 +221,10 @@ class TextInput(InputKind):
         return text_lengths(spec, dict(text=cells))
     def measures(self, cell):
         parts = [str(o) for o in (cell if isinstance(cell, (tuple,list)) else [cell]) if o is not None]
-        return dict(length=sum(map(len, parts)), words=sum(len(o.split()) for o in parts))
+        return dict(length=sum(map(len, parts)), words=sum(len(part.split()) for part in parts))
     def fingerprint(self, cell): return dict(words=' | '.join(' '.join(_WORD.findall(str(o).casefold())) for o in _texts_of(cell)))
     def words(self, cell): return ', '.join(map(str, cell)) if isinstance(cell, (tuple,list)) else str(cell)
-    def place(self, tensors): return next((k for k in tensors if k[1]=='input_ids'), None)
+    def place(self, tensors): return next((tensor for tensor in tensors if tensor[1]=='input_ids'), None)
 
 # %% ../../nbs/data/19_kinds.ipynb #ee3fb0ae
 @patch
@@ -239,7 +239,7 @@ def features(self:TextInput, train, cells):
     tfidf = TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'(?u)\b\w+\b|[^\w\s]')
     return tfidf.fit_transform(_plain_texts(train)),tfidf.transform(_plain_texts(cells))
 
-def _plain_texts(cells): return [' '.join(str(o) for o in _texts_of(v)) for v in cells]
+def _plain_texts(cells): return [' '.join(str(o) for o in _texts_of(cell)) for cell in cells]
 
 # %% ../../nbs/data/19_kinds.ipynb #cd203afb
 class ConversationInput(InputKind):
@@ -248,7 +248,7 @@ class ConversationInput(InputKind):
     measured = ('length','words','turns')
     def length(self, cells, spec):
         from sft_nb.data.conversations import conversation_text
-        return [len(conversation_text(o)) for o in cells]
+        return [len(conversation_text(cell)) for cell in cells]
     def measures(self, cell):
         from sft_nb.data.conversations import conversation_text, messages_of
         text = conversation_text(cell)
@@ -283,7 +283,7 @@ class AudioInput(InputKind):
         return [problems.get(i) for i in cells.index]
     def length(self, cells, spec):
         from sft_nb.data.sounds import sound_seconds
-        return [sound_seconds(o) for o in cells]
+        return [sound_seconds(cell) for cell in cells]
     def measures(self, cell):
         if isinstance(cell, dict) and cell.get('array') is not None: return dict(duration=len(cell['array'])/cell['sampling_rate'])
         if isinstance(cell, dict): cell = cell.get('bytes') or cell.get('path')
@@ -337,7 +337,7 @@ def read(
 )->tuple: # (values, None where a cell is empty; whether a row may have several)
     "Cells as values"
     from sft_nb.data.labels import is_blank
-    return [None if is_blank(v) else v for v in cells],False
+    return [None if is_blank(cell) else cell for cell in cells],False
 
 # %% ../../nbs/data/19_kinds.ipynb #3251bbd7
 @patch
@@ -387,7 +387,7 @@ def flat(
     several:bool, # Whether a row may have several
 )->list: # Names of classes, one after the other
     "The classes of all rows, as one list"
-    return [l for c in cells for l in self.labels(c, several)]
+    return [label for cell in cells for label in self.labels(cell, several)]
 
 # %% ../../nbs/data/19_kinds.ipynb #388aa28e
 @patch
@@ -567,7 +567,7 @@ def judged(
 )->tuple: # (columns target, prediction, probability, loss, correct; probabilities `(rows, classes)` or None)
     "The columns of an `Evaluation`"
     import pandas as pd
-    out = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True)
+    out = pd.concat([task.decode(spec, output) for output in outputs], ignore_index=True)
     losses = task.row_losses(model, spec, rows, batch_size)
     out['target'],out['loss'] = list(rows[self.column]),np.nan if losses is None else losses
     return out.assign(correct=[t==p for t,p in zip(out.target, out.prediction)]),None
@@ -587,7 +587,7 @@ def values(
     ev, # As for `scores`
 )->dict: # Metric -> number
     "The metrics of an evaluation"
-    return {k:float(v[0]) for k,v in self.scores(ev)(np.ones((1, len(ev.rows)))).items()}
+    return {key:float(value[0]) for key,value in self.scores(ev)(np.ones((1, len(ev.rows)))).items()}
 
 # %% ../../nbs/data/19_kinds.ipynb #eb2e73c2
 @patch
@@ -710,7 +710,7 @@ def baselines(
     inputs, # Kinds of the inputs
 )->dict: # Name -> kind of the input whose `features` it uses; None: none
     "The baselines for some inputs, the cheapest first"
-    return {'majority':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
+    return {'majority':None, **{part.baseline:part for part in inputs if part.baseline}, 'untuned':None}
 
 # %% ../../nbs/data/19_kinds.ipynb #d7bbd51b
 @patch
@@ -763,14 +763,14 @@ class ClassTarget(TargetKind):
     def problems(self, cells, spec):
         from sft_nb.data.labels import _halved
         half = set(filter(_halved, set(self.flat(cells.dropna(), spec.multi_label))))
-        odd = [next((l for l in self.labels(v, spec.multi_label) if l in half), None) if v is not None and half else None for v in cells]
+        odd = [next((label for label in self.labels(cell, spec.multi_label) if label in half), None) if cell is not None and half else None for cell in cells]
         return [None if l is None else f'{self.column} {l!r} holds half of a character; decode the source again' for l in odd]
     def row_problems(self, rows, spec, every):
         from sft_nb.data.labels import _lone_labels
         labels = rows[self.column].map(lambda o: self.labels(o, spec.multi_label))
         return _lone_labels(labels, rows.get('split'), Counter(self.flat([v for v in every if v is not None], spec.multi_label)))
     def fatal(self, cells, spec):
-        sets = {tuple(sorted(o)) if spec.multi_label else o for o in cells}
+        sets = {tuple(sorted(cell)) if spec.multi_label else cell for cell in cells}
         if len(sets)<2: return f"one class only ({sets.pop()!r}): two are needed"
     def labels(self, cell, several): return cell if several else [cell]
     def matched(self, cells, vocab):
@@ -789,7 +789,7 @@ def strata(self:ClassTarget, cells, spec):
     import pandas as pd
     if not spec.multi_label: return cells
     n = Counter(self.flat(cells, True))
-    return pd.Series([min(o, key=lambda l: (n[l],l)) if len(o) else '' for o in cells], index=cells.index, dtype=object)
+    return pd.Series([min(cell, key=lambda l: (n[l],l)) if len(cell) else '' for cell in cells], index=cells.index, dtype=object)
 
 @patch
 def vocab(self:ClassTarget, cells, several):
@@ -894,10 +894,10 @@ class TextTarget(TargetKind):
     keep_best,aligned = True,True
     def read(self, cells, delim=None, where=None, empty='raise'):
         from sft_nb.data.labels import is_blank
-        return [None if is_blank(v) else str(v) for v in cells],False
+        return [None if is_blank(cell) else str(cell) for cell in cells],False
     def problems(self, cells, spec):
         from sft_nb.data.texts import _text_problem
-        return [f'{self.column}: {p}' if o is not None and (p := _text_problem(o)) else None for o in cells]
+        return [f'{self.column}: {p}' if cell is not None and (p := _text_problem(cell)) else None for cell in cells]
     def empty(self, cell):
         from sft_nb.data.labels import is_blank
         return not isinstance(cell, str) and is_blank(cell)
@@ -929,7 +929,7 @@ def metrics(self:TextTarget, spec):
 @patch
 def baselines(self:TextTarget, inputs):
     "The input can be copied, or the target of the training row with the most similar input is used"
-    own = next((k for k in inputs if k.written), None)
+    own = next((part for part in inputs if part.written), None)
     return {'majority':None, **({'copy':own, 'nearest':own} if own else {}), 'untuned':None}
 
 @patch
@@ -945,4 +945,4 @@ def baseline(self:TextTarget, kind, name, train, rows, spec):
     return self._predicted(list(rows[kind.column]), rows) if name=='copy' else TargetKind.baseline(self, kind, name, train, rows, spec)
 
 @patch
-def _predicted(self:TextTarget, texts, rows): return dict(prediction=texts, probability=np.nan, loss=np.nan, correct=[a==b for a,b in zip(rows.target, texts)]),None
+def _predicted(self:TextTarget, texts, rows): return dict(prediction=texts, probability=np.nan, loss=np.nan, correct=[a==text for a,text in zip(rows.target, texts)]),None

@@ -51,8 +51,8 @@ def _value(name):
 def _by_value(names):
     "Name -> the same name, or its value, where all of them are numbers or all of them truth values"
     names = set(names)
-    alike = all(n.lower() in _TRUTH for n in names) or all(map(_NUMBER.fullmatch, names))
-    return {n:_value(n) if alike else n for n in names}
+    alike = all(name.lower() in _TRUTH for name in names) or all(map(_NUMBER.fullmatch, names))
+    return {name:_value(name) if alike else name for name in names}
 
 # %% ../../nbs/data/03_labels.ipynb #1bb320d2
 def match_labels(
@@ -63,7 +63,7 @@ def match_labels(
     known,by = set(vocab),{}
     for v in vocab: by.setdefault(_value(label_text(v)), set()).add(v)
     def one(name): return name if name in known or len(same := by.get(_value(label_text(name)), ())) != 1 else next(iter(same))
-    return [t if t is None else list(dict.fromkeys(map(one, t))) if isinstance(t, list) else one(t) for t in targets]
+    return [target if target is None else list(dict.fromkeys(map(one, target))) if isinstance(target, list) else one(target) for target in targets]
 
 # %% ../../nbs/data/03_labels.ipynb #91f51bbc
 _LISTS = (list,tuple,set,np.ndarray)
@@ -74,7 +74,7 @@ def _parts(v, delim):
     if isinstance(v, _LISTS): return [o for o in v if not is_blank(o)]
     if is_blank(v): return None
     if not delim or not isinstance(v, str): return [v]
-    return [] if v.strip()=='[]' else [o for o in v.split(delim) if not is_blank(o)] or None
+    return [] if v.strip()=='[]' else [part for part in v.split(delim) if not is_blank(part)] or None
 
 # %% ../../nbs/data/03_labels.ipynb #07905a36
 def _numbers(part):
@@ -89,22 +89,22 @@ def _is_list_text(part):
 
 def _not_labels(parts):
     "The reason why lists are not lists of labels, or None"
-    rows = [p for p in parts if p]
-    if len(rows)==len(parts) and len({len(p) for p in rows})==1:
-        values = [_numbers(p) for p in rows]
-        if all(len(v)==len(p)>1 and all(0<=o<=1 for o in v) for v,p in zip(values, rows)):
-            if any(o%1 for v in values for o in v): return 'a probability'
-            if any(len(set(v))<len(v) for v in values) or len(set(map(tuple, values)))>1: return '0 or 1'
+    rows = [part for part in parts if part]
+    if len(rows)==len(parts) and len({len(row) for row in rows})==1:
+        values = [_numbers(row) for row in rows]
+        if all(len(value)==len(row)>1 and all(0<=o<=1 for o in value) for value,row in zip(values, rows)):
+            if any(o%1 for value in values for o in value): return 'a probability'
+            if any(len(set(value))<len(value) for value in values) or len(set(map(tuple, values)))>1: return '0 or 1'
     if rows and all(map(_is_list_text, rows)): return 'text'
 
 def _refuse_lists(parts, target, where):
-    kind = _not_labels(filled := [p for p in parts if p is not None])
+    kind = _not_labels(filled := [part for part in parts if part is not None])
     if kind is None: return
     first = (','.join(map(str, filled[0])) if kind=='text' else str(filled[0]))[:60]
     what = 'the text of a list' if kind=='text' else f'a list with {kind} for each class (one-hot)'
     how = "Pass lists, as JSON lines and Parquet hold them, or text such as 'a;b' with label_delim=';'" if kind=='text' else \
         f"Name the classes: frame.{target}.map(lambda v: [n for n,on in zip(NAMES, v) if on])"
-    at = next(i for i,p in enumerate(parts) if p is not None)
+    at = next(i for i,part in enumerate(parts) if part is not None)
     raise DataError(f"{'' if where is None else f'{list(where)[at]}: '}{target} {first} is {what}. Valid: the name of a class, or a list of names such as ['a', 'b']. {how}.")
 
 # %% ../../nbs/data/03_labels.ipynb #3e469aa4
@@ -113,13 +113,13 @@ def class_order(
 )->list: # Each once
     "Class names in alphabetical order; numbers in numerical order"
     names = set(names)
-    numbers = all(re.fullmatch(r'-?\d{1,999}(\.\d{1,999})?', o) for o in names)
+    numbers = all(re.fullmatch(r'-?\d{1,999}(\.\d{1,999})?', name) for name in names)
     return sorted(names, key=lambda o: (Decimal(o),o)) if numbers else sorted(names)
 
 # %% ../../nbs/data/03_labels.ipynb #2fc041de
 def _report_spelling(parts, names):
     "Print which labels are read in another spelling than they are written"
-    other = {o:n for p,m in zip(parts, names) if p for o,n in zip(p, m) if isinstance(o, str) and o.strip()!=n}
+    other = {o:n for part,name in zip(parts, names) if part for o,n in zip(part, name) if isinstance(o, str) and o.strip()!=n}
     if not other: return
     some = ', '.join(f'{ascii(o)} as {n!r}' for o,n in list(other.items())[:5])
     say(f"Labels in another spelling are read by their meaning: {some}{f' and {len(other)-5:,} more' if len(other)>5 else ''}")
@@ -129,20 +129,20 @@ def label_names(
     report:bool=False, # Print which of them are read in another spelling
 )->list: # A list of names per cell
     "Labels as names of classes, those of a column together"
-    texts = [p and [label_text(o) for o in p] for p in parts]
-    value = _by_value(t for p in texts if p for t in p)
-    names = [p and [value[t] for t in p] for p in texts]
+    texts = [part and [label_text(o) for o in part] for part in parts]
+    value = _by_value(t for text in texts if text for t in text)
+    names = [text and [value[t] for t in text] for text in texts]
     if report: _report_spelling(parts, names)
     return names
 
 # %% ../../nbs/data/03_labels.ipynb #0e3602b9
 def _read_labels(cells, column, delim=None, where=None, empty='raise'):
     "Cells as class names or lists of them; and whether there may be several"
-    multi,parts = bool(delim) or any(isinstance(v, _LISTS) for v in cells),[_parts(v, delim) for v in cells]
+    multi,parts = bool(delim) or any(isinstance(cell, _LISTS) for cell in cells),[_parts(cell, delim) for cell in cells]
     if where is not None: _refuse_lists(parts, column, where)
     names = label_names(parts, where is not None)
-    if not multi: return [p and p[0] for p in names],False
-    return [([] if empty=='none' else None) if p is None else list(dict.fromkeys(p)) for p in names],True
+    if not multi: return [name and name[0] for name in names],False
+    return [([] if empty=='none' else None) if name is None else list(dict.fromkeys(name)) for name in names],True
 
 # %% ../../nbs/data/03_labels.ipynb #dc232713
 def _look(name): return re.sub(rf'[\s{_UNSEEN}{_FILLERS}\ufe00-\ufe0f]', '', unicodedata.normalize('NFKC', name).casefold())
@@ -167,15 +167,15 @@ def alike_classes(
     for how,form in (('case or white space',_look), *((('accents',_bare),) if typos else ())):
         groups = {}
         for o in names: groups.setdefault(form(o), []).append(o)
-        alike += [(g,how) for g in groups.values() if len(g)>1 and (how=='case or white space' or len({_look(o) for o in g})==len(g))]
+        alike += [(value,how) for value in groups.values() if len(value)>1 and (how=='case or white space' or len({_look(o) for o in value})==len(value))]
     if not typos: return alike
-    rare = [o for o in names if 10*counts[o]<=counts[names[0]]]
-    return alike+[([b,a],'one letter') for a in rare for b in names if counts[b]>=10*counts[a] and _bare(a)!=_bare(b) and _one_letter(_look(a), _look(b))]
+    rare = [name for name in names if 10*counts[name]<=counts[names[0]]]
+    return alike+[([name,a],'one letter') for a in rare for name in names if counts[name]>=10*counts[a] and _bare(a)!=_bare(name) and _one_letter(_look(a), _look(name))]
 
 def _report_alike(counts):
     alike = alike_classes(counts)
     if not alike: return
-    some = '; '.join(', '.join(f'{o!r} ({counts[o]:,})' for o in names) for names,_ in alike[:5])
+    some = '; '.join(', '.join(f'{name!r} ({counts[name]:,})' for name in names) for names,_ in alike[:5])
     say(f"Classes that differ only in case or white space: {some}{f' and {len(alike)-5:,} more groups' if len(alike)>5 else ''}. "
         "They are learned as different classes; give them one spelling where they are one class")
 
@@ -198,13 +198,13 @@ def _halved(name):
 
 def _quoted(names):
     "Names with quotes around them, where another is the same without"
-    return {l for l in names if _unquoted(l) in names}
+    return {name for name in names if _unquoted(name) in names}
 
 def _like(counts):
     "Class of one row -> a word about a class that looks like it"
-    lone = [l for l in counts if counts[l]==1]
+    lone = [count for count in counts if counts[count]==1]
     alike = alike_classes(counts, typos=True) if lone else []
-    return {l:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in alike for l in names[1:] if counts[l]==1}
+    return {name:f"; is it {names[0]!r}, which has {counts[names[0]]:,}?" for names,_ in alike for name in names[1:] if counts[name]==1}
 
 # %% ../../nbs/data/03_labels.ipynb #ee709ebf
 def _lone_labels(labels, split, counts):
@@ -222,5 +222,5 @@ def _lone_labels(labels, split, counts):
 def _report_names(counts):
     "Print which classes look alike, and which have quotes around their names"
     _report_alike(counts)
-    quoted = [o for o in counts if _unquoted(o)]
+    quoted = [count for count in counts if _unquoted(count)]
     if quoted: say(f"{len(quoted):,} of {len(counts):,} classes have quotes around their names, which are part of them: {', '.join(map(str, quoted[:5]))}")

@@ -47,7 +47,7 @@ class ArrowRows:
         import pyarrow as pa
         self.path,self.source = Path(path),Path(source or path)
         with pa.memory_map(str(path)) as f: self.table = pa.ipc.open_file(f).read_all()
-        lengths = [len(o) for o in self.table.column(0).chunks] if self.table.num_columns else []
+        lengths = [len(chunk) for chunk in self.table.column(0).chunks] if self.table.num_columns else []
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.starts = self.ends-lengths
     def __len__(self): return self.table.num_rows
@@ -87,7 +87,7 @@ def _unpack(path, out):
 
 def _plain(part, schema):
     import pyarrow as pa
-    return pa.RecordBatch.from_arrays([c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns], schema=schema)
+    return pa.RecordBatch.from_arrays([column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in part.columns], schema=schema)
 
 # %% ../../nbs/data/01_lazy.ipynb #0e42f1a7
 def unpack_parquet(
@@ -139,7 +139,7 @@ class _Held:
 
 class _Joined:
     "The cells of several `LazyArray`s, one after the other"
-    def __init__(self, parts): self.parts,self.ends = parts,np.cumsum([len(o) for o in parts])
+    def __init__(self, parts): self.parts,self.ends = parts,np.cumsum([len(part) for part in parts])
     def __len__(self): return int(self.ends[-1])
     def read(self, column, idxs):
         which,out = np.searchsorted(self.ends, idxs, side='right'),[None]*len(idxs)
@@ -160,8 +160,8 @@ class _Column(extensions.ExtensionArray):
     @classmethod
     def _concat_same_type(cls, parts):
         a = parts[0]
-        same = all(o.rows is a.rows and o.column==a.column and (o.convert is a.convert or a.convert==o.convert) for o in parts)
-        return a._with(np.concatenate([o.idxs for o in parts])) if same else LazyArray(_Joined(parts))
+        same = all(part.rows is a.rows and part.column==a.column and (part.convert is a.convert or a.convert==part.convert) for part in parts)
+        return a._with(np.concatenate([part.idxs for part in parts])) if same else LazyArray(_Joined(parts))
     @property
     def nbytes(self): return self.idxs.nbytes
     def isna(self): return np.fromiter(map(_missing, self), bool, len(self))
@@ -242,7 +242,7 @@ def cells(self:LazyArray,
         filled = iter(self.cells(np.asarray(places)[idxs>=0]))
         return [next(filled) if i>=0 else None for i in idxs]
     cells = self.rows.read(self.column, idxs)
-    return cells if self.convert is None else [self.convert(o) for o in cells]
+    return cells if self.convert is None else [self.convert(cell) for cell in cells]
 
 @patch
 def __getitem__(self:LazyArray, item):
@@ -279,11 +279,11 @@ def parquet_frame(
     "A frame of a Parquet file that keeps little of it in memory"
     with explain_unreadable(f'The name of a column of {path}'):
         rows = ArrowRows(unpack_parquet(path), path)
-        names = [o for o in rows.table.column_names if not o.startswith('__index_level_')]
-    twice = next((o for o in names if names.count(o)>1), None)
+        names = [name for name in rows.table.column_names if not name.startswith('__index_level_')]
+    twice = next((name for name in names if names.count(name)>1), None)
     if twice: raise DataError(f"{path} has two columns {twice!r}. Rename one.")
     def column(c): return rows.table.column(c).to_pandas() if _is_small(rows.table.schema.field(c).type) else pd.Series(LazyArray(rows, c))
-    return pd.DataFrame({c:column(c) for c in names}, index=range(len(rows)))
+    return pd.DataFrame({name:column(name) for name in names}, index=range(len(rows)))
 
 # %% ../../nbs/data/01_lazy.ipynb #a5850549
 def _class_names(v, f):
@@ -300,9 +300,9 @@ def dataset_frame(
     def column(c):
         f,cells = rows.ds.features[c],LazyArray(rows, c)
         names = next((o for o in (f, getattr(f, 'feature', None)) if isinstance(o, ClassLabel)), None)
-        if names: return pd.Series([_class_names(v, names) for v in cells], dtype=object)
+        if names: return pd.Series([_class_names(cell, names) for cell in cells], dtype=object)
         return pd.Series(list(cells)) if isinstance(f, Value) and _is_small(f.pa_type) else pd.Series(cells)
-    return pd.DataFrame({c:column(c) for c in rows.ds.column_names}, index=range(len(rows)))
+    return pd.DataFrame({name:column(name) for name in rows.ds.column_names}, index=range(len(rows)))
 
 # %% ../../nbs/data/01_lazy.ipynb #c6b98b9f
 LAZY_BYTES = 2**26

@@ -30,25 +30,25 @@ from .splits import _give_back, _split, _subsample
 from .corrections import _correct, _settled
 
 # %% ../../nbs/data/11_load.ipynb #93999dc3
-def _none(cells): return np.array([v is None for v in cells], dtype=bool)
+def _none(cells): return np.array([cell is None for cell in cells], dtype=bool)
 
-def _empty_cells(rows, columns): return [(i, f'empty {k}') for k in columns for i in rows.index[_none(rows[k])]]
+def _empty_cells(rows, columns): return [(i, f'empty {column}') for column in columns for i in rows.index[_none(rows[column])]]
 
 def _target_problems(rows, spec):
     "Rows without a target, and those whose target cannot be learned"
     t = spec.task.target
     out = [(i, p+t.empty_hint(spec)) for i,p in _empty_cells(rows, [t.column])]
-    return out+[(i,p) for i,p in zip(rows.index, t.problems(rows[t.column], spec)) if p]
+    return out+[(i,problem) for i,problem in zip(rows.index, t.problems(rows[t.column], spec)) if problem]
 
 def _empty(rows, task):
     "Rows without an input; for tasks that need any one input, rows without all"
     if task.needs=='all': return _empty_cells(rows, task.input_columns)
-    none = np.all([_none(rows[k]) for k in task.input_columns], axis=0)
+    none = np.all([_none(rows[column]) for column in task.input_columns], axis=0)
     return [(i, f"empty {' and '.join(task.input_columns)}: one of them is needed") for i in rows.index[none]]
 
 def _file_problems(rows, task):
     listed = {}
-    gone = [(i,v) for k in task.file_columns for i,v in rows[k].items() if isinstance(v, str) and not os.path.exists(v)]
+    gone = [(key,value) for column in task.file_columns for key,value in rows[column].items() if isinstance(value, str) and not os.path.exists(value)]
     for n,(i,v) in enumerate(gone): yield i, _missing_file(v, listed if n<20 else None)
 
 # %% ../../nbs/data/11_load.ipynb #64f4e4a3
@@ -206,7 +206,7 @@ def make_loaders(
     spec:DataSpec, # With its rows split; `spec.options` has the other arguments
 ):  # fastai `DataLoaders`; `.sft` is a copy of `spec` with the settings of the loaders
     "Make the loaders again, for instance after a change of `spec.rows`; `spec` is not changed"
-    own,spec = {k:v for k,v in spec.options.items() if k in spec.task.options},copy.copy(spec)
+    own,spec = {key:value for key,value in spec.options.items() if key in spec.task.options},copy.copy(spec)
     from sft_nb.data.loaders import _with_summary
     spec.scaling = spec.task.target.settle(spec)
     dls = spec.task.loaders(spec, spec.options.get('batch_size'), spec.options.get('num_workers'), _augments(spec), **own)
@@ -218,7 +218,7 @@ def _sample_first(rows, spec, limit):
     t = spec.task.target
     whole = rows[~_none(rows[t.column])]
     n = Counter(t.flat(whole[t.column], spec.multi_label))
-    whole = whole[np.array([all(n[l]>1 for l in t.labels(o, spec.multi_label)) for o in whole[t.column]], dtype=bool)]
+    whole = whole[np.array([all(n[label]>1 for label in t.labels(o, spec.multi_label)) for o in whole[t.column]], dtype=bool)]
     rest = rows.drop(index=whole.index)
     return pd.concat([_subsample(whole, spec, limit), rest]).sort_index()
 
@@ -260,15 +260,15 @@ def _split_before(rows, spec, valid):
 # %% ../../nbs/data/11_load.ipynb #4840c15d
 def _file_keys(cells):
     "The size of a file, or the digest of its bytes where others have its size"
-    sizes = [os.path.getsize(o) for o in cells]
+    sizes = [os.path.getsize(cell) for cell in cells]
     n = Counter(sizes)
-    return [sha256_file(o) if n[s]>1 else s for o,s in zip(cells, sizes)]
+    return [sha256_file(cell) if n[size]>1 else size for cell,size in zip(cells, sizes)]
 
 def _content_keys(rows, task):
     "A key of the content of each row; None: it is not at hand as texts or files"
-    cells = [rows[c].tolist() for c in task.input_columns]
+    cells = [rows[column].tolist() for column in task.input_columns]
     if not all(isinstance(o, str) for column in cells for o in column): return None
-    return pd.Series(list(zip(*(_file_keys(o) if c in task.file_columns else o for c,o in zip(task.input_columns, cells)))), index=rows.index, dtype=object)
+    return pd.Series(list(zip(*(_file_keys(cell) if column in task.file_columns else cell for column,cell in zip(task.input_columns, cells)))), index=rows.index, dtype=object)
 
 def _leave_found(spec, found):
     "Leave out the rows that `found` names; the others stay on their sides"
@@ -334,7 +334,7 @@ def _check_arguments(task, valid, bad, max_items, options, seed=42, empty_label=
 def _settings(input, target, ending, empty_label):
     "Arguments on reading the source that a saved model keeps, where they were given"
     given = dict(input=input, ending=ending, target=target, empty_label=empty_label if empty_label!='raise' else None)
-    return {k:v for k,v in given.items() if v is not None}
+    return {key:value for key,value in given.items() if value is not None}
 
 def _checkpoint(task, ref, pretrained):
     from sft_nb.checkpoints.references import open_checkpoint

@@ -39,12 +39,12 @@ _COMMA,_THOUSAND = re.compile(r'[+-]?\d+,\d+'),re.compile(r'[+-]?[1-9]\d{0,2},\d
 
 def _numbers_of(cells):
     "Cells of a column as `number_of` gives them, decimal commas as points where no other reading is possible"
-    text = [v.strip() for v in cells if isinstance(v, str)]
+    text = [cell.strip() for cell in cells if isinstance(cell, str)]
     commas = [v for v in text if _COMMA.fullmatch(v)]
     plain = not any('.' in v and _NUMBER.fullmatch(v) for v in text) and not all(map(_THOUSAND.fullmatch, commas))
-    if not commas or not plain: return [number_of(v) for v in cells]
+    if not commas or not plain: return [number_of(cell) for cell in cells]
     say(f"{len(commas):,} numbers have a decimal comma, such as {commas[0]}, which is read as {number_of(commas[0].replace(',', '.')):g}")
-    return [number_of(v.strip().replace(',', '.') if isinstance(v, str) and _COMMA.fullmatch(v.strip()) else v) for v in cells]
+    return [number_of(cell.strip().replace(',', '.') if isinstance(cell, str) and _COMMA.fullmatch(cell.strip()) else cell) for cell in cells]
 
 # %% ../../nbs/data/22_number_target.ipynb #a59e5ddc
 class NumberTarget(TargetKind):
@@ -53,14 +53,14 @@ class NumberTarget(TargetKind):
     column,probed,interval = 'label',True,True
     shown,lower,neutral,beside = ('mae','rmse','r2'),('loss','mae','rmse'),('coverage','width'),('low','high')
     def read(self, cells, delim=None, where=None, empty='raise'): return _numbers_of(cells),False
-    def problems(self, cells, spec): return [None if v is None else _problem(v, self.column) for v in cells]
+    def problems(self, cells, spec): return [None if cell is None else _problem(cell, self.column) for cell in cells]
     def fatal(self, cells, spec):
         if len(set(cells))<2: return f"one value only ({next(iter(cells), None)!r}): two are needed"
     def outputs(self, spec): return 1
     def metrics(self, spec): return number_metrics(spec.scaling['scale'])
     def scores(self, ev): return NumberScores(ev.rows.target, ev.rows.prediction, ev.rows.get('low'), ev.rows.get('high'))
-    def values(self, ev): return {k:v for k,v in TargetKind.values(self, ev).items() if v==v}
-    def baselines(self, inputs): return {'mean':None, **{k.baseline:k for k in inputs if k.baseline}, 'untuned':None}
+    def values(self, ev): return {key:value for key,value in TargetKind.values(self, ev).items() if value==value}
+    def baselines(self, inputs): return {'mean':None, **{part.baseline:part for part in inputs if part.baseline}, 'untuned':None}
 
 def _problem(v, column):
     if not isinstance(v, float): return f'{column} {v!r} is not a number' + ('; write decimals with a point' if isinstance(v, str) and re.fullmatch(r'\s*[+-]?\d+,\d+\s*', v) else '')
@@ -70,11 +70,11 @@ def _problem(v, column):
 @patch
 def recognized(self:NumberTarget, cells):
     values = _numbers_of(cells)
-    known = [v for v in values if v is not None]
-    if not all(isinstance(v, float) and np.isfinite(v) for v in known): return None
+    known = [value for value in values if value is not None]
+    if not all(isinstance(name, float) and np.isfinite(name) for name in known): return None
     counts = Counter(known)
     many = len(counts)>20 and (len(counts)>=len(known)/10 or min(counts.values())==1)
-    return values if many and any(v%1 for v in counts) else None
+    return values if many and any(count%1 for count in counts) else None
 
 # %% ../../nbs/data/22_number_target.ipynb #4c0ea7ac
 @patch
@@ -117,7 +117,7 @@ def _columns(self:NumberTarget, prediction, rows, target, margin=None):
 @patch
 def judged(self:NumberTarget, outputs, rows, task, model, spec, batch_size=64, keep=False):
     import pandas as pd
-    prediction = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True).prediction
+    prediction = pd.concat([task.decode(spec, output) for output in outputs], ignore_index=True).prediction
     return self._columns(prediction, rows, rows[self.column], spec.scaling.get('margin')),None
 
 @patch

@@ -25,7 +25,7 @@ class BadRows(DataError):
         hint:str="Fix them, or pass bad='skip' to drop these rows.", # Next step
     ):
         self.problems,n = problems,len(problems)
-        lines = [f'  {o.row}: {o.problem}' for o in problems.head(20).itertuples()]
+        lines = [f'  {row.row}: {row.problem}' for row in problems.head(20).itertuples()]
         if n>20: lines.append(f'  and {n-20:,} more')
         super().__init__('\n'.join([f"{n:,} problem{'s' if n>1 else ''} in {what}:", *lines, hint]))
         self.given = problems,what,hint

@@ -42,8 +42,8 @@ def _hf_cells(ds, k, f):
     from datasets import ClassLabel
     inner = getattr(f, 'feature', None)
     cells = _frame_cells(ds, k, 'the Dataset')
-    if isinstance(f, ClassLabel): return [_class_name(v, f) for v in cells]
-    if isinstance(inner, ClassLabel): return [v if v is None else [_class_name(o, inner) for o in v] for v in cells]
+    if isinstance(f, ClassLabel): return [_class_name(cell, f) for cell in cells]
+    if isinstance(inner, ClassLabel): return [cell if cell is None else [_class_name(o, inner) for o in cell] for cell in cells]
     return cells
 
 def _read_hf(ds):
@@ -52,11 +52,11 @@ def _read_hf(ds):
         raise DataError(f"{type(ds).__name__} has no length. Load it with streaming=False, or take some rows: Dataset.from_list(list(ds.take(1000))).")
     for k,f in ds.features.items():
         if isinstance(f, (Image,Audio)): ds = ds.cast_column(k, type(f)(decode=False))
-    return _read_frame(pd.DataFrame({k:pd.Series(_hf_cells(ds, k, f), dtype=object) for k,f in ds.features.items()}))
+    return _read_frame(pd.DataFrame({key:pd.Series(_hf_cells(ds, key, value), dtype=object) for key,value in ds.features.items()}))
 
 # %% ../../nbs/data/06_rows.ipynb #ca01f9af
 def _read_hf_dict(dss):
-    frames = {k:_read_hf(d) for k,d in dss.items()}
+    frames = {key:_read_hf(value) for key,value in dss.items()}
     for k,f in frames.items(): f['split'],f[Own.PLACE] = k,[f'{k} {o}' for o in f[Own.PLACE]]
     return pd.concat(list(frames.values()), ignore_index=True)
 
@@ -143,9 +143,9 @@ def _read_source(source, task, labelled=True, lazy=None, sheet=None):
     if is_dataset(source): return _read_hf(source),Path.cwd(),'the Dataset'
     if isinstance(source, (str,Path)) and (labelled or not _is_item(source, task)): return _read_path(Path(source).expanduser(), task, labelled, sheet)
     items = list(source) if isinstance(source, (list,tuple,pd.Series,np.ndarray)) and not _is_array(source) else [source]
-    if items and all(isinstance(o, dict) and (set(o)&{*task.columns, *task.forms} or any(isinstance(v, dict) for v in o.values())) for o in items):
-        keys = dict.fromkeys(k for o in items for k in o)
-        return _read_frame(pd.DataFrame({k:pd.Series([o.get(k) for o in items], dtype=object) for k in keys})),Path.cwd(),'the list'
+    if items and all(isinstance(item, dict) and (set(item)&{*task.columns, *task.forms} or any(isinstance(value, dict) for value in item.values())) for item in items):
+        keys = dict.fromkeys(k for item in items for k in item)
+        return _read_frame(pd.DataFrame({key:pd.Series([item.get(key) for item in items], dtype=object) for key in keys})),Path.cwd(),'the list'
     if labelled:
         raise DataError(f"Cannot read labelled rows out of a {type(source).__name__}. Valid: a folder, a CSV, TSV, Excel, JSON-lines or Parquet file, "
                         "a DataFrame, a Dataset, a list of dicts.")
@@ -156,8 +156,8 @@ def _each(c): return c if isinstance(c, tuple) else (c,)
 
 def _named(input, task, has):
     "Input -> its column, or a tuple of two that are one input"
-    if isinstance(input, dict): return {k:tuple(v) if isinstance(v, list) else v for k,v in input.items()}
-    if isinstance(input, str): input = [input] if input in has else [o.strip() for o in input.split(',')]
+    if isinstance(input, dict): return {key:tuple(value) if isinstance(value, list) else value for key,value in input.items()}
+    if isinstance(input, str): input = [input] if input in has else [part.strip() for part in input.split(',')]
     names,first = tuple(input or ()),task.input_columns[0]
     if len(names)<=len(task.input_columns): return dict(zip(task.input_columns, names))
     pair = task.inputs[0].pair
@@ -169,10 +169,10 @@ def _named(input, task, has):
 def _fields(frame):
     "'translation.en' and 'translation.fr' for each column of objects"
     out = {}
-    for c in (c for c in frame.columns if isinstance(c, str)):
+    for c in (column for column in frame.columns if isinstance(column, str)):
         cells = frame[c].array[:100] if is_lazy(frame[c]) else frame[c]
-        if not isinstance(next((v for v in cells if not is_blank(v)), None), dict): continue
-        objects = [v for v in cells if isinstance(v, dict)]
+        if not isinstance(next((cell for cell in cells if not is_blank(cell)), None), dict): continue
+        objects = [cell for cell in cells if isinstance(cell, dict)]
         if not all(set(v)<={'bytes','path','array','sampling_rate'} for v in objects): out[c] = [f'{c}.{k}' for k in dict.fromkeys(k for v in objects for k in v)]
     return out
 
@@ -188,7 +188,7 @@ def _cells_of(frame, c, empty=None):
 def _found_fields(missing, task, fields, labelled):
     "Name of an input or the target -> the field that it is in, for those that no column has"
     flat = [f for fs in fields.values() for f in fs]
-    matches = {k:hits[0] for k in missing if len(hits := [f for f in flat if f.endswith(f'.{k}')])==1}
+    matches = {name:hits[0] for name in missing if len(hits := [f for f in flat if f.endswith(f'.{name}')])==1}
     sides = task.columns
     if matches or not task.both_in_one or not set(sides[:1+labelled])<=set(missing): return matches
     pair = next(iter(fields.values())) if len(fields)==1 else []
@@ -199,22 +199,22 @@ def _found_fields(missing, task, fields, labelled):
 # %% ../../nbs/data/06_rows.ipynb #79d02cb6
 def _columns(frame, task, input, target, group, labelled, what):
     "Column of the source for each input, the target and the group"
-    has = [c for c in frame.columns if isinstance(c, str)]
+    has = [column for column in frame.columns if isinstance(column, str)]
     names = _named(input, task, has)
     if set(names)-set(task.input_columns): raise DataError(f"input={input!r}: task {task.name!r} has the inputs {', '.join(task.input_columns)}.")
-    want = {k:(names.get(k, k), f"input={names.get(k, k)!r}" if k in names else 'input=') for k in task.input_columns}
+    want = {column:(names.get(column, column), f"input={names.get(column, column)!r}" if column in names else 'input=') for column in task.input_columns}
     if labelled or target: want[task.target.column] = (target or task.target.column, 'target=')
     elif task.target.column in has: want[task.target.column] = (task.target.column, '')
     if group: want['group'] = (group, 'group=')
-    missing = [k for k,(cs,_) in want.items() if not set(_each(cs))<=set(has)]
+    missing = [key for key,(cs,_) in want.items() if not set(_each(cs))<=set(has)]
     if missing and (fields := _fields(frame)):
-        matches = _found_fields([k for k in missing if want[k][0]==k and k!='group'], task, fields, labelled)
-        want,has = {k:(matches.get(k, c),arg) for k,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
-    if not labelled and task.needs=='any' and any(want[k][0] in has for k in task.input_columns): has = [*has, *(k for k in task.input_columns if k not in names)]
-    for k,c,arg in [(k,c,arg) for k,(cs,arg) in want.items() for c in _each(cs)]:
-        if c not in has and any(isinstance(o, str) for o in frame.columns):
+        matches = _found_fields([name for name in missing if want[name][0]==name and name!='group'], task, fields, labelled)
+        want,has = {key:(matches.get(key, c),arg) for key,(c,arg) in want.items()},[*has, *(f for fs in fields.values() for f in fs)]
+    if not labelled and task.needs=='any' and any(want[column][0] in has for column in task.input_columns): has = [*has, *(column for column in task.input_columns if column not in names)]
+    for k,c,arg in [(key,c,arg) for key,(cs,arg) in want.items() for c in _each(cs)]:
+        if c not in has and any(isinstance(column, str) for column in frame.columns):
             raise DataError(f"{what} has no column {c!r} for the {k}. Columns: {', '.join(has)}.{_near_column(c, has)} Name it by {arg.split('=')[0]}=COLUMN.")
-    return {k:c for k,(c,_) in want.items()}
+    return {key:c for key,(c,_) in want.items()}
 
 def _near_column(c, has):
     like = [*get_close_matches(c, has, cutoff=.6), *(o for o in has if c.lower() in o.lower())]
@@ -276,7 +276,7 @@ def _given(v): return None if is_blank(v) else v
 
 def _input(cells, read):
     "Cells of an input; paths become absolute"
-    return cells.array.converted(read) if is_lazy(cells) else [read(v) for v in cells]
+    return cells.array.converted(read) if is_lazy(cells) else [read(cell) for cell in cells]
 
 # %% ../../nbs/data/06_rows.ipynb #999c1032
 def _files_at(base, task, folder, ending):
@@ -324,15 +324,15 @@ def _missing_file(
 def _number(cells):
     "Text as numbers, where every cell of a column is one without leading zeros"
     if is_lazy(cells): return cells
-    filled = [c for c in cells if not is_blank(c)]
+    filled = [cell for cell in cells if not is_blank(cell)]
     if not filled or not all(isinstance(c, str) and re.fullmatch(r'-?(0|[1-9]\d*)(\.\d+)?', c) for c in filled): return cells.infer_objects()
-    return pd.to_numeric(cells.where([not is_blank(c) for c in cells], None))
+    return pd.to_numeric(cells.where([not is_blank(cell) for cell in cells], None))
 
 def _together(frame, c, empty):
     "Cells of a column; of two columns as pairs"
     if not isinstance(c, tuple): return _cells_of(frame, c, empty)
     pairs = zip(*(_cells_of(frame, o, empty) for o in c))
-    return [None if all(map(is_blank, o)) else tuple(None if is_blank(v) else v for v in o) for o in pairs]
+    return [None if all(map(is_blank, pair)) else tuple(None if is_blank(v) else v for v in pair) for pair in pairs]
 
 def _posix(p): return os.path.normpath(str(p).strip()).replace(os.sep, '/')
 
@@ -363,8 +363,8 @@ def _items(frame, cols, task, what, prefix='', taken=()):
     "(unique name of each row, plain name, which several rows may have)"
     where = [o.removeprefix(f'{what} ') for o in frame[Own.PLACE]]
     paths = _paths(frame, cols, task)
-    own = [prefix+(p or re.sub(r'^(line|item) (?=\d+$)', 'row ', w)) for p,w in zip(paths, where)]
-    return unique_names(own, where, taken),[prefix+(p or f'row {w.rsplit(" ", 1)[-1]}') for p,w in zip(paths, where)]
+    own = [prefix+(path or re.sub(r'^(line|item) (?=\d+$)', 'row ', w)) for path,w in zip(paths, where)]
+    return unique_names(own, where, taken),[prefix+(path or f'row {w.rsplit(" ", 1)[-1]}') for path,w in zip(paths, where)]
 
 # %% ../../nbs/data/06_rows.ipynb #5f2f54a4
 def _find_rows(
@@ -374,8 +374,8 @@ def _find_rows(
 )->dict: # name -> index of its rows, for each name that is found
     "The rows of each name: the row with this name, or all rows with this file"
     own,plain,out = dict(zip(rows['item'], rows.index)),defaultdict(list),{}
-    names = [o for o in dict.fromkeys(names)]
-    if Own.PLAIN in rows and not all(o in own for o in names):
+    names = [name for name in dict.fromkeys(names)]
+    if Own.PLAIN in rows and not all(name in own for name in names):
         for i,o in zip(rows.index, rows[Own.PLAIN]): plain[o].append(i)
     for o in names:
         at = [own[o]] if o in own else plain.get(o) or plain.get(_posix(o)) or []
@@ -392,9 +392,9 @@ def _own_names(task):
 
 def _normalize(frame, finder, cols, task, what, delim=None, prefix='', taken=(), empty_label='raise'):
     "(rows, whether there may be several labels): item, inputs, target, split, group, row, problem, then the other columns of the source"
-    used = {o for c in cols.values() for o in _each(c)}|{'split'}
+    used = {o for value in cols.values() for o in _each(value)}|{'split'}
     empty = pd.Series([None]*len(frame), dtype=object)
-    inputs = {k:_input(_together(frame, cols[k], empty), finder if k in task.file_columns else _given) for k in task.input_columns}
+    inputs = {column:_input(_together(frame, cols[column], empty), finder if column in task.file_columns else _given) for column in task.input_columns}
     for k,n in finder.other.items(): say(f"{what}: {n:,} paths {k}")
     target,multi = (None,False)
     if task.target.column in cols: target,multi = task.read_targets(_cells_of(frame, cols[task.target.column], empty), delim, frame[Own.PLACE], empty_label)
@@ -403,9 +403,9 @@ def _normalize(frame, finder, cols, task, what, delim=None, prefix='', taken=(),
     if 'split' in frame: out['split'] = list(map(_split_name, frame['split']))
     if 'group' in cols: out['group'] = [None if is_blank(o) else label_text(o) for o in _cells_of(frame, cols['group'])]
     out.update({'row':list(frame[Own.PLACE]), Own.PROBLEM:list(frame[Own.PROBLEM]), Own.PLAIN:plain})
-    more = free_names([c for c in frame.columns if isinstance(c, str) and c not in used], _own_names(task))
-    extra = {new:_number(frame[c]) for c,new in more.items()}
-    return pd.DataFrame({**{k:pd.Series(v, dtype=None if is_lazy(v) else object) for k,v in out.items()}, **extra}),multi
+    more = free_names([column for column in frame.columns if isinstance(column, str) and column not in used], _own_names(task))
+    extra = {new:_number(frame[key]) for key,new in more.items()}
+    return pd.DataFrame({**{key:pd.Series(value, dtype=None if is_lazy(value) else object) for key,value in out.items()}, **extra}),multi
 
 # %% ../../nbs/data/06_rows.ipynb #ee3bc3e4
 def _read_columns(source, task, input, target, group, labelled, lazy, sheet, encoding):

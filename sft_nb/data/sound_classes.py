@@ -38,7 +38,7 @@ def cut_windows(
     "A sound in as few windows as possible; they overlap, so that none is nearly empty"
     n = max(1, math.ceil(len(samples)/size))
     starts = np.linspace(0, max(0, len(samples)-size), n).round().astype(int)
-    return [samples[a:a+size] for a in starts]
+    return [samples[start:start+size] for start in starts]
 
 # %% ../../nbs/data/24_sound_classes.ipynb #2375ee88
 _WAVES = ('wav2vec2','hubert','wavlm','unispeech','unispeech-sat','data2vec-audio')
@@ -89,22 +89,22 @@ def features(self:SoundCoder,
     if self.kind=='spectrogram': return dict(self.extractor(waves, sampling_rate=self.rate, return_tensors='pt'), heard=self.columns(waves, self.rate//100))
     x = self.extractor(waves, sampling_rate=self.rate, padding='max_length', max_length=self.size, return_attention_mask=self.kind=='wave', return_tensors='pt')
     if self.kind=='whisper': return dict(input_features=x['input_features'], heard=self.columns(waves, self.extractor.hop_length))
-    return dict(input_values=x['input_values'], heard=torch.tensor([len(o) for o in waves]))
+    return dict(input_values=x['input_values'], heard=torch.tensor([len(wave) for wave in waves]))
 
 @patch
 def columns(self:SoundCoder, waves, hop):
     "Columns of a spectrogram that hold sound"
-    return torch.tensor([math.ceil(len(o)/hop) for o in waves])
+    return torch.tensor([math.ceil(len(wave)/hop) for wave in waves])
 
 @patch
 def batch(self:SoundCoder,
     sounds:list, # `Sound`s
 )->dict: # Features `(sound, window, …)`; `heard` and `mask` `(sound, window)`; sounds, for showing
     "All windows of all sounds; `mask` is 0 where a sound has no further window"
-    parts = [cut_windows(o.samples, self.size) for o in sounds]
-    mask = torch.arange(max(map(len, parts)))<torch.tensor([len(o) for o in parts])[:,None]
-    x = self.features([w for o in parts for w in o])
-    out = {k:v.new_zeros(*mask.shape, *v.shape[1:]) for k,v in x.items()}
+    parts = [cut_windows(sound.samples, self.size) for sound in sounds]
+    mask = torch.arange(max(map(len, parts)))<torch.tensor([len(part) for part in parts])[:,None]
+    x = self.features([w for part in parts for w in part])
+    out = {key:value.new_zeros(*mask.shape, *value.shape[1:]) for key,value in x.items()}
     for k,v in x.items(): out[k][mask] = v
     return dict(out, mask=mask.long(), sounds=list(sounds))
 
@@ -171,7 +171,7 @@ def band_powers(
     x = F.pad(x, (0, max(0, 512-len(x))))
     power = torch.stft(x, 512, 160, window=torch.hann_window(512), return_complex=True).abs()**2
     edges = torch.linspace(0, math.log(257), bands+1).exp().long()-1
-    db = torch.stack([10*power[a:max(b, a+1)].mean(0).clamp(min=1e-10).log10() for a,b in zip(edges, edges[1:])])
+    db = torch.stack([10*power[edge:max(b, edge+1)].mean(0).clamp(min=1e-10).log10() for edge,b in zip(edges, edges[1:])])
     return torch.cat([db.mean(1), db.std(1, unbiased=False)]).numpy()
 
 
@@ -191,7 +191,7 @@ class SoundAugment(RandTransform):
     ):
         super().__init__()
         self.gain,self.shift,self.noise,self.window = gain,shift,noise,size
-    def encodes(self, x:dict): return dict(x, sounds=[Sound(self.changed(o.samples), o.rate) for o in x['sounds']])
+    def encodes(self, x:dict): return dict(x, sounds=[Sound(self.changed(sound.samples), sound.rate) for sound in x['sounds']])
     def changed(self, samples):
         "Samples after a random change"
         y = samples*10**(_draw(-self.gain, self.gain)/20)
@@ -295,7 +295,7 @@ def _loader(dset, coder, bs, augment=(), **kw):
     return SoundDL(dset, bs=bs, num_workers=0, after_batch=[*augment, features], **kw)
 
 def _say_windows(seconds, window):
-    cut = sum(o>window for o in seconds)
+    cut = sum(second>window for second in seconds)
     say(f"{lengths_line(seconds)}; heard in windows of {window:g} s{f', {cut:,} sounds in several' if cut else ''}")
 
 def sound_loaders(
@@ -308,7 +308,7 @@ def sound_loaders(
 )->DataLoaders: # `train`, `valid`, and the test set as the third where there is one; `.sft.rows.seconds` are lengths
     "Loaders of sounds with their classes"
     new,seconds,config = copy.copy(spec),[sound_seconds(o) for o in spec.rows['audio']],network_config(spec.checkpoint)
-    train = [s for s,side in zip(seconds, spec.rows.split) if side=='train']
+    train = [second for second,side in zip(seconds, spec.rows.split) if side=='train']
     new.preprocess = dict(kind=sound_kind(spec.checkpoint), sampling_rate=open_extractor(spec.checkpoint).sampling_rate, window=float(_window(spec, config, window, train)))
     coder = sound_coder(new)
     if 'seconds' not in spec.rows: _say_windows(seconds, new.preprocess['window'])

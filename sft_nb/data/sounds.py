@@ -322,5 +322,5 @@ def show_sounds(
     if 'ipykernel' not in sys.modules: return print(pd.DataFrame(dict(sound=list(map(repr, sounds)), **columns)).to_string(index=False))
     from IPython.display import display, HTML
     head = ''.join(f'<th style="text-align:left">{html.escape(o)}</th>' for o in ('sound', *columns))
-    rows = (''.join(f'<td style="text-align:left">{o}</td>' for o in (s._repr_html_(), *map(html.escape, map(str, texts)))) for s,*texts in zip(sounds, *columns.values()))
-    display(HTML(f'<table><tr>{head}</tr>{"".join(f"<tr>{o}</tr>" for o in rows)}</table>'))
+    rows = (''.join(f'<td style="text-align:left">{o}</td>' for o in (sound._repr_html_(), *map(html.escape, map(str, texts)))) for sound,*texts in zip(sounds, *columns.values()))
+    display(HTML(f'<table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'))

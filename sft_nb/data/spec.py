@@ -74,7 +74,7 @@ class DataSpec(Recipe):
     def __repr__(self):
         n = {s:int((self.rows.split==s).sum()) for s in _SPLITS}
         ref = getattr(self.checkpoint, 'ref', None)
-        return f"DataSpec({self.task.name}: {', '.join(f'{v} {k}' for k,v in n.items() if v)}; {f'{len(self.vocab)} classes; ' if self.vocab else ''}checkpoint {ref})"
+        return f"DataSpec({self.task.name}: {', '.join(f'{value} {key}' for key,value in n.items() if value)}; {f'{len(self.vocab)} classes; ' if self.vocab else ''}checkpoint {ref})"
 
 # %% ../../nbs/data/07_spec.ipynb #4f512480
 def prepared(

@@ -55,7 +55,7 @@ def frames_needed(
     labels, # Numbers of the letters of one text
 )->int: # Frames
     "The least number of frames for a text"
-    return len(labels)+sum(a==b for a,b in zip(labels, labels[1:]))
+    return len(labels)+sum(label==b for label,b in zip(labels, labels[1:]))
 
 # %% ../../nbs/data/18_speech.ipynb #9e811d3e
 def best_tokens(
@@ -85,7 +85,7 @@ class SpeechCoder:
         self.most = config.max_target_positions if kind=='whisper' else None
         self.shortest = .05 if kind=='whisper' else .1
         self.letters = set() if kind=='whisper' else set(self.tokenizer.get_vocab())
-        self.cases = tuple(any(f(o) for o in self.letters if len(o)==1) for f in (str.isupper, str.islower))
+        self.cases = tuple(any(f(letter) for letter in self.letters if len(letter)==1) for f in (str.isupper, str.islower))
 
     def sound(self, o):
         "A clip at the rate of the model"
@@ -98,7 +98,7 @@ def batch(self:SpeechCoder,
     positions:int|None=None, # Window of a Whisper, in positions of its encoder; None: the longest
 )->dict: # input_features `(batch, mel, column)`, or input_values and attention_mask `(batch, sample)`; sounds, for showing
     "Features of a batch"
-    waves = [o.samples for o in sounds]
+    waves = [sound.samples for sound in sounds]
     if self.kind=='whisper':
         n = (positions or self.config.max_source_positions)*self.extractor.hop_length*2
         x = dict(input_features=self.extractor(waves, sampling_rate=self.rate, max_length=n, return_tensors='pt')['input_features'])
@@ -121,8 +121,8 @@ def labels(self:SpeechCoder,
 )->list: # One list of tokens per text
     "Targets as tokens; for a Whisper with the prompt after the start token, and the end token"
     if self.kind=='whisper':
-        ids = [self.tokenizer(' '+str(o).strip(), add_special_tokens=False, split_special_tokens=True)['input_ids'] for o in texts]
-        return [[*self.prompt[1:], *o, self.tokenizer.eos_token_id] for o in ids]
+        ids = [self.tokenizer(' '+str(text).strip(), add_special_tokens=False, split_special_tokens=True)['input_ids'] for text in texts]
+        return [[*self.prompt[1:], *number, self.tokenizer.eos_token_id] for number in ids]
     return [[t for t in self.tokenizer(self.spelled(o))['input_ids'] if t!=self.tokenizer.unk_token_id] for o in map(str, texts)]
 
 # %% ../../nbs/data/18_speech.ipynb #75e24cbe
@@ -131,9 +131,9 @@ def say(self:SpeechCoder, # noqa: F811
     labels, # `(batch, token)`, -100 for padding; or lists of tokens
 )->list: # Texts
     "From tokens back to texts"
-    rows = [[t for t in o if t>=0] for o in (labels.tolist() if torch.is_tensor(labels) else labels)]
-    if self.kind=='whisper': return [self.tokenizer.decode(o, skip_special_tokens=True).strip() for o in rows]
-    return [self.tokenizer.decode(o, group_tokens=False).strip() for o in rows]
+    rows = [[t for t in label if t>=0] for label in (labels.tolist() if torch.is_tensor(labels) else labels)]
+    if self.kind=='whisper': return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return [self.tokenizer.decode(row, group_tokens=False).strip() for row in rows]
 
 # %% ../../nbs/data/18_speech.ipynb #fee548da
 @patch
@@ -180,7 +180,7 @@ def _known_languages(ckpt):
     import json
     path = Path(ckpt.folder)/'generation_config.json'
     known = json.loads(path.read_text(encoding='utf-8')).get('lang_to_id') if path.is_file() else None
-    return [o[2:-2] for o in known or {}]
+    return [name[2:-2] for name in known or {}]
 
 def _heard_language(ckpt, code):
     "The language to set for a Whisper; None where the checkpoint knows only one, or needs none"

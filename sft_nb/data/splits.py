@@ -27,8 +27,8 @@ def _strata(rows, spec): return spec.task.target.strata(rows[spec.task.target.co
 def _shares(counts, total, least):
     "Whole shares of `total` in proportion to `counts`, by largest remainder; `least` of each, even where that is more in all"
     n = sum(counts.values())
-    exact = {k:total*c/n for k,c in counts.items()}
-    share = {k:min(c, max(int(exact[k]+1e-9), min(least, c))) for k,c in counts.items()}
+    exact = {key:total*value/n for key,value in counts.items()}
+    share = {key:min(value, max(int(exact[key]+1e-9), min(least, value))) for key,value in counts.items()}
     for k in sorted(counts, key=lambda k: share[k]-exact[k]):
         if sum(share.values())>=total: break
         if share[k]<counts[k]: share[k] += 1
@@ -44,7 +44,7 @@ def _pick(strata, share, seed):
 def _group_folds(rows, spec, k):
     "Fold of each row, whole groups in one fold"
     from sklearn.model_selection import StratifiedGroupKFold
-    groups = [g if g is not None else f'\0{i}' for i,g in rows.group.items()]
+    groups = [value if value is not None else f'\0{key}' for key,value in rows.group.items()]
     n = len(set(groups))
     if n<2:
         raise DataError(f"All {len(rows):,} rows are of one group ({groups[0]!r}): they cannot be split. "
@@ -84,7 +84,7 @@ def _hold_out(rows, spec, fraction):
     strata = _strata(rows, spec)
     counts = Counter(strata)
     share = _shares(counts, max(1, round(len(rows)*fraction)), spec.task.target.least)
-    return _give_back(rows, spec, set(_pick(strata, {s:min(n, counts[s]-1) for s,n in share.items()}, spec.seed)))
+    return _give_back(rows, spec, set(_pick(strata, {key:min(value, counts[key]-1) for key,value in share.items()}, spec.seed)))
 
 def _give_back(rows, spec, held):
     "Move to training the rows of classes that it would otherwise lack"
@@ -115,7 +115,7 @@ def _subsample(rows, spec, n):
     how = ', each class in proportion' if strata.nunique()>1 and not spec.task.target.interval else ''
     if with_split: strata = strata.astype(str)+'\0'+rows.split.astype(str)
     counts,least = Counter(strata),1 if with_split else 1+spec.task.target.least
-    need_n = sum(min(least, c) for c in counts.values())
+    need_n = sum(min(least, value) for value in counts.values())
     if n<max(2, need_n): raise DataError(f"max_items must be at least {max(2, need_n)} for {len(spec.vocab) or len(counts)} classes, got {n}.")
     keep = _pick(strata, _trim(_shares(counts, n, least), counts, n, least), spec.seed)
     if spec.multi_label: keep = _paired(rows[spec.task.target.column], keep, n, spec.seed)
@@ -133,7 +133,7 @@ def _paired(targets, keep, most, seed):
     rng = np.random.default_rng(seed)
     order,keep,whole = rng.permutation(targets.index.to_numpy()).tolist(),set(keep),Counter(_flat(targets))
     n = Counter(_flat(targets[list(keep)]))
-    while lone := sorted(l for l,c in n.items() if c==1<whole[l]):
+    while lone := sorted(key for key,value in n.items() if value==1<whole[key]):
         keep.add(i := next(i for i in order if i not in keep and lone[0] in targets[i]))
         n.update(targets[i])
     for i in order:

@@ -39,7 +39,7 @@ def free_names(
     prefix:str='source_', # Put before a name that is taken
 )->dict: # name -> new name
     "Names for the columns of a source: a name that is taken gets the prefix, repeated until it is free"
-    out,used = {},{*taken, *(o for o in names if o not in taken)}
+    out,used = {},{*taken, *(name for name in names if name not in taken)}
     for o in names:
         new = o
         while o in taken and new in used: new = prefix+new
@@ -94,7 +94,7 @@ def _text_and_encoding(path):
     try: data = Path(path).read_bytes()
     except FileNotFoundError: raise DataError(f"{path} is missing.") from None
     except OSError as e: raise DataError(f"{path} cannot be read: {e.strerror}.") from e
-    kind,asked = next((v for k,v in _NO_TEXT.items() if data.startswith(k)), None),_ENCODING.get()
+    kind,asked = next((value for key,value in _NO_TEXT.items() if data.startswith(key)), None),_ENCODING.get()
     if kind: raise DataError(f"{path} is not text: it is {kind}.")
     if asked and (found := _as_asked(path, data, asked)): return found
     wide = _wide_encoding(data)
@@ -174,24 +174,24 @@ class _Text:
 # %% ../../nbs/data/04_table_files.ipynb #b3b3650f
 def _repeated(t, most=20_000):
     "For each column the values of lines without a quote, where they repeat; None for other columns"
-    rows = [o.rstrip('\r\n').split(t.sep) for o in t.lines[1:most] if '"' not in o]
-    rows = [o for o in rows if len(o)==len(t.names)]
+    rows = [line.rstrip('\r\n').split(t.sep) for line in t.lines[1:most] if '"' not in line]
+    rows = [row for row in rows if len(row)==len(t.names)]
     columns = [Counter(o) for o in zip(*rows)]
-    return [set(c) if len(rows)>=4 and len(c)<=len(rows)/2 else None for c in columns]
+    return [set(column) if len(rows)>=4 and len(column)<=len(rows)/2 else None for column in columns]
 
 def _repeats(t, rows):
     "For lines that quotes join: whether the cells within the quotes have the values that columns repeat; None where no such column is there"
     if t.repeated is None: t.repeated = _repeated(t)
     for i,(cells,_,_,stray) in enumerate(rows):
         opened,closed = (stray or [len(cells)])[-1] if i==0 else -1,(stray or [0])[0] if i==len(rows)-1 else len(cells)
-        known = [v in s for j,(v,s) in enumerate(zip(cells, t.repeated)) if s is not None and opened<j<closed]
+        known = [cell in s for j,(cell,s) in enumerate(zip(cells, t.repeated)) if s is not None and opened<j<closed]
         yield all(known) if known and len(cells)==len(t.names) else None if not known else False
 
 def _is_quoting(t):
     "Whether the file shows elsewhere that its cells are put into quotes: in the header, or around a separator or a doubled quote"
     if t.quoting is None:
-        rows = [t.read(i, over=False) for i,o in enumerate(t.lines[:20_000]) if '"' in o]
-        t.quoting = bool(t.read(0)[2]) or any(t.sep in r[0][j] or '"' in r[0][j] for r in rows if not r[3] for j in r[2])
+        rows = [t.read(i, over=False) for i,line in enumerate(t.lines[:20_000]) if '"' in line]
+        t.quoting = bool(t.read(0)[2]) or any(t.sep in row[0][j] or '"' in row[0][j] for row in rows if not row[3] for j in row[2])
     return t.quoting
 
 # %% ../../nbs/data/04_table_files.ipynb #3150a604
@@ -200,7 +200,7 @@ def _are_rows(t, i, n, cells, name):
     width = len(t.names)
     if width<2: return False
     rows = [t.read(j, over=False) for j in range(i, i+n)]
-    fit,known = [len(o[0])==width for o in rows],[o for o in _repeats(t, rows) if o is not None]
+    fit,known = [len(row[0])==width for row in rows],[repeat for repeat in _repeats(t, rows) if repeat is not None]
     if not all(fit): return sum(fit)>=.8*n and (known[:1]==known[-1:]==[True] or len(cells)!=width and fit[0])
     if known: return any(known)
     if _is_quoting(t): return False
@@ -234,7 +234,7 @@ def _separator(text, usual):
     part,candidates = ''.join(o for o,_ in zip(io.StringIO(text, newline=''), range(200))),[]
     for sep in _SEPARATORS:
         first,*others = list(_widths(_Text(part, sep))) or [0]
-        if first>1: candidates.append((round(sum(o==first for o in others)/max(1, len(others)), 2), first, sep==usual, sep))
+        if first>1: candidates.append((round(sum(other==first for other in others)/max(1, len(others)), 2), first, sep==usual, sep))
     return max(candidates)[-1] if candidates else usual
 
 def _sep_line(text):
@@ -245,9 +245,9 @@ def _sep_line(text):
 # %% ../../nbs/data/04_table_files.ipynb #8090a9e3
 def _is_unquoted(t, records):
     "Whether quotes are characters of a table between tabs: some are stray, none is needed, and most cells have none"
-    if t.sep!='\t' or not any(o[4] for o in records) or records[0][3]: return False
+    if t.sep!='\t' or not any(record[4] for record in records) or records[0][3]: return False
     needed = any(t.sep in c[j] or '"' in c[j] or n>1 for _,c,n,quoted,_ in records for j in quoted)
-    return not needed and sum(len(o[3])>0 for o in records)<.5*len(records)
+    return not needed and sum(len(record[3])>0 for record in records)<.5*len(records)
 
 def _is_open(cell):
     "Whether a quote is opened and not closed in a cell that is not well formed"
@@ -264,7 +264,7 @@ def _dialect(text, path):
     if t.sep!=usual: remarks.append(f'separated by {_SEPARATORS.get(t.sep, repr(t.sep))}')
     if '\n' not in text and '\r' in text: remarks.append('lines end with CR')
     if _is_unquoted(t, records):
-        line = next(o[0] for o in records if o[4])
+        line = next(record[0] for record in records if record[4])
         records = list(_records(_Text(text, t.sep, literal=True), name))
         remarks.append(f'quotes are read as characters of the text, since the one in line {line} is not around a cell')
     return records,remarks+_remarks(records)
@@ -274,7 +274,7 @@ def _numbers(lines): return ', '.join(map(str, lines[:3]))+(', …' if len(lines
 
 def _remarks(records):
     "Remarks on quotes and lines"
-    stray,long,remarks = [o[0] for o in records if o[4]],[o[0] for o in records if o[2]>1],[]
+    stray,long,remarks = [record[0] for record in records if record[4]],[record[0] for record in records if record[2]>1],[]
     if stray: remarks.append(f"stray quotes are read as characters (line {_numbers(stray)})")
     if long: remarks.append(f"{len(long):,} of {len(records)-1:,} rows span several lines, by their quotes (from line {_numbers(long)})")
     return remarks
@@ -283,14 +283,14 @@ def _as_given(records, names_quoted):
     "(line, cells, problem) of each record; where every name is in quotes, those around a cell are taken off, whatever is between them"
     for line,cells,_,_,stray in records:
         problem = next((f'a quote is opened here and never closed: {cells[j].strip()[:40]!r}. Close it, or double it' for j in stray if _is_open(cells[j])), '')
-        if names_quoted: cells = [c.strip()[1:-1] if j in stray and re.fullmatch(r'\s*".*"\s*', c) else c for j,c in enumerate(cells)]
+        if names_quoted: cells = [cell.strip()[1:-1] if j in stray and re.fullmatch(r'\s*".*"\s*', cell) else cell for j,cell in enumerate(cells)]
         yield line,cells,problem
 
 # %% ../../nbs/data/04_table_files.ipynb #036138dd
 def _named(head, rows, name, word):
     "Place and name of each column; empty columns without a name are left out"
     head = ['' if is_blank(o) else str(o).strip() for o in head]
-    twice = [k for k,n in Counter(o for o in head if o).items() if n>1]
+    twice = [key for key,value in Counter(o for o in head if o).items() if value>1]
     if twice: raise DataError(f"{name}: column {twice[0]!r} occurs twice. Rename one.")
     names = {j:o for j,o in enumerate(head) if o}
     if not names: raise DataError(f"{name} {word} 1 names no column: all its cells are empty. Write the names of the columns there, such as text,label.")
@@ -304,8 +304,8 @@ def _named(head, rows, name, word):
 def _fit(cells, names, width):
     "Cells by column, and the problem with their number"
     least = max(names)+1
-    wrong = len(cells)<least or any(not is_blank(o) for o in cells[width:])
-    return {c:cells[j] for j,c in names.items() if j<len(cells)},f'has {len(cells)} cells where the header has {least}' if wrong else ''
+    wrong = len(cells)<least or any(not is_blank(cell) for cell in cells[width:])
+    return {value:cells[key] for key,value in names.items() if key<len(cells)},f'has {len(cells)} cells where the header has {least}' if wrong else ''
 
 def _grid(records, path, word, remarks=()):
     "A frame of (number, cells, problem), the first of which has the names of the columns"
@@ -324,7 +324,7 @@ def _grid(records, path, word, remarks=()):
 # %% ../../nbs/data/04_table_files.ipynb #e1887c4b
 def _to_frame(rows, columns, where):
     "A frame of cells with the place and the problem of each row"
-    frame = {c:pd.Series([r.get(c) for r,_ in rows], dtype=object) for c in columns}
+    frame = {column:pd.Series([r.get(column) for r,_ in rows], dtype=object) for column in columns}
     return pd.DataFrame({**frame, Own.PLACE:pd.Series(where, dtype=object), Own.PROBLEM:pd.Series([p for _,p in rows], dtype=object)})
 
 # %% ../../nbs/data/04_table_files.ipynb #804e4a32
@@ -338,7 +338,7 @@ def _read_csv(path, sheet=None):
 def _read_json(path, sheet=None):
     text,name = decoded_text(path),Path(path).name
     if Path(path).suffix.lower()=='.json' and text.lstrip().startswith('['): parsed = _json_array(text, name)
-    else: parsed = [_json_line(o, f'{name} line {i}') for i,o in enumerate(text.split('\n'), 1) if o.strip()]
+    else: parsed = [_json_line(part, f'{name} line {i}') for i,part in enumerate(text.split('\n'), 1) if part.strip()]
     columns = list(dict.fromkeys(k for r,_,_ in parsed for k in r))
     return _to_frame([(r,p) for r,p,_ in parsed], columns, [w for *_,w in parsed])
 
@@ -356,7 +356,7 @@ def _json_line(text, where):
 def _json_array(text, name):
     values,problem = _json_value(text)
     if problem: raise DataError(f"{name} {problem}.")
-    return [_json_line(json.dumps(o), f'{name} item {i}') for i,o in enumerate(values, 1)]
+    return [_json_line(json.dumps(value), f'{name} item {i}') for i,value in enumerate(values, 1)]
 
 # %% ../../nbs/data/04_table_files.ipynb #81825bf8
 def _frame_cells(frame, column, what):
@@ -368,10 +368,10 @@ def _index_names(index):
     return names if len(set(names))==len(names) else range(len(names))
 
 def _read_frame(frame, name='row ', start=None, what='the data'):
-    twice = [c for c,n in Counter(map(str, frame.columns)).items() if n>1]
+    twice = [key for key,value in Counter(map(str, frame.columns)).items() if value>1]
     if twice: raise DataError(f"{what}: two columns have the name {twice[0]!r}. Rename one.")
     names = _index_names(frame.index) if start is None else range(start, len(frame)+start)
-    out = {str(c):pd.Series(_frame_cells(frame, c, what), dtype=object) for c in frame.columns}
+    out = {str(column):pd.Series(_frame_cells(frame, column, what), dtype=object) for column in frame.columns}
     return pd.DataFrame({**out, Own.PLACE:pd.Series([f'{name}{i}' for i in names], dtype=object), Own.PROBLEM:pd.Series(['']*len(frame), dtype=object)})
 
 # %% ../../nbs/data/04_table_files.ipynb #522aa60f
@@ -395,11 +395,11 @@ def _bad_column(path):
 # %% ../../nbs/data/04_table_files.ipynb #8b0ffdfc
 def _sheet(book, sheet, path):
     "The sheet by its name, or by its number from 1; else the first visible one"
-    names = [o.title for o in book.worksheets]
+    names = [worksheet.title for worksheet in book.worksheets]
     if isinstance(sheet, str) and sheet in names: return book[sheet]
     if isinstance(sheet, (int,str)) and str(sheet).isdecimal() and 0<int(sheet)<=len(names): return book.worksheets[int(sheet)-1]
     if sheet is not None: raise DataError(f"{path} has no sheet {sheet!r}. Its sheets: {', '.join(map(repr, names))}; or a number from 1 to {len(names)}.")
-    return next((o for o in book.worksheets if o.sheet_state=='visible'), book.worksheets[0])
+    return next((worksheet for worksheet in book.worksheets if worksheet.sheet_state=='visible'), book.worksheets[0])
 
 def _opened_book(path, values):
     import openpyxl
@@ -412,7 +412,7 @@ def _sheet_rows(book, sheet, path):
     "(number, cells) of the rows that hold something"
     part = _sheet(book, sheet, path)
     part.reset_dimensions()
-    try: return [(i,cells) for i,cells in enumerate(part.iter_rows(), 1) if any(o.value is not None for o in cells)]
+    try: return [(i,cells) for i,cells in enumerate(part.iter_rows(), 1) if any(cell.value is not None for cell in cells)]
     except Exception as e: raise DataError(f"{path}: sheet {part.title!r} cannot be read ({type(e).__name__}: {str(e)[:200]}). Save it again.") from e
 
 def _cell_problem(cell):
@@ -421,7 +421,7 @@ def _cell_problem(cell):
 # %% ../../nbs/data/04_table_files.ipynb #a24c43d1
 def _unstored(path, sheet, rows):
     "Row -> message about a formula without a stored value, which no program has computed"
-    seen = {(o.row,o.column) for _,cells in rows for o in cells if o.value is not None}
+    seen = {(cell.row,cell.column) for _,cells in rows for cell in cells if cell.value is not None}
     lost = {}
     for i,cells in _sheet_rows(_opened_book(path, False), sheet, path):
         for o in cells:
@@ -429,7 +429,7 @@ def _unstored(path, sheet, rows):
     return lost
 
 def _has_formulas(path):
-    with zipfile.ZipFile(path) as z: return any(b'<f>' in z.read(o) or b'<f ' in z.read(o) for o in z.namelist() if o.startswith('xl/worksheets/') and o.endswith('.xml'))
+    with zipfile.ZipFile(path) as z: return any(b'<f>' in z.read(name) or b'<f ' in z.read(name) for name in z.namelist() if name.startswith('xl/worksheets/') and name.endswith('.xml'))
 
 # %% ../../nbs/data/04_table_files.ipynb #bb4c4918
 def _read_excel(path, sheet=None):
@@ -440,7 +440,7 @@ def _read_excel(path, sheet=None):
     remarks = [f"sheet {title!r} of {len(book.worksheets)}; sheet= selects another"] if sheet is None and len(book.worksheets)>1 else []
     def problem(i, cells): return '; '.join(filter(None, [*map(_cell_problem, cells), lost.get(i)]))
     width = len(rows[0][1]) if rows else 0
-    return _grid([(i, [o.value for o in cells]+[None]*(width-len(cells)), problem(i, cells)) for i,cells in rows], path, 'row', remarks)
+    return _grid([(i, [cell.value for cell in cells]+[None]*(width-len(cells)), problem(i, cells)) for i,cells in rows], path, 'row', remarks)
 
 # %% ../../nbs/data/04_table_files.ipynb #c6093e84
 TABLE_READERS = {'.csv':_read_csv, '.tsv':_read_csv, '.jsonl':_read_json, '.ndjson':_read_json, '.json':_read_json, '.parquet':_read_parquet,

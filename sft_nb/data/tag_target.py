@@ -29,7 +29,7 @@ def _kind_of(ch): return 'space' if ch.isspace() else 'letter' if _is_letter(ch)
 
 def _places(text):
     "(start, end) of each word of a text"
-    if text.isascii(): return [o.span() for o in re.finditer(r'\w+|[^\w\s]', text)]
+    if text.isascii(): return [match.span() for match in re.finditer(r'\w+|[^\w\s]', text)]
     out = []
     for kind,run in groupby(range(len(text)), lambda i: _kind_of(text[i])):
         at = list(run)
@@ -43,15 +43,15 @@ def words_of(
     if isinstance(cell, str): return cell,_places(cell)
     words = list(map(str, cell))
     ends = list(accumulate((len(w)+1 for w in words), initial=0))
-    return ' '.join(words),[(a, a+len(w)) for a,w in zip(ends, words)]
+    return ' '.join(words),[(end, end+len(w)) for end,w in zip(ends, words)]
 
 # %% ../../nbs/data/23_tag_target.ipynb #729b63bf
 class WordsInput(InputKind):
     "A text, or a list of words"
     column,word = 'tokens','texts'
     measured = ('length','words')
-    def problems(self, cells, spec): return [_words_problem(o) for o in cells]
-    def length(self, cells, spec): return [len(words_of(o)[0]) for o in cells]
+    def problems(self, cells, spec): return [_words_problem(cell) for cell in cells]
+    def length(self, cells, spec): return [len(words_of(cell)[0]) for cell in cells]
     def measures(self, cell):
         text,places = words_of(cell)
         return dict(length=len(text), words=len(places))
@@ -92,10 +92,10 @@ def read_conll(
         if end and part: sentences.append(part)
         if end: part = []
         elif sep is None or sep in line or not line.startswith('#'): part.append((i, line.split(sep)))
-    rows,most = [_conll_row(o, name) for o in sentences],max((len(c) for o in sentences for _,c in o), default=0)
+    rows,most = [_conll_row(sentence, name) for sentence in sentences],max((len(c) for sentence in sentences for _,c in sentence), default=0)
     if not rows: raise DataError(f"{name} has no sentences. Expected a word and its tag in each line, and a blank line between sentences.")
     if most>2: say(f'{name}: of {most} columns the first is read as the word and the last as its tag')
-    return _to_frame(rows, list(dict.fromkeys(k for r,_ in rows for k in r)), [f'{name} line {o[0][0]}' for o in sentences])
+    return _to_frame(rows, list(dict.fromkeys(k for r,_ in rows for k in r)), [f'{name} line {sentence[0][0]}' for sentence in sentences])
 
 # %% ../../nbs/data/23_tag_target.ipynb #928c7f5d
 def _span(o):
@@ -119,19 +119,19 @@ def span_tags(
     spans, # Its entities: dicts of start, end and label, or lists of the three; characters count from 0
 )->tuple: # (tags of the words of the text, in IOB2; problem): one of them is None
     "Spans as one tag per word"
-    pairs = [(o,_span(o)) for o in spans]
+    pairs = [(span,_span(span)) for span in spans]
     for o,s in pairs:
         if s is None: return None,f'entity {str(o)[:60]} needs whole numbers start and end, and a label'
         if not 0<=s[0]<s[1]<=len(text): return None,f'entity {s[2]!r} is at {s[0]} to {s[1]}, and the text has {len(text)} characters'
     known = sorted((*_trimmed(text, a, b), label) for _,(a,b,label) in pairs)
-    two = next(((p,q) for p,q in zip(known, known[1:]) if q[0]<p[1]), None)
+    two = next(((name,q) for name,q in zip(known, known[1:]) if q[0]<name[1]), None)
     if two: return None,f'entities {_named_span(text, two[0])} and {_named_span(text, two[1])} overlap, and a word has one tag'
     places,tags = _places(text),[]
     for a,b in places:
-        o = next((o for o in known if o[0]<b and a<o[1]), None)
+        o = next((name for name in known if name[0]<b and a<name[1]), None)
         if o and not o[0]<=a<b<=o[1]: return None,f'entity {_named_span(text, o)} begins or ends within the word {text[a:b]!r}'
         tags.append(OUTSIDE if o is None else f"{'B' if a==o[0] else 'I'}-{o[2]}")
-    lost = next((o for o in known if o[0]==o[1]), None)
+    lost = next((name for name in known if name[0]==name[1]), None)
     return (tags,None) if lost is None else (None, f'entity {lost[2]!r} at {lost[0]} holds no word')
 
 # %% ../../nbs/data/23_tag_target.ipynb #17a9a6ca
@@ -174,10 +174,10 @@ def tag_frame(
         made = _spans_to_tags(frame, 'text', spans)
         more = {'tags':series(made['tags']), Own.PROBLEM:series(made['problem'])} if labelled else {}
         return frame.drop(columns=[spans, 'tokens'], errors='ignore').rename(columns={'text':'tokens'}).assign(**{k:v for k,v in more.items() if isinstance(k, str)}).pipe(_with, more)
-    names = {old:new for new,olds in (('tokens',_WORD_COLUMNS), ('tags',_TAG_COLUMNS)) if new not in frame for old in [next((o for o in olds if o in frame), None)] if old}
-    if 'tags' in names.values() and labelled: say(f"Reading the tags from column {next(k for k,v in names.items() if v=='tags')!r}; target= selects another")
+    names = {old:new for new,olds in (('tokens',_WORD_COLUMNS), ('tags',_TAG_COLUMNS)) if new not in frame for old in [next((old for old in olds if old in frame), None)] if old}
+    if 'tags' in names.values() and labelled: say(f"Reading the tags from column {next(key for key,value in names.items() if value=='tags')!r}; target= selects another")
     frame = frame.rename(columns=names)
-    return frame.assign(tokens=series([_list_in(o) for o in frame['tokens']])) if 'tokens' in frame else frame
+    return frame.assign(tokens=series([_list_in(token) for token in frame['tokens']])) if 'tokens' in frame else frame
 
 def _with(frame, columns):
     frame = frame.copy()
@@ -190,7 +190,7 @@ def _tags_of(cell, names=None):
     from sft_nb.data.labels import is_blank
     cell = _list_in(cell)
     if is_blank(cell): return None
-    if isinstance(cell, str): return [o.strip() for o in cell.split(', ')] if ', ' in cell else cell.split()
+    if isinstance(cell, str): return [part.strip() for part in cell.split(', ')] if ', ' in cell else cell.split()
     if not isinstance(cell, (list,tuple)): return cell
     return [_tag_text(o, names) for o in cell]
 
@@ -216,19 +216,19 @@ class TagTarget(TargetKind):
     ):
         super().__init__(column)
         self.names,self.words = names,words
-    def problems(self, cells, spec): return [None if o is None else _tags_problem(o, self.names) for o in cells]
+    def problems(self, cells, spec): return [None if cell is None else _tags_problem(cell, self.names) for cell in cells]
     def labels(self, cell, several): return sorted(set(cell))
     def fatal(self, cells, spec):
-        known = {t for o in cells for t in o}
+        known = {t for cell in cells for t in cell}
         if len(known)<2: return f"one tag only ({next(iter(known), None)!r}): two are needed"
-    def vocab(self, cells, several): return sorted({t for o in cells for t in o}, key=_place_of)
+    def vocab(self, cells, several): return sorted({t for cell in cells for t in cell}, key=_place_of)
     def unknown(self, cells, spec):
         for i,o in cells.items():
             for t in (o if isinstance(o, list) else ()):
                 if t not in spec.vocab: yield i, f"tag {t!r} is not a tag of the model.{near(t, spec.vocab)}"
     def strata(self, cells, spec):
         import pandas as pd
-        return pd.Series(['some' if set(o)-{OUTSIDE} else 'none' for o in cells], index=cells.index, dtype=object)
+        return pd.Series(['some' if set(cell)-{OUTSIDE} else 'none' for cell in cells], index=cells.index, dtype=object)
 
 # %% ../../nbs/data/23_tag_target.ipynb #9ca47356
 def _tags_problem(o, names):
@@ -240,13 +240,13 @@ def _tags_problem(o, names):
 
 @patch
 def read(self:TagTarget, cells, delim=None, where=None, empty='raise'):
-    rows = [_tags_of(o, self.names) for o in cells]
-    good = [o for o in rows if isinstance(o, list) and all(isinstance(t, str) for t in o)]
+    rows = [_tags_of(cell, self.names) for cell in cells]
+    good = [row for row in rows if isinstance(row, list) and all(isinstance(t, str) for t in row)]
     scheme = tag_scheme(good)
     if where is not None and scheme in ('IOB1','IOBES'): say(f'Tags are written in {scheme}; they are kept in IOB2')
     if where is not None and good and all(t.isdecimal() for o in good for t in o):
         say('Tags are numbers without names: each word is scored by itself. Pass their names to score entities: TagTarget(names=[…]), or a Dataset with ClassLabel')
-    return [iob2(o, scheme) if isinstance(o, list) and all(isinstance(t, str) for t in o) else o for o in rows],False
+    return [iob2(row, scheme) if isinstance(row, list) and all(isinstance(t, str) for t in row) else row for row in rows],False
 
 @patch
 def empty(self:TagTarget, cell):
@@ -260,7 +260,7 @@ def _row_problem(cell, tags, scheme):
     if len(tags)!=len(places):
         how = '; the words of a text are runs of letters and single signs; pass a list to choose other words' if isinstance(cell, str) else ''
         return f'has {len(places):,} words and {len(tags):,} tags{how}'
-    letters = {split_tag(o)[0] for o in tags}
+    letters = {split_tag(tag)[0] for tag in tags}
     odd = tag_problem(tags, 'IOBES' if letters & set('ESLUM') else scheme)
     return f'word {odd[0]+1} {text[slice(*places[odd[0]])][:40]!r}: {odd[1]}' if odd else None
 
@@ -279,8 +279,8 @@ def check_tags(
 @patch
 def encode(self:TagTarget, cells, spec):
     from sft_nb.data.token_targets import SequenceTargets
-    at = {v:i for i,v in enumerate(spec.vocab)}
-    return SequenceTargets([[at[t] for t in o] for o in cells])
+    at = {name:i for i,name in enumerate(spec.vocab)}
+    return SequenceTargets([[at[t] for t in cell] for cell in cells])
 
 @patch
 def loss(self:TagTarget, spec, loss=None, label_smoothing=0., class_weights=None):
@@ -288,12 +288,12 @@ def loss(self:TagTarget, spec, loss=None, label_smoothing=0., class_weights=None
     if not callable(loss) and loss not in (None,'cross_entropy'):
         raise FitError(f"loss={loss!r}: tags are learned by 'cross_entropy', or by a loss of your own. class_weights= gives rare tags more weight.")
     counts = Counter(t for o in spec.rows.loc[spec.rows.split=='train', self.column] for t in o) if spec.has_rows else None
-    return make_loss(loss, False, label_smoothing, class_weights, None if counts is None else [counts[v] for v in spec.vocab])
+    return make_loss(loss, False, label_smoothing, class_weights, None if counts is None else [counts[name] for name in spec.vocab])
 
 @patch
 def metrics(self:TagTarget, spec):
     from sft_nb.core.fit_metrics import written_metrics
-    def score(rows): return {k:float(v[0]) for k,v in TagScores(rows.target, rows.prediction)(np.ones((1,len(rows)))).items()}
+    def score(rows): return {key:float(value[0]) for key,value in TagScores(rows.target, rows.prediction)(np.ones((1,len(rows)))).items()}
     return written_metrics(spec, self.shown, score, lambda y: [[spec.vocab[i] for i in o if i>=0] for o in y.tolist()])
 
 # %% ../../nbs/data/23_tag_target.ipynb #f59b4e88
@@ -305,7 +305,7 @@ def _word_scores(z):
 @patch
 def decode(self:TagTarget, outputs, spec):
     import pandas as pd
-    best = [o.exp().max(-1) for o in _word_scores(outputs)]
+    best = [score.exp().max(-1) for score in _word_scores(outputs)]
     tags = [[spec.vocab[i] for i in ids.tolist()] for _,ids in best]
     sure = [p.tolist() for p,_ in best]
     return pd.DataFrame(dict(prediction=pd.Series(tags, dtype=object), probability=[min(p, default=1.) for p in sure], word_probabilities=pd.Series(sure, dtype=object)))
@@ -326,7 +326,7 @@ def tag_spans(
 def with_inputs(self:TagTarget, table, rows):
     import pandas as pd
     cells = zip(rows[self.words], table.prediction, table.get('word_probabilities', [None]*len(table)))
-    return table.assign(spans=pd.Series([tag_spans(*o) for o in cells], index=table.index, dtype=object))
+    return table.assign(spans=pd.Series([tag_spans(*cell) for cell in cells], index=table.index, dtype=object))
 
 # %% ../../nbs/data/23_tag_target.ipynb #e0ac951b
 @patch
@@ -335,18 +335,18 @@ def _columns(self:TagTarget, table, rows, target):
     target = list(map(list, target))
     table = self.with_inputs(table, rows) if self.words in rows else table.assign(spans=None)
     predicted = list(table.prediction)
-    errors = [sorted({k for kinds,*_ in (tag_errors(t, p) if has_entities([*t,*p]) else [(('label',),)]*(t!=p)) for k in kinds}) for t,p in zip(target, predicted)]
+    errors = [sorted({kind for kinds,*_ in (tag_errors(t, p) if has_entities([*t,*p]) else [(('label',),)]*(t!=p)) for kind in kinds}) for t,p in zip(target, predicted)]
     same = dict(target=target, prediction=predicted, correct=[t==p for t,p in zip(target, predicted)], spans=list(table.spans), errors=errors)
     return {**same, **{k:list(table[k]) if k in table else [np.nan]*len(predicted) for k in ('probability','loss')}}
 
 @patch
 def judged(self:TagTarget, outputs, rows, task, model, spec, batch_size=64, keep=False):
     import pandas as pd
-    parts,losses,at = [],[],{v:i for i,v in enumerate(spec.vocab)}
+    parts,losses,at = [],[],{name:i for i,name in enumerate(spec.vocab)}
     cells = iter(rows[self.column])
     for z in outputs:
         parts.append(task.decode(spec, z))
-        for lp,tags in zip(_word_scores(z), cells): losses.append(-float(np.mean([lp[i,at[t]] for i,t in enumerate(tags)])))
+        for lp,tags in zip(_word_scores(z), cells): losses.append(-float(np.mean([lp[i,at[tag]] for i,tag in enumerate(tags)])))
     return self._columns(pd.concat(parts, ignore_index=True).assign(loss=losses), rows, rows[self.column]),None
 
 # %% ../../nbs/data/23_tag_target.ipynb #628efa6f
@@ -357,7 +357,7 @@ def marked(self:TagTarget, row):
     predicted,true = (list(row[k]) if row.get(k) is not None else [] for k in ('prediction','target'))
     wrong = {}
     for kinds,*both in (tag_errors(true, predicted) if true else []): wrong.update({(i,o):' and '.join(kinds) for i,o in enumerate(both) if o})
-    def shown(i, tags): return [(places[o[1]][0], places[o[2]-1][1], o[0], wrong.get((i,o), '')) for o in entities(tags)]
+    def shown(i, tags): return [(places[entity[1]][0], places[entity[2]-1][1], entity[0], wrong.get((i,entity), '')) for entity in entities(tags)]
     return dict(text=text, target=shown(0, true), prediction=shown(1, predicted))
 
 # %% ../../nbs/data/23_tag_target.ipynb #fd38efe3
@@ -369,7 +369,7 @@ def class_table(self:TagTarget, ev, draws=1000, seed=0):
     import pandas as pd
     from sft_nb.core.metrics import draw_weights, group_codes, interval
     scores,n = self.scores(ev),len(ev.rows)
-    values = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
+    values = {key:value[0] for key,value in scores.each(np.ones((1,n))).items()}
     low,high = interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(ev.rows), draws, seed)]))
     return pd.DataFrame({'class':scores.names, 'support':values['support'].astype(int), **{k:values[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
@@ -382,7 +382,7 @@ def from_table(self:TagTarget, frame, target, prediction, vocab=None, probabilit
     odd = next((p for os in known.values() for o in os if (p := _tags_problem(o, None))), None)
     if odd: raise DataError(f"The table holds tags, but {odd}. Write a list of tags for each row.")
     scheme = tag_scheme(known[target])
-    known = {c:[iob2(o, scheme) for o in os] for c,os in known.items()}
+    known = {key:[iob2(o, scheme) for o in os] for key,os in known.items()}
     return frame.assign(**{**known, 'target':known[target]}),self.vocab([o for os in known.values() for o in os], False),False,None
 
 @patch
@@ -393,7 +393,7 @@ def filled(self:TagTarget, frame, vocab, several, probabilities=None):
 @patch
 def baselines(self:TagTarget, inputs):
     "The most frequent tag, and the most frequent tag of each word"
-    return {'majority':None, 'dictionary':next(k for k in inputs if k.column==self.words)}
+    return {'majority':None, 'dictionary':next(part for part in inputs if part.column==self.words)}
 
 def _bare(cell):
     text,places = words_of(cell)
@@ -409,7 +409,7 @@ def constant(self:TagTarget, train, rows, spec):
 def baseline(self:TagTarget, kind, name, train, rows, spec):
     import pandas as pd
     if kind is None: return self.constant(train[self.column], rows, spec)
-    seen = Counter((w,t) for cell,tags in zip(train[self.words], train[self.column]) for w,t in zip(_bare(cell), tags))
+    seen = Counter((w,tag) for cell,tags in zip(train[self.words], train[self.column]) for w,tag in zip(_bare(cell), tags))
     known = {w:t for (w,t),_ in reversed(seen.most_common())}
     most = Counter(t for o in train[self.column] for t in o).most_common(1)[0][0]
     predicted = [[known.get(w, most) for w in _bare(o)] for o in rows[self.words]]

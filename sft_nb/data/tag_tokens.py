@@ -98,7 +98,7 @@ def encode(
     cells, # Texts, or lists of words
 )->list: # `Tokens`, with `taken`: number of words that use the vector of each
     "Tokenize texts, find the first token of each word, and cut long texts into windows"
-    texts = [words_of(o) for o in cells]
+    texts = [words_of(cell) for cell in cells]
     if not texts: return []
     enc = self.tokenizer([t for t,_ in texts], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
     self.tally.add([t for t,_ in texts], enc['input_ids'], float('inf'))
@@ -108,7 +108,7 @@ def encode(
 def _row(self:TagCoder, text_places, ids, offsets):
     text,places = text_places
     firsts = _firsts(text, places, offsets)
-    self.lost += [(text[slice(*places[i])], i+1, text) for i,o in enumerate(firsts) if o<0]
+    self.lost += [(text[slice(*places[i])], i+1, text) for i,first in enumerate(firsts) if first<0]
     ids,words = _filled(ids, firsts, self.unknown)
     windows,taken = windowed(ids, words, self.before, self.after, self.max_length, self.overlap)
     out = Tokens(windows)
@@ -124,8 +124,8 @@ def batch(
 )->dict: # input_ids, attention_mask and taken `(batch, longest)`
     "A batch, padded to its longest row"
     size = max(map(len, items))
-    def padded(rows, fill=0): return torch.tensor([list(o)+[fill]*(size-len(o)) for o in rows], dtype=torch.long)
-    return dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(o) for o in items]), taken=padded([o.taken for o in items]))
+    def padded(rows, fill=0): return torch.tensor([list(row)+[fill]*(size-len(row)) for row in rows], dtype=torch.long)
+    return dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(item) for item in items]), taken=padded([item.taken for item in items]))
 
 @patch
 def shown(
@@ -142,7 +142,7 @@ def say(
     labels, # `(rows, words)` numbers of tags, -100 for padding
 )->list: # One text per row
     "Tags of rows as text"
-    return [' '.join(self.vocab[i] for i in o if i>=0) for o in labels.tolist()]
+    return [' '.join(self.vocab[i] for i in label if i>=0) for label in labels.tolist()]
 
 def _lost_words(lost):
     word,i,text = lost[0]
@@ -199,9 +199,9 @@ def tag_loaders(
     coder,task = tag_coder(new),spec.task
     tokens = coder.encode(list(spec.rows[task.input_columns[0]]))
     for o in coder.remarks(ckpt.ref) if first else (): tell(o)
-    if first and any(o[:2]=='B-' for o in spec.vocab): _say_uncased(tokenizer, ckpt.ref)
+    if first and any(name[:2]=='B-' for name in spec.vocab): _say_uncased(tokenizer, ckpt.ref)
     labels = task.target.encode(spec.rows[task.target.column], spec).labels
-    dls = sequence_loaders(new, SequenceDL, coder, _ReadTokens(tokens, coder), labels, [len(o) for o in tokens], batch_size, 32 if length<=256 else 16)
+    dls = sequence_loaders(new, SequenceDL, coder, _ReadTokens(tokens, coder), labels, [len(token) for token in tokens], batch_size, 32 if length<=256 else 16)
     return prepared(dls, new, new.preprocess)
 
 # %% ../../nbs/data/25_tag_tokens.ipynb #9220412a

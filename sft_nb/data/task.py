@@ -71,7 +71,7 @@ def with_target(
 @patch(as_prop=True)
 def input_columns(self:Task)->tuple:
     "Names of the columns of the inputs"
-    return tuple(k.column for k in self.inputs)
+    return tuple(part.column for part in self.inputs)
 
 @patch(as_prop=True)
 def columns(self:Task)->tuple:
@@ -81,7 +81,7 @@ def columns(self:Task)->tuple:
 @patch(as_prop=True)
 def file_columns(self:Task)->tuple:
     "Names of the columns whose cells may be paths of files"
-    return tuple(k.column for k in self.inputs if k.files)
+    return tuple(part.column for part in self.inputs if part.files)
 
 @patch(as_prop=True)
 def cached_columns(self:Task)->tuple:
@@ -98,7 +98,7 @@ def missing(
     self:Task,
 )->list: # Names of the modules that are not installed
     "The optional libraries of this task that are not installed"
-    return [m for m in self.modules if importlib.util.find_spec(m) is None]
+    return [module for module in self.modules if importlib.util.find_spec(module) is None]
 
 # %% ../../nbs/data/00_task.ipynb #072c1bff
 @patch
@@ -120,7 +120,7 @@ def check_rows(
     problems = []
     for k in self.inputs:
         cells = rows[k.column] if self.needs=='all' else rows[k.column][[o is not None for o in rows[k.column]]]
-        problems += [(i,p) for i,p in zip(cells.index, k.problems(cells, spec)) if p]
+        problems += [(i,problem) for i,problem in zip(cells.index, k.problems(cells, spec)) if problem]
     return problems
 
 @patch
@@ -318,5 +318,5 @@ def task_of(
     "The task that a table is for"
     has,tasks = set(columns),all_tasks()
     def fit(t): return len(set(t.input_columns) & has),len(set(t.columns) & has),t.target.aligned
-    fits = [t for t in tasks.values() if t.inputs and set(t.input_columns)<=has]
+    fits = [value for value in tasks.values() if value.inputs and set(value.input_columns)<=has]
     return max(fits, key=fit) if fits else get_task(default)

@@ -83,16 +83,16 @@ def encode(
     texts, # Texts, or pairs of texts as tuples
 )->list: # One `Tokens` per text
     "Tokenize texts, and cut those that are too long; of a pair the longer one"
-    texts = [_cell(o) for o in texts]
+    texts = [_cell(text) for text in texts]
     if not texts: return []
     ids,kinds = _numbers(self.tokenizer, texts)
-    n = [len(o) for o in ids]
+    n = [len(number) for number in ids]
     self.tally.add(texts, ids, self.max_length)
     long = [i for i,o in enumerate(n) if o>self.max_length]
     if long:
         shorter = _numbers(self.tokenizer, [texts[i] for i in long], truncation='longest_first', max_length=self.max_length)
         for i,o,k in zip(long, *shorter): ids[i],kinds[i] = o,k
-    return [_tokens(o or [self.pad_id], k, m) for o,k,m in zip(ids, kinds, n)]
+    return [_tokens(number or [self.pad_id], kind, m) for number,kind,m in zip(ids, kinds, n)]
 
 def _cell(o): return tuple(map(str, o)) if isinstance(o, (tuple,list)) else str(o)
 
@@ -119,9 +119,9 @@ def batch(
 )->dict: # input_ids and attention_mask `(batch, longest)`; for pairs token_type_ids where the model has them
     "A batch, padded to its longest text"
     size = max(map(len, items))
-    def padded(rows, fill): return torch.tensor([list(o)+[fill]*(size-len(o)) for o in rows])
-    out = dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(o) for o in items], 0))
-    if items[0].kinds is not None: out['token_type_ids'] = padded([o.kinds for o in items], 0)
+    def padded(rows, fill): return torch.tensor([list(row)+[fill]*(size-len(row)) for row in rows])
+    out = dict(input_ids=padded(items, self.pad_id), attention_mask=padded([[1]*len(item) for item in items], 0))
+    if items[0].kinds is not None: out['token_type_ids'] = padded([item.kinds for item in items], 0)
     return out
 
 # %% ../../nbs/data/13_texts.ipynb #1cfa8c7a
@@ -227,7 +227,7 @@ def _show_table(table):
 def _decoded_batch(self:TextDL, b, max_n=9, full=True):
     "(text, label) pairs of a batch"
     x,ys = b[0],[y[:max_n] for y in b[1:]]
-    texts = _cells({k:v[:max_n] for k,v in x.items()}, self.coder)
+    texts = _cells({key:value[:max_n] for key,value in x.items()}, self.coder)
     read = self.dataset.tls[1] if ys and len(getattr(self.dataset, 'tls', ()))>1 else None
     return L(zip(texts, *([read.decode(o, full=full) if read is not None else o for o in y] for y in ys)))
 
@@ -243,7 +243,7 @@ def _show_results(self:TextDL, b, out, max_n=9, **kwargs):
     "A table of texts, labels and predictions"
     rows = self.decode_batch(b, max_n)
     predicted = self.decode_batch((*b[:1], *([out] if torch.is_tensor(out) else out)), max_n)
-    _show_table(pd.DataFrame([(_shown(o[0]), _label(o[1]), _label(p[1])) for o,p in zip(rows, predicted)], columns=['text','label','prediction']))
+    _show_table(pd.DataFrame([(_shown(row[0]), _label(row[1]), _label(p[1])) for row,p in zip(rows, predicted)], columns=['text','label','prediction']))
 
 def _label(o): return ', '.join(map(str, o)) if isinstance(o, (list,tuple,L)) else str(o)
 
@@ -303,7 +303,7 @@ class LazyTokens:
 
 def _encoded(coder, cells, part=1024):
     "(tokens of each text, their number before the cut)"
-    if not is_lazy(cells): return (tokens := coder.encode(list(cells))),[o.n for o in tokens]
+    if not is_lazy(cells): return (tokens := coder.encode(list(cells))),[token.n for token in tokens]
     cells = getattr(cells, 'array', cells)
     n = [o.n for at in range(0, len(cells), part) for o in coder.encode(cells[at:at+part])]
     return LazyTokens(cells, coder),np.array(n, dtype=np.int64)
@@ -413,4 +413,4 @@ def check_texts(
 )->list: # (index, problem) of those that cannot be used
     "The problems of each text"
     pair = bool((getattr(spec, 'preprocess', None) or {}).get('pair', _pair_of(rows)))
-    return [(i,p) for i,o in rows['text'].items() if (p := _cell_problem(o, pair))]
+    return [(key,p) for key,value in rows['text'].items() if (p := _cell_problem(value, pair))]

@@ -27,7 +27,7 @@ def pad_labels(
 )->torch.Tensor: # `(batch, longest)`, -100 after the end
     "Targets as one tensor"
     size = max(map(len, rows))
-    return torch.tensor([list(o)+[-100]*(size-len(o)) for o in rows], dtype=torch.long)
+    return torch.tensor([list(row)+[-100]*(size-len(row)) for row in rows], dtype=torch.long)
 
 # %% ../../nbs/data/16_token_targets.ipynb #ef6ae86f
 class SequenceDL(TextDL):

@@ -26,7 +26,7 @@ from .token_targets import _language
 def _codes(tokenizer):
     "Codes of the languages of a tokenizer; empty where it is for one pair"
     if (own := getattr(tokenizer, 'lang_code_to_id', None)): return list(own)
-    if (own := getattr(tokenizer, 'supported_language_codes', None)): return [o[2:-2] for o in own]
+    if (own := getattr(tokenizer, 'supported_language_codes', None)): return [name[2:-2] for name in own]
     if not hasattr(tokenizer, 'src_lang'): return []
     return [o for o in tokenizer.get_vocab() if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]{1,3}', o)]
 
@@ -67,7 +67,7 @@ def encode(
     texts, # Sources
 )->list: # One `Tokens` per source
     "Tokenize sources, and cut those that are too long"
-    return super(PairCoder, self).encode([self.prefix+str(o) for o in texts])
+    return super(PairCoder, self).encode([self.prefix+str(text) for text in texts])
 
 @patch
 def labels(
@@ -113,7 +113,7 @@ def shown(
 )->list: # Texts, without the prefix
     "Sources of a batch"
     texts = [self.decode([t for t,on in zip(*o) if on]) for o in zip(x['input_ids'][:n].tolist(), x['attention_mask'][:n].tolist())]
-    return [o.removeprefix(self.prefix).strip() for o in texts]
+    return [text.removeprefix(self.prefix).strip() for text in texts]
 
 # %% ../../nbs/data/17_translation.ipynb #9a22daeb
 def pair_coder(
@@ -135,7 +135,7 @@ def check_pairs(
 )->list: # (index, problem) of those that cannot be used
     "The problems of each pair"
     sides = [c for c in ('source','target') if c in rows]
-    return [(i,f'{c}: {p}') for c in sides for i,o in rows[c].items() if (c=='source' or o is not None) and (p := _text_problem(o))]
+    return [(key,f'{side}: {p}') for side in sides for key,value in rows[side].items() if (side=='source' or value is not None) and (p := _text_problem(value))]
 
 # %% ../../nbs/data/17_translation.ipynb #35932abd
 def odd_pairs(
@@ -147,7 +147,7 @@ def odd_pairs(
         if s.strip()==t.strip(): return 'target equals source'
         a,b = sorted((len(s), len(t)))
         if b>10 and b>ratio*a: return f'{len(s)} characters against {len(t)}'
-    odd = [(r.item, r.row, o) for r in rows.itertuples() if (o := remark(r.source, r.target))]
+    odd = [(row.item, row.row, o) for row in rows.itertuples() if (o := remark(row.source, row.target))]
     return pd.DataFrame(odd, columns=['item','row','remark'])
 
 def _report_odd(rows):
@@ -166,7 +166,7 @@ def _target_length(lengths, most, limit, given):
 
 # %% ../../nbs/data/17_translation.ipynb #e53e8246
 def _report_cut(what, lengths, limit):
-    n = sum(o>limit for o in lengths)
+    n = sum(length>limit for length in lengths)
     if n: say(f"Cut {n:,} of {len(lengths):,} {what}s after {limit:,} tokens")
 
 def _report(rows, sources, targets, coder, ref='the checkpoint'):
@@ -176,7 +176,7 @@ def _report(rows, sources, targets, coder, ref='the checkpoint'):
     tally.add(list(rows.target), targets, 10**9)
     for side,t in (('sources',coder.tally), ('targets',tally)):
         if t.unknown: say(_unknown_text(t, coder.tokenizer.unk_token, f'{ref} ({side})', list(rows['row'])))
-    _report_cut('source', [o.n for o in sources], coder.max_length)
+    _report_cut('source', [source.n for source in sources], coder.max_length)
     _report_cut('target', list(map(len, targets)), coder.max_target_length)
 
 # %% ../../nbs/data/17_translation.ipynb #3ba134de
@@ -197,13 +197,13 @@ def translation_loaders(
     mark,langs = tokenizer_fingerprint(tokenizer),_languages(tokenizer, source_lang, target_lang, ckpt.ref)
     coder = PairCoder(tokenizer, _length(ckpt, config, tokenizer, max_length), 10**6, *langs, prefix)
     sources,targets = coder.encode(list(spec.rows.source)),coder.labels(list(spec.rows.target))
-    coder.max_target_length = _target_length([len(t) for t,s in zip(targets, spec.rows.split) if s=='train'], _limit(config) or 10**5,
+    coder.max_target_length = _target_length([len(target) for target,s in zip(targets, spec.rows.split) if s=='train'], _limit(config) or 10**5,
                                              _length(ckpt, config, tokenizer), max_target_length)
     if first: _report(spec.rows, sources, targets, coder, ckpt.ref)
     preprocess = dict(max_length=coder.max_length, max_target_length=coder.max_target_length, source_lang=langs[0], target_lang=langs[1], prefix=prefix,
                       num_beams=_beams(num_beams), tokenizer=mark)
     labels = coder.labels(list(spec.rows.target))
-    dls = sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(s)+len(t) for s,t in zip(sources, labels)], batch_size)
+    dls = sequence_loaders(spec, SequenceDL, coder, _ReadTokens(sources, coder), labels, [len(source)+len(label) for source,label in zip(sources, labels)], batch_size)
     return prepared(dls, spec, preprocess)
 
 # %% ../../nbs/data/17_translation.ipynb #56a15082

@@ -39,7 +39,7 @@ def _data_json(spec):
 
 def _versions(kind):
     names = ('sft_nb', 'torch', 'fastai', 'safetensors', *dict(timm=['timm'], hf=['transformers','tokenizers'], pair=['timm','transformers','tokenizers'])[kind])
-    return dict(python=platform.python_version(), **{n:importlib.metadata.version(n) for n in names})
+    return dict(python=platform.python_version(), **{name:importlib.metadata.version(name) for name in names})
 
 # %% ../../nbs/deployment/00_folder.ipynb #57cd4108
 def _plain(o):
@@ -54,13 +54,13 @@ def _saved_options(options):
         try: json.dumps(v, default=_plain, allow_nan=False)
         except (TypeError,ValueError): return False
         return True
-    return {k:v for k,v in options.items() if fits(v)}
+    return {key:value for key,value in options.items() if fits(value)}
 
 # %% ../../nbs/deployment/00_folder.ipynb #ed0c3c78
 def _sizes(model):
     "Parameters of each layer group"
     params = dict(model.named_parameters())
-    return {g:sum(params[n].numel() for n in ns) for g,ns in model.groups.items()}
+    return {key:sum(params[n].numel() for n in ns) for key,ns in model.groups.items()}
 
 def _numbers(metrics):
     "Metrics as plain numbers"
@@ -84,7 +84,7 @@ def _scores(spec):
 def _measured(ev):
     "Of an evaluation: which rows it is of, and the 95 % interval of each metric; nothing where there is none"
     if ev is None: return {}
-    intervals = {o.metric:[float(o.low),float(o.high)] for o in ev.report().itertuples() if math.isfinite(o.low) and math.isfinite(o.high)}
+    intervals = {row.metric:[float(row.low),float(row.high)] for row in ev.report().itertuples() if math.isfinite(row.low) and math.isfinite(row.high)}
     return {'measured':dict(on=ev.on, rows=len(ev), intervals=intervals)}
 
 def _describe(learn, model, spec, metrics, ev=None):
@@ -97,7 +97,7 @@ def _describe(learn, model, spec, metrics, ev=None):
 # %% ../../nbs/deployment/00_folder.ipynb #0352021a
 def _cell(text): return re.sub(r'([\\`*_{}\[\]<>|#&$~])', r'\\\1', ' '.join(str(text).split()))
 
-def _list(names, n=50): return ', '.join(_cell(o) for o in names[:n])+(f' and {len(names)-n:,} more' if len(names)>n else '')
+def _list(names, n=50): return ', '.join(_cell(name) for name in names[:n])+(f' and {len(names)-n:,} more' if len(names)>n else '')
 
 def _license(name):
     "A license as the first lines of a card name it: 'other' with a name of its own where it is not a plain word"
@@ -105,11 +105,11 @@ def _license(name):
     own = re.sub(r'[^\w.\-]+', '-', name.lower()).strip('-')[:60]
     return dict(license='other', license_name=own) if own else dict(license='other')
 
-def _parts(ref): return [o.strip() for o in ref.split('+')]
+def _parts(ref): return [part.strip() for part in ref.split('+')]
 
 def _origin(ref):
     "A reference without paths of this machine"
-    return ' and '.join(dict.fromkeys(o if o.startswith(('timm:','hf:','pip:')) else 'a local folder' for o in _parts(ref)))
+    return ' and '.join(dict.fromkeys(part if part.startswith(('timm:','hf:','pip:')) else 'a local folder' for part in _parts(ref)))
 
 def _timm_repo(name):
     "Repository of the weights that timm means by a name; None: they lie elsewhere"
@@ -119,9 +119,9 @@ def _timm_repo(name):
 
 def _on_hub(ref):
     "Names of the repositories that a reference means"
-    where = [o.partition(':') for o in _parts(ref)]
+    where = [part.partition(':') for part in _parts(ref)]
     found = [_timm_repo(name) if kind=='timm' else name.partition('@')[0] for kind,_,name in where if kind in ('timm','hf')]
-    return [o for o in found if o]
+    return [hit for hit in found if hit]
 
 # %% ../../nbs/deployment/00_folder.ipynb #28989846
 def _calibrated(info):
@@ -148,7 +148,7 @@ def _results(info, task_type):
     from huggingface_hub import EvalResult
     split = {'split':'validation'} if info.get('measured', {}).get('on')=='valid' else {}
     return [EvalResult(task_type=task_type, dataset_type='private', dataset_name='Data of its own, not published', metric_type=k, metric_value=round(v, 6), metric_name=k,
-                       **{f'dataset_{k}':v for k,v in split.items()}) for k,v in info['metrics'].items()]
+                       **{f'dataset_{key}':value for key,value in split.items()}) for k,v in info['metrics'].items()]
 
 def _front(info, task):
     "The facts at the top of a card, as YAML"
@@ -169,7 +169,7 @@ def _metrics_part(info):
     measured = info.get('measured')
     intervals = measured['intervals'] if measured else {}
     def line(k, v): return f"| {_cell(k)} | {v:.4f} | {'{:.4f} to {:.4f}'.format(*intervals[k]) if k in intervals else 'not known'} |"
-    rows = '\n'.join(line(k, v) for k,v in info['metrics'].items())
+    rows = '\n'.join(line(key, value) for key,value in info['metrics'].items())
     said = f"Of {measured['rows']:,} rows {_ROWS_OF.get(measured['on'], 'of other data')}" if measured else 'As they were given when the model was saved; of which rows is not known'
     return f'{said}.\n\n| metric | value | 95 % interval |\n|---|---|---|\n{rows}{_scored(info)}'
 
@@ -181,13 +181,13 @@ def _limits(info):
     if info['vocab']: out.append(f"It knows the {len(info['vocab']):,} {'labels' if info['multi_label'] else 'classes'} above and no other, also where an item shows something else.")
     if info['vocab'] and info.get('temperature', 1.)==1: out.append('Its probabilities were not calibrated.')
     if info['checkpoint'].get('pretrained', True): out.append('Everything that the pretrained model has learned, its biases too, is still in it.')
-    return '\n'.join(f'- {o}' for o in out) or '- None are known.'
+    return '\n'.join(f'- {part}' for part in out) or '- None are known.'
 
 
 # %% ../../nbs/deployment/00_folder.ipynb #4fa00e73
 def _card(info, task):
     "A model card"
-    ckpt,made = info['checkpoint'],', '.join(f'{k} {v}' for k,v in info['versions'].items())
+    ckpt,made = info['checkpoint'],', '.join(f'{key} {value}' for key,value in info['versions'].items())
     start = 'Fine-tuned from' if ckpt.get('pretrained', True) else 'Trained from fresh weights of'
     return f"""---
 {_front(info, task)}
@@ -224,15 +224,15 @@ or `sft_nb predict this/folder ITEM` in a terminal. From the Hub: `load_predicto
 
 # %% ../../nbs/deployment/00_folder.ipynb #f935d325
 def _hashes(folder):
-    files = sorted(p for p in folder.rglob('*') if p.is_file() and p.relative_to(folder).as_posix() not in (_CARD,_SPEC))
-    return {p.relative_to(folder).as_posix():dict(bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files}
+    files = sorted(path for path in folder.rglob('*') if path.is_file() and path.relative_to(folder).as_posix() not in (_CARD,_SPEC))
+    return {file.relative_to(folder).as_posix():dict(bytes=file.stat().st_size, sha256=sha256_file(file)) for file in files}
 
 def _stored(folder):
     "name -> kind of number of every tensor, and how many numbers there are, from the headers alone"
     folder = Path(folder)
-    names = {p.relative_to(folder).as_posix():p for p in sorted(folder.rglob('*.safetensors'))}
-    found = {n:tensor_shapes(p) for n,p in names.items() if not n.startswith('.')}
-    kinds = {f'{file}:{n}':kind for file,ts in found.items() for n,(kind,_) in ts.items()}
+    names = {path.relative_to(folder).as_posix():path for path in sorted(folder.rglob('*.safetensors'))}
+    found = {key:tensor_shapes(value) for key,value in names.items() if not key.startswith('.')}
+    kinds = {f'{file}:{key}':kind for file,ts in found.items() for key,(kind,_) in ts.items()}
     return kinds,sum(math.prod(shape) for ts in found.values() for _,shape in ts.values())
 
 # %% ../../nbs/deployment/00_folder.ipynb #dedaf7a5
@@ -249,8 +249,8 @@ def _is_text(o): return isinstance(o, str) and 0<len(o)<1000
 def _is_count(o): return isinstance(o, int) and not isinstance(o, bool) and o>=0
 def _is_number(o): return isinstance(o, (int,float)) and not isinstance(o, bool) and math.isfinite(o)
 def _is_hash(o): return isinstance(o, str) and re.fullmatch('[0-9a-f]{64}', o) is not None
-def _all(o, kind, key=_is_text): return isinstance(o, dict) and all(key(k) and kind(v) for k,v in o.items())
-def _has(o, **kinds): return isinstance(o, dict) and all(kind(o.get(k)) for k,kind in kinds.items())
+def _all(o, kind, key=_is_text): return isinstance(o, dict) and all(key(k) and kind(value) for k,value in o.items())
+def _has(o, **kinds): return isinstance(o, dict) and all(kind(o.get(key)) for key,kind in kinds.items())
 def _is_file(o): return _has(o, bytes=_is_count, sha256=_is_hash)
 def _is_names(o): return isinstance(o, list) and all(isinstance(v, str) for v in o) and len(set(o))==len(o)
 
@@ -268,7 +268,7 @@ def _is_measured(o):
 
 def _is_target(o):
     "A kind, and numbers of which a scale is above 0"
-    numbers = {k:v for k,v in o.items() if k!='kind'} if isinstance(o, dict) else None
+    numbers = {key:value for key,value in o.items() if key!='kind'} if isinstance(o, dict) else None
     return numbers is not None and _is_text(o.get('kind')) and all(map(_is_number, numbers.values())) and numbers.get('scale', 1)>0 and numbers.get('margin', 0)>=0
 
 
@@ -336,8 +336,8 @@ def _check_hash(folder, name, want):
 
 def _check_total(folder, info):
     "Files no larger than such a network needs, before any is read"
-    weights = sum(f['bytes'] for n,f in info['files'].items() if n.endswith('.safetensors'))
-    rest,params = sum(f['bytes'] for f in info['files'].values())-weights,sum(info['groups'].values())
+    weights = sum(value['bytes'] for key,value in info['files'].items() if key.endswith('.safetensors'))
+    rest,params = sum(value['bytes'] for value in info['files'].values())-weights,sum(info['groups'].values())
     if weights>16*params+10**8: raise FolderError(f"{folder} holds {weights:,} bytes of weights for {params:,} parameters. It is not opened; save it again.")
     if rest>2**29: raise FolderError(f"{folder} holds {rest:,} bytes beside its weights, a saved model has less than {2**29:,}. It is not opened; save it again.")
     check_memory(weights, folder)
@@ -364,9 +364,9 @@ def _check_tensors(folder, info):
 
 def _check_kinds(model, kinds, folder):
     "No parameter comes from whole numbers"
-    placed = {'.'.join([*PurePosixPath(file).parent.parts, name]):kind for k,kind in kinds.items() for file,_,name in [k.partition(':')]}
+    placed = {'.'.join([*PurePosixPath(file).parent.parts, name]):kind for key,kind in kinds.items() for file,_,name in [key.partition(':')]}
     whole = {name for name,kind in placed.items() if kind[0] not in 'FB' or kind=='BOOL'}
-    bad = [n for n,_ in model.named_parameters() if n.partition('.')[2] in whole]
+    bad = [name for name,param in model.named_parameters() if name.partition('.')[2] in whole]
     if bad: raise FolderError(f"{folder}: {bad[0]!r} is stored in whole numbers, a weight is not. Copy or save the folder again.")
 
 # %% ../../nbs/deployment/00_folder.ipynb #0e1458fe

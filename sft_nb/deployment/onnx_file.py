@@ -38,14 +38,14 @@ def _inputs(model, spec):
     "name -> example of two items"
     found = spec.task.onnx_inputs(model, spec)
     if found is not None: return found
-    offered = [t.name for t in all_tasks().values() if type(t).onnx_inputs is not Task.onnx_inputs]
+    offered = [value.name for value in all_tasks().values() if type(value).onnx_inputs is not Task.onnx_inputs]
     raise ExportError(f"Task {spec.task.name!r} cannot be written as ONNX. Valid: {', '.join(offered)}. Its saved folder opens with the library it came from.")
 
 def _dynamic(inputs):
     "The number of items may differ, and of tokens the length"
     from torch.export import Dim
     batch,length = Dim('batch'),Dim('length')
-    return tuple({0:batch, 1:length} if v.ndim==2 else {0:batch} for v in inputs.values())
+    return tuple({0:batch, 1:length} if value.ndim==2 else {0:batch} for value in inputs.values())
 
 # %% ../../nbs/deployment/02_onnx_file.ipynb #c197d6b7
 def _others(inputs):
@@ -53,7 +53,7 @@ def _others(inputs):
     g = torch.Generator().manual_seed(0)
     if 'input_ids' not in inputs: return {k:torch.randn(3, *v.shape[1:], generator=g) if v.is_floating_point() else v[torch.arange(3)%len(v)] for k,v in inputs.items()}
     size = inputs['input_ids'].shape[1]+5
-    out = {k:torch.zeros(3, size, dtype=v.dtype) for k,v in inputs.items()}
+    out = {key:torch.zeros(3, size, dtype=value.dtype) for key,value in inputs.items()}
     out['input_ids'] = inputs['input_ids'][torch.zeros(3, dtype=torch.long)][:,torch.arange(size)%inputs['input_ids'].shape[1]]
     out['attention_mask'] += 1
     out['attention_mask'][0,-4:] = 0
@@ -63,7 +63,7 @@ def _others(inputs):
 def _run(path, inputs):
     import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return session.run(None, {k:v.numpy() for k,v in inputs.items()})[0]
+    return session.run(None, {key:value.numpy() for key,value in inputs.items()})[0]
 
 def _check_same(net, path, inputs, tolerance):
     "The file says what the model says"

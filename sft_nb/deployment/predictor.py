@@ -62,7 +62,7 @@ class Predictor:
     @property
     def metrics(self): return dict(self.info['metrics'])
     def __repr__(self):
-        shown = ', '.join(f'{k} {v:.4f}' for k,v in self.metrics.items())
+        shown = ', '.join(f'{key} {value:.4f}' for key,value in self.metrics.items())
         said = self.task.target.summary if self.task.target.interval else f'{len(self.vocab)} classes'
         return f"Predictor({self.task.name}, {said}, from {self.info['checkpoint']['ref']}{f': {shown}' if shown else ''})"
 
@@ -228,7 +228,7 @@ def _described_again(model, live, spec, ev, known):
     "The content of `sft.json` of an opened model; metrics that are other than those that were saved bring their own intervals"
     info = dict(model.info, temperature=float(live.temperature), **_target_json(spec))
     if known is None: return info
-    return {k:v for k,v in info.items() if k!='measured'} | dict(metrics=_numbers(known), **_measured(ev))
+    return {key:value for key,value in info.items() if key!='measured'} | dict(metrics=_numbers(known), **_measured(ev))
 
 
 # %% ../../nbs/deployment/01_predictor.ipynb #8661e896
@@ -262,7 +262,7 @@ def _spec_of(info, folder):
         raise FolderError(f"{folder/'config.json'} has a {ckpt.kind} model {ckpt.arch!r}, {_SPEC} a {was['kind']} model {was['arch']!r}. "
                           "Save the folder again.")
     ckpt = replace(ckpt, **{k:was[k] for k in ('ref','arch','license','sha256','preprocess')})
-    scaling = {k:v for k,v in info.get('target', {}).items() if k!='kind'}
+    scaling = {key:value for key,value in info.get('target', {}).items() if key!='kind'}
     return Recipe(task, info['vocab'], info['multi_label'], ckpt, False, info['preprocess'], info['seed'], info['options'], scaling)
 
 # %% ../../nbs/deployment/01_predictor.ipynb #bb45f8cf
@@ -281,7 +281,7 @@ def _check_model(model, info, folder):
     if sizes!=info['groups']:
         other = next((g for g in {**sizes, **info['groups']} if sizes.get(g)!=info['groups'].get(g)))
         raise FolderError(f"{folder}: layer group {other!r} has {sizes.get(other, 0):,} parameters, {info['groups'].get(other, 0):,} were saved. "
-                          f"It was made with {', '.join(f'{k} {v}' for k,v in info['versions'].items())}.")
+                          f"It was made with {', '.join(f'{key} {value}' for key,value in info['versions'].items())}.")
     if bad := odd_weights(model): raise FolderError(f"{folder}: {len(bad)} tensors hold NaN or infinite numbers, the first is {bad[0]!r}. Train the model again.")
 
 def _check_tokenizer(spec, info, folder):
@@ -303,7 +303,7 @@ def _built(info, folder, kinds, head):
     except (MissingExtra,FolderError): raise
     except Exception as e:
         raise FolderError(f"{folder} could not be opened ({type(e).__name__}: {' '.join(str(e).split())[:300]}). It was made with "
-                          f"{', '.join(f'{k} {v}' for k,v in info['versions'].items())}.") from e
+                          f"{', '.join(f'{key} {value}' for key,value in info['versions'].items())}.") from e
     return spec,model
 
 # %% ../../nbs/deployment/01_predictor.ipynb #c2d37080

@@ -114,7 +114,7 @@ def compare_scratch(
         tuned,fresh = (_fitted(dls, fit, seed, p, kwargs) for p in (True,False))
         parts.append(tuned.compare({'from scratch':fresh}).assign(seed=seed))
     out = pd.concat(parts, ignore_index=True)
-    return out[['seed',*(c for c in out if c!='seed')]]
+    return out[['seed',*(part for part in out if part!='seed')]]
 
 # %% ../../nbs/diagnosis/04_advice.ipynb #2f0a9b1f
 def _probe_skill(x, y, n_classes, groups=None):

@@ -127,8 +127,8 @@ def cue_skill(
 # %% ../../nbs/diagnosis/03_audit.ipynb #7bb8b24f
 def _cue_columns(rows, spec):
     "Names of the columns that may give the label away; a column without a name is the index of a table"
-    own,kinds = {'item','row','split',*spec.task.columns},{c:rows[c].astype(str).nunique() for c in rows}
-    return [c for c in rows if c not in own and not str(c).startswith('Unnamed: ') and 1<kinds[c] and (pd.api.types.is_numeric_dtype(rows[c]) or kinds[c]<len(rows)/2)]
+    own,kinds = {'item','row','split',*spec.task.columns},{row:rows[row].astype(str).nunique() for row in rows}
+    return [row for row in rows if row not in own and not str(row).startswith('Unnamed: ') and 1<kinds[row] and (pd.api.types.is_numeric_dtype(rows[row]) or kinds[row]<len(rows)/2)]
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #ef8b2ece
 def _count(n, word): return f"{n:,} {word}{'' if n==1 else 'es' if word.endswith('s') else 's'}"
@@ -184,8 +184,8 @@ def _classes(a):
 def _names(a):
     if not len(a.classes): return
     n = a.classes.iloc[:,-1].to_dict()
-    for names,how in alike_classes(n, typos=True): yield 'names','warning',int(sum(n[o] for o in names[1:])), \
-        f"classes that differ in {how}: {', '.join(f'{o!r} ({n[o]:,})' for o in names)}", \
+    for names,how in alike_classes(n, typos=True): yield 'names','warning',int(sum(n[name] for name in names[1:])), \
+        f"classes that differ in {how}: {', '.join(f'{name!r} ({n[name]:,})' for name in names)}", \
         f"If they are one class, write {names[0]!r} in all of their rows; the model learns to tell them apart."
 
 # %% ../../nbs/diagnosis/03_audit.ipynb #f8ffcd17
@@ -258,8 +258,8 @@ def _judged(spec, rows, x, learn):
 def _cue_table(spec, rows, measures):
     y = spec.task.target.codes(rows[spec.task.target.column], spec)
     if y is None or y.ndim==2: return pd.DataFrame(columns=['cue','skill','p'])
-    cues = {**{c:rows[c] for c in _cue_columns(rows, spec)}, **{c:measures[c] for c in measures if measures[c].nunique()>1}}
-    table = pd.DataFrame([(c, *cue_skill(v.to_numpy(), y)) for c,v in cues.items()], columns=['cue','skill','p'])
+    cues = {**{column:rows[column] for column in _cue_columns(rows, spec)}, **{measure:measures[measure] for measure in measures if measures[measure].nunique()>1}}
+    table = pd.DataFrame([(key, *cue_skill(value.to_numpy(), y)) for key,value in cues.items()], columns=['cue','skill','p'])
     return table.sort_values('skill', ascending=False, kind='stable', ignore_index=True)
 
 def _sides(rows, x):
@@ -361,8 +361,8 @@ def _with_content(self:Audit, pairs):
 def _page_tables(self:Audit):
     "(title, table, column -> kind of input that is drawn)"
     task = self.spec.task
-    shown,drawn = ['item',*(k.column for k in task.inputs if not k.icon),task.target.column,'split'],{k.column:k for k in task.inputs if k.pictured}
-    first = {c:k for k in task.inputs[:1] if k.pictured for c in ('content','other_content')}
+    shown,drawn = ['item',*(part.column for part in task.inputs if not part.icon),task.target.column,'split'],{part.column:part for part in task.inputs if part.pictured}
+    first = {c:part for part in task.inputs[:1] if part.pictured for c in ('content','other_content')}
     yield 'Items that occur twice',self._with_content(self.duplicates.head(100)),first
     yield 'Labels that are probably wrong',self.suspects().head(100)[[*shown,'quality']],drawn
     yield 'Items far from all others',self.rows[self.rows.outlier].head(50)[[*shown,'distance']],drawn

@@ -65,4 +65,4 @@ def make_baselines(
     made = ev.__dict__.setdefault('_baselines', {})
     for o in names or have:
         if o not in made: made[o] = _baseline(ev, o, spec)
-    return {o:made[o] for o in names or have}
+    return {name:made[name] for name in names or have}

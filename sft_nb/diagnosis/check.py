@@ -38,10 +38,10 @@ def _measure_facts(spec, most=300):
     "Sizes and lengths; pictures and sounds are measured on a sample"
     part = _sampled(spec.rows, most)
     of = f' (of {len(part):,} rows)' if len(part)<len(spec.rows) else ''
-    own = [c for c in spec.task.adds if c in spec.rows]
-    yield from ((c, _numbers(spec.rows[c])) for c in own)
+    own = [add for add in spec.task.adds if add in spec.rows]
+    yield from ((name, _numbers(spec.rows[name])) for name in own)
     measures = item_measures(part, spec.task)
-    yield from ((c, _numbers(measures[c])+of) for c in measures if c not in ('brightness','contrast') and not (c=='duration' and 'seconds' in own))
+    yield from ((measure, _numbers(measures[measure])+of) for measure in measures if measure not in ('brightness','contrast') and not (measure=='duration' and 'seconds' in own))
 
 # %% ../../nbs/diagnosis/05_check.ipynb #39f62380
 def _class_fact(spec, most=12):
@@ -54,7 +54,7 @@ def _column_fact(task, options):
     given = options.get('input')
     names = given if isinstance(given, dict) else dict(zip(task.input_columns, [given] if isinstance(given, str) else given or ()))
     names = {**names, **({task.target.column:options['target']} if options.get('target') else {})}
-    return ', '.join(f'{k} (column {names[k]})' if names.get(k, k)!=k else k for k in task.columns)
+    return ', '.join(f'{column} (column {names[column]})' if names.get(column, column)!=column else column for column in task.columns)
 
 def _facts(spec, what, n, options):
     "(what, value) pairs, in reading order"
@@ -62,7 +62,7 @@ def _facts(spec, what, n, options):
     yield 'source',what
     yield 'rows',f"{n:,}, of which {len(spec.rows):,} can be used"
     yield 'columns',_column_fact(task, options)
-    if extra := [c for c in spec.rows if c not in own]: yield 'kept beside',', '.join(map(str, extra))
+    if extra := [row for row in spec.rows if row not in own]: yield 'kept beside',', '.join(map(str, extra))
     if spec.vocab: yield 'classes',_class_fact(spec)
     if task.target.interval: yield 'target',f"{task.target.summary}, {_numbers(spec.rows[task.target.column])}"
     yield 'split',', '.join(f'{int((spec.rows.split==s).sum()):,} {s}' for s in ('train','valid','test') if (spec.rows.split==s).any())
@@ -116,17 +116,17 @@ class DataCheck:
     def findings(self): return pd.DataFrame(columns=['kind','severity','rows','what','suggestion']) if self.audit is None else self.audit.findings
 
 # %% ../../nbs/diagnosis/05_check.ipynb #3cec9450
-def _block(title, lines): return ['', title, *(f'  {o}' for o in lines)] if lines else []
+def _block(title, lines): return ['', title, *(f'  {line}' for line in lines)] if lines else []
 
 def _problem_lines(problems, most=20):
-    lines = [f"{r.row}: {r.problem}" for r in problems.head(most).itertuples()]
+    lines = [f"{row.row}: {row.problem}" for row in problems.head(most).itertuples()]
     return lines+[f'and {len(problems)-most:,} more']*(len(problems)>most)
 
 def _pair_lines(audit, kind, most=3):
     "The first pairs that a finding is about"
     d = audit.duplicates
     pairs = dict(leak=d[d.across], duplicates=d[~d.across], conflict=_disagreeing(d)).get(kind, d[:0]) if len(d) else d
-    return [f'  {p.item} ({p.label}, {p.split}) and {p.other_item} ({p.other_label}, {p.other_split})' for p in pairs.head(most).itertuples()]
+    return [f'  {row.item} ({row.label}, {row.split}) and {row.other_item} ({row.other_label}, {row.other_split})' for row in pairs.head(most).itertuples()]
 
 def _finding_lines(audit):
     for f in audit.findings.itertuples(): yield from (f'{f.severity}: {f.what}', *_pair_lines(audit, f.kind), f'  → {f.suggestion}')
@@ -135,7 +135,7 @@ def _finding_lines(audit):
 def __repr__(self:DataCheck):
     wide = max(map(len, self.facts.what), default=0)
     findings = list(_finding_lines(self.audit)) if self.audit is not None else []
-    lines = [f'{o.what.ljust(wide)}  {o.value}' for o in self.facts.itertuples()]
+    lines = [f'{row.what.ljust(wide)}  {row.value}' for row in self.facts.itertuples()]
     lines += _block('Decisions', self.messages)
     lines += _block(f'Problems ({len(self.problems):,})', _problem_lines(self.problems))
     lines += _block('Findings', findings)
@@ -164,7 +164,7 @@ def _next(task, source, asked, problems, leaks=False):
     "The command that trains on these data"
     if not _is_path(source): return f"load_data({task.name!r}, …{', bad=' + repr('skip') if len(problems) else ''}{', exclude=leave_out(' + repr('leak') + ')' if leaks else ''})"
     asked = _without_leaks(asked, leaks)
-    own = [o for k,v in asked.items() if v is not None for o in _option(k, v)]
+    own = [o for key,value in asked.items() if value is not None for o in _option(key, value)]
     return shlex.join(['sft_nb','finetune',task.name,str(source),*own,*(['--bad','skip'] if len(problems) else []),'--out',f'{task.name}-model'])
 
 def check_data(

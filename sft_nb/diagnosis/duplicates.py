@@ -34,8 +34,8 @@ class Prints:
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #9daa8e18
 def _stacked(found, key):
     "The vectors of all items, zeros where one has none; None: none has one"
-    size = next((o[key] for o in found if key in o), None)
-    return None if size is None else np.stack([o.get(key, np.zeros_like(size)) for o in found])
+    size = next((hit[key] for hit in found if key in hit), None)
+    return None if size is None else np.stack([hit.get(key, np.zeros_like(size)) for hit in found])
 
 def item_prints(
     rows:pd.DataFrame, # With the inputs
@@ -43,14 +43,14 @@ def item_prints(
     decode:bool=True, # False: pictures and sounds are compared by the bytes of their files alone, which finds exact copies quickly
 )->Prints: # One entry per item
     "Hashes and small copies of every item; pictures are decoded"
-    cells = {k:list(rows[k.column]) for k in task.inputs}
-    out = Prints([''.join(hashlib.sha256(content_hash(v, k.files)).hexdigest() for k,v in zip(cells, vs)) for vs in zip(*cells.values())])
+    cells = {part:list(rows[part.column]) for part in task.inputs}
+    out = Prints([''.join(hashlib.sha256(content_hash(v, cell.files)).hexdigest() for cell,v in zip(cells, vs)) for vs in zip(*cells.values())])
     for k,vs in cells.items():
         if k.files and not decode: continue
         found = [{} if is_blank(v) else k.fingerprint(v) for v in (progress(vs, f'Hashing {k.word}') if k.files else vs)]
-        if len(cells)==1 and any('exact' in o for o in found): out.exact = [o.get('exact', '') for o in found]
-        if any('words' in o for o in found): out.words = [o.get('words', '') for o in found]
-        if any('thumb' in o for o in found): out.bits,out.thumbs,out.seen = _stacked(found, 'bits'),_stacked(found, 'thumb'),np.array([not is_blank(v) for v in vs])
+        if len(cells)==1 and any('exact' in hit for hit in found): out.exact = [hit.get('exact', '') for hit in found]
+        if any('words' in hit for hit in found): out.words = [hit.get('words', '') for hit in found]
+        if any('thumb' in hit for hit in found): out.bits,out.thumbs,out.seen = _stacked(found, 'bits'),_stacked(found, 'thumb'),np.array([not is_blank(v) for v in vs])
     return out
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #365d1efb
@@ -100,7 +100,7 @@ def _same_content(p, i, j):
     return min(alike) if alike else None
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #c6def687
-def _groups_of(keys): return [g for g in pd.Series(range(len(keys))).groupby(pd.Series(keys), sort=False).indices.values() if len(g)>1]
+def _groups_of(keys): return [value for value in pd.Series(range(len(keys))).groupby(pd.Series(keys), sort=False).indices.values() if len(value)>1]
 
 def _star(group, is_train):
     first = next((i for i in group if is_train[i]), group[0])
@@ -116,7 +116,7 @@ def _worded_pairs(p):
     "Pairs of items without a picture that have the same words"
     alone = range(len(p.words)) if p.seen is None else np.flatnonzero(~p.seen)
     groups = _groups_of([p.words[i] for i in alone])
-    return {(int(alone[a]),int(alone[b])) for g in groups if p.words[alone[g[0]]] for a,b in _star(g, np.zeros(len(alone), bool))}
+    return {(int(alone[a]),int(alone[b])) for group in groups if p.words[alone[group[0]]] for a,b in _star(group, np.zeros(len(alone), bool))}
 
 def _near_pairs(p, x, least, k=8):
     pairs = set() if p.bits is None else _seen_pairs(p)
@@ -126,7 +126,7 @@ def _near_pairs(p, x, least, k=8):
         i,c = np.nonzero((cosines>.8 if p.words or p.thumbs is not None else cosines>.995) & (places>=0))
         pairs |= {(min(int(a),int(b)),max(int(a),int(b))) for a,b in zip(i, places[i,c])}
     alike = {(a,b):_same_content(p, a, b) for a,b in pairs}
-    return {k:(1. if v is None else v) for k,v in alike.items() if v is None or v>=least}
+    return {key:(1. if value is None else value) for key,value in alike.items() if value is None or value>=least}
 
 # %% ../../nbs/diagnosis/02_duplicates.ipynb #ae190312
 def duplicate_pairs(
@@ -144,6 +144,6 @@ def duplicate_pairs(
     for (a,b),v in _near_pairs(p, features, least).items():
         if p.exact[a]!=p.exact[b]: pairs[(b,a) if is_train[b] and not is_train[a] else (a,b)] = ('near', v)
     cols = {k:rows[c].tolist() for k,c in (('item','item'),('split','split'),('label',task.target.column))}
-    out = pd.DataFrame([(kind, *(cols[c][a] for c in cols), *(cols[c][b] for c in cols), round(v, 4)) for (a,b),(kind,v) in pairs.items()],
+    out = pd.DataFrame([(kind, *(cols[col][a] for col in cols), *(cols[col][b] for col in cols), round(v, 4)) for (a,b),(kind,v) in pairs.items()],
                        columns=['kind','item','split','label','other_item','other_split','other_label','alike'])
     return out.assign(across=out.split!=out.other_split).sort_values(['across','kind','alike'], ascending=[False,True,False], kind='stable', ignore_index=True)

@@ -22,7 +22,7 @@ def _vectors(h):
     "`(batch, d)` out of activations"
     if isinstance(h, dict):
         mask = h.get('mask')
-        x = next(v for k,v in h.items() if k!='mask' and v.is_floating_point())
+        x = next(value for key,value in h.items() if key!='mask' and value.is_floating_point())
         if mask is None: return _vectors(x)
         m = mask.float()[...,None]
         return (x*m).sum(1)/m.sum(1).clamp(min=1)

@@ -68,7 +68,7 @@ class LearningCurve:
     def _repr_html_(self):
         from html import escape
         rest = repr(self).split('\n')[len(self.table)+1:]
-        return self.table.round(3).to_html(index=False)+''.join(f'<p>{escape(o)}</p>' for o in rest)
+        return self.table.round(3).to_html(index=False)+''.join(f'<p>{escape(part)}</p>' for part in rest)
 
     def plot(self,
         ax=None, # Axes of matplotlib; None: new ones
@@ -110,18 +110,18 @@ def learning_curve(
     x,vx = item_features(dls, train),item_features(dls, valid)
     y,vy = (spec.task.target.codes(r[spec.task.target.column], spec) for r in (train, valid))
     n,least = len(y),max(20, 2*len(spec.vocab))
-    sizes = _default_sizes(n, least) if sizes is None else [int(o) for o in sizes]
+    sizes = _default_sizes(n, least) if sizes is None else [int(size) for size in sizes]
     if len(sizes)<3 or sizes!=sorted(set(sizes)) or not len(spec.vocab)<=sizes[0]<=sizes[-1]<=n:
         raise DataError(f"sizes={sizes}: expected three or more rising numbers from {len(spec.vocab)} (one row per class) to {n:,} (the training rows).")
     orders = [_nested(y, seed+k) for k in range(repeats)]
-    right = np.stack([[_right(x, y, vx, vy, s, o) for o in orders] for s in progress(sizes, 'Learning curve')])
+    right = np.stack([[_right(x, y, vx, vy, size, order) for order in orders] for size in progress(sizes, 'Learning curve')])
     return _curve(np.array(sizes), right)
 
 def _curve(sizes, right):
     "The table and the forecasts out of `(sizes, repeats, rows)` of right and wrong"
     seen,some = right.mean((1,2)),_draws(right)
-    table = pd.DataFrame([dict(rows=int(s), accuracy=float(a), **dict(zip(('low','high'), _interval(some[:,i])))) for i,(s,a) in enumerate(zip(sizes, seen))])
+    table = pd.DataFrame([dict(rows=int(size), accuracy=float(row), **dict(zip(('low','high'), _interval(some[:,i])))) for i,(size,row) in enumerate(zip(sizes, seen))])
     twice = int(2*sizes[-1])
-    low,high = _interval([1-_forecast(sizes, 1-o, twice) for o in some])
+    low,high = _interval([1-_forecast(sizes, 1-row, twice) for row in some])
     doubled = dict(rows=twice, accuracy=1-_forecast(sizes, 1-seen, twice), low=low, high=high)
     return LearningCurve(table, doubled, dict(rows=int(sizes[-1]), forecast=1-_forecast(sizes[:-1], 1-seen[:-1], sizes[-1]), measured=float(seen[-1])))

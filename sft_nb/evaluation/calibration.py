@@ -86,7 +86,7 @@ def _quality(probs, t):
     "log_loss and ece"
     multi,n = t.ndim==2,probs.shape[1]
     s = ClassScores(t, (probs>.5).astype(int) if multi else probs.argmax(1), n, _row_loss(probs, t), None if multi else probs.max(1), probs)
-    return {k:float(v[0]) for k,v in s(np.ones((1,len(t))), areas=False).items() if k in ('log_loss','ece')}
+    return {key:float(value[0]) for key,value in s(np.ones((1,len(t))), areas=False).items() if key in ('log_loss','ece')}
 
 def _crossed(probs, t, seed=0):
     "Each half scaled by the temperature of the other"

@@ -31,7 +31,7 @@ def changed_rows(
     "The rows that two models predict differently: first those that only the other has right, then by how far the losses are apart"
     other = matched_evaluation(ev, other)
     a,b = ev.rows.reset_index(drop=True),other.rows.reset_index(drop=True)
-    inputs = [k.column for k in ev.task.inputs if k.written and k.column in a and k.column!='item']
+    inputs = [part.column for part in ev.task.inputs if part.written and part.column in a and part.column!='item']
     out = pd.DataFrame({**{c:a[c] for c in ('item', *inputs, 'target', 'prediction')}, 'other':b.prediction, 'right':[_RIGHT[bool(p),bool(q)] for p,q in zip(a.correct, b.correct)],
                         'probability':a.probability, 'other_probability':b.probability, 'loss':a.loss, 'other_loss':b.loss})
     out = out[[not _same(p, q, ev.multi_label) for p,q in zip(a.prediction, b.prediction)]]

@@ -62,7 +62,7 @@ def _both(ev, other, draws, seed):
     "Values of both, and of both in every draw"
     ones = np.ones((1, len(ev)))
     pair = [ev.scores(),other.scores()]
-    values = [{k:float(v[0]) for k,v in s(ones).items()} for s in pair]
+    values = [{key:float(value[0]) for key,value in s(ones).items()} for s in pair]
     return values,drawn(pair, len(ev), group_codes(ev.rows), draws or 1000, seed)
 
 def _verdict(target, metric, low, high):
@@ -92,4 +92,4 @@ def compare(
     "This model against another on the same rows, with 95 % intervals of the differences"
     if other is None or isinstance(other, str): other = self.baselines(None if other is None else [other])
     if isinstance(other, Evaluation): other = {other.on or 'other':other}
-    return pd.concat([_paired(self, e, name, draws, seed) for name,e in other.items()], ignore_index=True)
+    return pd.concat([_paired(self, value, name, draws, seed) for name,value in other.items()], ignore_index=True)

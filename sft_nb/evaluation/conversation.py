@@ -29,7 +29,7 @@ class Conversation:
         check_converses(spec.task)
         self.coder,self.system,self.messages,self.stopped = chat_coder(spec),system,[],True
         self.max_new_tokens = max_new_tokens or self.coder.max_new_tokens
-    def __repr__(self): return '\n'.join(f"{m['role']}: {m['content']}" for m in self.messages) or 'an empty conversation'
+    def __repr__(self): return '\n'.join(f"{message['role']}: {message['content']}" for message in self.messages) or 'an empty conversation'
     def reset(self):
         "Remove all messages"
         self.messages = []

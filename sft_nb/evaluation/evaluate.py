@@ -48,7 +48,7 @@ def _fastai_pairs(learn):
 
 def _fastai_rows(learn, n):
     items = [o for o in getattr(learn.dls.valid, 'items', [])]
-    names = [str(o) if isinstance(o, (str,Path)) else f'row {i}' for i,o in enumerate(items)] if len(items)==n else [f'row {i}' for i in range(n)]
+    names = [str(item) if isinstance(item, (str,Path)) else f'row {i}' for i,item in enumerate(items)] if len(items)==n else [f'row {i}' for i in range(n)]
     own = unique_names(names, [f'row {i}' for i in range(n)])
     return pd.DataFrame({'item':own, **({learn.spec.task.input_columns[0]:names} if len(items)==n and n and isinstance(items[0], (str,Path)) else {})})
 
@@ -58,10 +58,10 @@ _COLUMNS = ('target', 'prediction', 'probability', 'loss', 'correct')
 def _evaluation(learn, rows, cols, spec, probs, on, place=None):
     first = [c for c in ('item', *spec.task.input_columns) if c in rows]
     own = *_COLUMNS,*spec.task.target.beside
-    more = free_names([c for c in rows if c not in (*first, spec.task.target.column, 'split', 'row')], {*first, *own}, 'data_')
+    more = free_names([row for row in rows if row not in (*first, spec.task.target.column, 'split', 'row')], {*first, *own}, 'data_')
     def cells(c): return rows[c].array if is_lazy(rows[c]) else pd.Series(list(rows[c]), dtype=object if rows[c].dtype==object else None)
-    frame = pd.DataFrame({**{c:cells(c) for c in first}, **{c:list(cols[c]) for c in own},
-                          **{new:cells(c) for c,new in more.items()}})
+    frame = pd.DataFrame({**{c:cells(c) for c in first}, **{name:list(cols[name]) for name in own},
+                          **{new:cells(key) for key,new in more.items()}})
     out = Evaluation(in_row_order(frame, place), spec.task, spec.vocab, spec.multi_label, in_row_order(probs, place), on, spec if spec.has_rows else None, how_scored(spec.task, spec))
     out.made_by = weakref.ref(learn)
     return out
@@ -86,7 +86,7 @@ def _one_part(learn, rows, batch_size, keep, on, problems=None):
 def _in_parts(learn, rows, batch_size, keep, on, out, problems=None):
     "An `Evaluation` of rows; of lazy ones part by part"
     from sft_nb.evaluation.tables import parquet_parts
-    size,made = _PART if any(is_lazy(rows[c]) for c in learn.spec.task.input_columns if c in rows) else len(rows),[]
+    size,made = _PART if any(is_lazy(rows[column]) for column in learn.spec.task.input_columns if column in rows) else len(rows),[]
     with nullcontext(made.append) if out is None else parquet_parts(out) as append:
         for at in range(0, len(rows), size):
             ev = _one_part(learn, rows.iloc[at:at+size], batch_size, keep, on, problems)

@@ -43,7 +43,7 @@ def interval_calibration(
     "Margins and coverages; `ev.calibration` calls it"
     errors = (ev.rows.prediction-ev.rows.target).to_numpy(dtype=float)
     if len(errors)<20: raise DataError(f"Intervals need at least 20 labelled rows, got {len(errors)}. Evaluate more rows.")
-    rows = [_held(errors, group_codes(ev.rows), o) for o in levels if np.isfinite(crossed_margins(errors, group_codes(ev.rows), o)).all()]
+    rows = [_held(errors, group_codes(ev.rows), level) for level in levels if np.isfinite(crossed_margins(errors, group_codes(ev.rows), level)).all()]
     return IntervalCalibration(pd.DataFrame(rows, columns=['level','margin','coverage','low','high']))
 
 # %% ../../nbs/evaluation/07_intervals.ipynb #e460949f

@@ -83,7 +83,7 @@ def decoded_outputs(
     spec, # Its task decodes them
 )->pd.DataFrame: # prediction, probability; one row per item
     "Predictions and their probabilities"
-    parts = [spec.task.decode(spec, o) for o in outs]
+    parts = [spec.task.decode(spec, out) for out in outs]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(dict(prediction=[], probability=[]))
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #083dafce
@@ -124,8 +124,8 @@ def _side(rows, split, what):
         raise DataError(f"{what}: all {n['train']:,} rows are of split 'train', and a model is not judged by what it was trained on. "
                         "Pass other data, or split='train' (--split train) to evaluate them anyway.")
     split = split or have[0]
-    if not n[split]: raise DataError(f"split={split!r}: {what} has no rows of this split. It has {', '.join(f'{n[s]:,} {s}' for s in have) or 'no column split'}.")
-    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[s]:,} {s}' for s in have)} rows (split= or --split selects others)")
+    if not n[split]: raise DataError(f"split={split!r}: {what} has no rows of this split. It has {', '.join(f'{n[name]:,} {name}' for name in have) or 'no column split'}.")
+    if len(have)>1: say(f"Evaluating the {n[split]:,} {split} rows of {what}, which has {', '.join(f'{n[name]:,} {name}' for name in have)} rows (split= or --split selects others)")
     return rows[~rows.split.isin(set(have)-{split})]
 
 # %% ../../nbs/evaluation/01_prediction.ipynb #5a7e55f6

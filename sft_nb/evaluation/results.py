@@ -52,7 +52,7 @@ class Evaluation:
 
     def __len__(self): return len(self.rows)
     def __repr__(self):
-        shown = ', '.join(f'{k} {v:.4f}' for k,v in self.metrics.items())
+        shown = ', '.join(f'{key} {value:.4f}' for key,value in self.metrics.items())
         return f"Evaluation of {len(self):,} rows{f' ({self.on})' if self.on else ''}: {shown}"
 
 # %% ../../nbs/evaluation/00_results.ipynb #b0052c58
@@ -65,7 +65,7 @@ def scores(self:Evaluation):
 @patch
 def _by_class(self:Evaluation, scores, draws, seed):
     n = len(self)
-    values = {k:v[0] for k,v in scores.each(np.ones((1,n))).items()}
+    values = {key:value[0] for key,value in scores.each(np.ones((1,n))).items()}
     low,high = share_interval(np.concatenate([scores.each(w)['f1'] for w in draw_weights(n, group_codes(self.rows), draws, seed)]), values['support'])
     return pd.DataFrame({'class':self.vocab, 'support':values['support'].astype(int), **{k:values[k] for k in ('precision','recall','f1')}, 'low':low, 'high':high})
 
@@ -96,7 +96,7 @@ def confusion(
     t,p = self._pairs()
     if self.multi_label:
         cells = {'tn':(1-t)*(1-p), 'fp':(1-t)*p, 'fn':t*(1-p), 'tp':t*p}
-        out = pd.DataFrame({k:v.sum(0) for k,v in cells.items()}, index=pd.Index(self.vocab, name='class'))
+        out = pd.DataFrame({key:value.sum(0) for key,value in cells.items()}, index=pd.Index(self.vocab, name='class'))
     else:
         n = len(self.vocab)
         counts = np.bincount(t*n+p, minlength=n*n).reshape(n, n)
@@ -116,7 +116,7 @@ def _heat_map(counts):
     _,ax = plt.subplots(figsize=(side+.5,side))
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1, aspect='auto')
     every = max(1, n//40)
-    ax.set_xticks(range(0, m, every), [_plain(o) for o in counts.columns[::every]], rotation=90)
+    ax.set_xticks(range(0, m, every), [_plain(column) for column in counts.columns[::every]], rotation=90)
     ax.set_yticks(range(0, n, every), [_plain(o) for o in counts.index[::every]])
     ax.set(xlabel=counts.columns.name or '', ylabel=counts.index.name)
     if n<=30:
@@ -163,16 +163,16 @@ def _short(v): return f'{v:.4g}' if isinstance(v, float) else v
 
 def _picture_grid(ev, rows, cols):
     "Rows as pictures; the rows themselves where no input is one"
-    drawn,texts = [k for k in ev.task.inputs if k.pictured and k.column in rows],[k for k in ev.task.inputs if k.written]
+    drawn,texts = [part for part in ev.task.inputs if part.pictured and part.column in rows],[part for part in ev.task.inputs if part.written]
     if not drawn: return rows
     from textwrap import shorten
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(-(-len(rows)//cols), cols, figsize=(2.6*cols,3*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,(_,r) in zip(axs.flat, rows.iterrows()):
-        cell,captions = r[drawn[0].column],[shorten(r[k.column], 30) for k in texts if isinstance(r.get(k.column), str)]
+        cell,captions = r[drawn[0].column],[shorten(r[text.column], 30) for text in texts if isinstance(r.get(text.column), str)]
         if not _missing(cell): ax.imshow(drawn[0].picture(cell, 256))
-        more = ''.join(f'\n{o}' for o in captions)
+        more = ''.join(f'\n{caption}' for caption in captions)
         ax.set_title(_plain(f'{_short(r.target)} → {_short(r.prediction)}\n{"" if r.probability!=r.probability else f"{r.probability:.2f}, "}loss {r.loss:.2f}{more}'), fontsize=9)
     plt.close(fig)
     return fig

@@ -22,7 +22,7 @@ from .results import Evaluation
 # %% ../../nbs/evaluation/04_slices.ipynb #cc058123
 def _measured(rows, task):
     "Kinds of the inputs that the rows have"
-    return [k for k in (task_of(rows.columns) if task is None else task).inputs if k.column in rows]
+    return [part for part in (task_of(rows.columns) if task is None else task).inputs if part.column in rows]
 
 def measure_names(
     rows:pd.DataFrame, # With the inputs
@@ -47,14 +47,14 @@ def item_measures(
     for k in _measured(rows, task):
         if not k.measured: continue
         found = [{} if is_blank(v) else _measures(k, v, strict) for v in progress(list(rows[k.column]), f'Measuring {k.column}')]
-        out.update({n:[o.get(n, np.nan) for o in found] for n in k.measured})
+        out.update({n:[hit.get(n, np.nan) for hit in found] for n in k.measured})
     return pd.DataFrame(out, index=rows.index)
 
 # %% ../../nbs/evaluation/04_slices.ipynb #7c60f4af
 def _values(ev, by):
     "(name, one value per row)"
     rows = ev.rows
-    if callable(by): return getattr(by, '__name__', 'function').replace('<lambda>', 'function'),pd.Series([by(r) for _,r in rows.iterrows()], rows.index)
+    if callable(by): return getattr(by, '__name__', 'function').replace('<lambda>', 'function'),pd.Series([by(row) for index,row in rows.iterrows()], rows.index)
     if by in rows: return by,rows[by]
     if by in (names := measure_names(rows, ev.task)): return by,item_measures(rows, ev.task)[by]
     raise DataError(f"by={by!r}: the rows have no such column.{near(by, [*rows.columns, *names])} A function of a row is valid too.")
@@ -64,15 +64,15 @@ def _span(a, b): return f'{a:.4g} to {b:.4g}' if a<b else f'{a:.4g}'
 def _cut(name, values, bins):
     "{name of a slice: mask over the rows}"
     missing = values.isna().to_numpy()
-    if any(isinstance(v, (list,tuple,np.ndarray)) for v in values):
-        each = [set(v) if isinstance(v, (list,tuple,np.ndarray)) else set() for v in values]
+    if any(isinstance(value, (list,tuple,np.ndarray)) for value in values):
+        each = [set(value) if isinstance(value, (list,tuple,np.ndarray)) else set() for value in values]
         named = {str(l):l for l in set().union(*each)}
         out = {f'{name} = {k}':np.array([named[k] in v for v in each]) for k in class_order(named)}
     elif pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique()>max(bins, 5):
         parts = pd.qcut(values, bins, duplicates='drop')
-        out = {f'{name} {_span(values[parts==o].min(), values[parts==o].max())}':(parts==o).to_numpy() for o in parts.cat.categories}
+        out = {f'{name} {_span(values[parts==category].min(), values[parts==category].max())}':(parts==category).to_numpy() for category in parts.cat.categories}
     else:
-        named = {str(v):v for v in values.dropna().unique()}
+        named = {str(value):value for value in values.dropna().unique()}
         out = {f'{name} = {k}':(values==named[k]).to_numpy(dtype=bool, na_value=False) for k in class_order(named)}
     return {**out, **({f'{name} is missing':missing} if missing.any() else {})}
 
@@ -114,9 +114,9 @@ def _score_of(ev, score):
 def _slice_table(score, cut, units, draws, seed):
     drawn = _differences(score, list(cut.values()), units, draws, seed)
     low,high = interval(drawn)
-    p = [_p_value(score, m, units, drawn[:,j]) for j,m in enumerate(cut.values())]
-    value,rest = (np.array([score[m if inside else ~m].mean() for m in cut.values()]) for inside in (True,False))
-    return pd.DataFrame(dict(slice=list(cut), rows=[int(m.sum()) for m in cut.values()], value=value, rest=rest, difference=value-rest, low=low, high=high,
+    p = [_p_value(score, value, units, drawn[:,j]) for j,value in enumerate(cut.values())]
+    value,rest = (np.array([score[value if inside else ~value].mean() for value in cut.values()]) for inside in (True,False))
+    return pd.DataFrame(dict(slice=list(cut), rows=[int(value.sum()) for value in cut.values()], value=value, rest=rest, difference=value-rest, low=low, high=high,
                              p=p, p_corrected=_corrected(p)))
 
 def _verdicts(t, lower):
@@ -138,7 +138,7 @@ def slices(
     name,numbers = _score_of(self, score)
     known,cut = ~np.isnan(numbers),{}
     for o in by if isinstance(by, (list,tuple)) else [by]: cut.update(_cut(*_values(self, o), bins))
-    cut = {k:m[known] for k,m in cut.items() if least<=m[known].sum()<known.sum()}
+    cut = {key:value[known] for key,value in cut.items() if least<=value[known].sum()<known.sum()}
     if not cut: raise DataError(f"No slice has at least {least} rows and leaves other rows to compare with. Pass a smaller least=, or another by=.")
     units = group_codes(self.rows[known])
     units = None if units is None else pd.factorize(units)[0]

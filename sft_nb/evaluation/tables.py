@@ -50,7 +50,7 @@ def _in_order(frame, task, prediction, multi=False):
                loss=frame.get('loss', pd.Series(np.nan, frame.index)).to_numpy(dtype=float),
                correct=[set(a)==set(b) if multi else a==b for a,b in zip(frame.target, predicted)])
     where = [f'row {i}' for i in range(n)]
-    first = {'item':unique_names(map(str, frame['item']), where) if 'item' in frame else where, **{c:list(frame[c]) for c in task.input_columns if c in frame}}
+    first = {'item':unique_names(map(str, frame['item']), where) if 'item' in frame else where, **{column:list(frame[column]) for column in task.input_columns if column in frame}}
     rest = {str(c):list(frame[c]) for c in frame if str(c) not in {*first, *own, prediction}}
     return pd.DataFrame({**first, **own, **rest})
 
@@ -82,7 +82,7 @@ def _how(task, language):
 def _kind_of(task, cells, target_kind):
     "The task with the given kind of target, or that of the cells"
     if target_kind is not None: return task.with_target(target_kind)
-    return next((task.with_target(t.kind) for t in task.other_targets if t.recognized(cells) is not None), task)
+    return next((task.with_target(target.kind) for target in task.other_targets if target.recognized(cells) is not None), task)
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None, target_kind=None):
     "The result of `evaluate_table`, for a table that was read"
@@ -101,7 +101,7 @@ _FORMAT,_PROBS = 1,'probabilities'
 def _storable(frame, task):
     "Inputs as a file can hold them, for instance pictures in memory as the bytes of a PNG file"
     frame = frame.assign(**{c:frame[c].astype(object) for c in frame if is_lazy(frame[c])})
-    return frame.assign(**{k.column:list(map(k.storable, frame[k.column])) for k in task.inputs if k.column in frame})
+    return frame.assign(**{part.column:list(map(part.storable, frame[part.column])) for part in task.inputs if part.column in frame})
 
 # %% ../../nbs/evaluation/03_tables.ipynb #b22782f0
 def _arrow(ev, schema=None):

@@ -69,7 +69,7 @@ def _map_layer(model, run, least=7):
     found = []
     def seen(m, _, out):
         if torch.is_tensor(out) and out.ndim==4 and out.shape[2]==out.shape[3]>=least: found.append(m)
-    hooks = [m.register_forward_hook(seen) for m in model.modules() if m is not model]
+    hooks = [module.register_forward_hook(seen) for module in model.modules() if module is not model]
     try:
         with torch.no_grad(): run()
     finally:
@@ -90,7 +90,7 @@ def _embedding(model):
     for m in (model, getattr(model, 'net', None)):
         f = getattr(m, 'get_input_embeddings', None)
         if f is not None: return f()
-    return next(m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    return next(module for module in model.modules() if isinstance(module, torch.nn.Embedding))
 
 def _tokens_ig(score, ids, baseline, args, model, steps):
     ig = _captum().LayerIntegratedGradients(score, _embedding(model))
@@ -114,17 +114,17 @@ TEXT_METHODS = dict(ig=_tokens_ig, gradient=_tokens_gradient)
 def _tensors(batch):
     "Place -> tensor of everything in a batch"
     parts = batch if isinstance(batch, (tuple,list)) else (batch,)
-    return {(i,k):t for i,p in enumerate(parts) for k,t in (p.items() if isinstance(p, dict) else [(None,p)]) if torch.is_tensor(t)}
+    return {(i,k):t for i,part in enumerate(parts) for k,t in (part.items() if isinstance(part, dict) else [(None,part)]) if torch.is_tensor(t)}
 
 def _with(batch, new):
     "The batch with other tensors at some places"
     parts = batch if isinstance(batch, (tuple,list)) else (batch,)
-    return [({**p, **{k:t for (j,k),t in new.items() if j==i}} if isinstance(p, dict) else new.get((i,None), p)) for i,p in enumerate(parts)]
+    return [({**part, **{k:value for (j,k),value in new.items() if j==i}} if isinstance(part, dict) else new.get((i,None), part)) for i,part in enumerate(parts)]
 
 def _places(batch, task):
     "Input column -> place of its tensor"
     tensors = _tensors(batch)
-    return {k.column:at for k in task.inputs if (at := k.place(tensors)) is not None}
+    return {part.column:at for part in task.inputs if (at := part.place(tensors)) is not None}
 
 # %% ../../nbs/inspection/00_attributions.ipynb #99a88379
 class _Explainer:
@@ -148,7 +148,7 @@ class _Explainer:
     def batches(self, rows, batch_size):
         "Batches of rows, in their order; what is missing in a table is None"
         if not len(rows): return
-        rows = rows.assign(**{c:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[c]], rows.index, dtype=object) for c in self.spec.task.input_columns})
+        rows = rows.assign(**{column:pd.Series([None if isinstance(o, float) and o!=o else o for o in rows[column]], rows.index, dtype=object) for column in self.spec.task.input_columns})
         for b in self.spec.task.item_loader(self.spec, rows, batch_size):
             b = to_device(b, self.device)
             yield b if isinstance(b, (tuple,list)) else (b,)
@@ -200,7 +200,7 @@ def _seen_picture(x, preprocess):
 def _real(tok, ids, mask):
     "Which tokens are neither special nor padding"
     special = _special(tok)
-    return [i for i,(t,on) in enumerate(zip(ids, mask)) if on and t not in special]
+    return [i for i,(number,on) in enumerate(zip(ids, mask)) if on and number not in special]
 
 def _attribution(ex, batch, at, i, values, of, p):
     t = _tensors(batch)[at][i]
@@ -244,8 +244,8 @@ def explain(
             z = ex.scores(b)
             cls = _classes(ex.spec, z, None if of is None else of[len(out):len(out)+len(z)])
             p = ex.probabilities(z).gather(-1, cls[:,None])[:,0].tolist()
-            found = {c:(at, ex.values(b, at, cls)) for c,at in _places(b, ex.spec.task).items()}
-            out += [{c:_attribution(ex, b, at, i, v, ex.spec.vocab[cls[i]], p[i]) for c,(at,v) in found.items()} for i in range(len(z))]
+            found = {key:(at, ex.values(b, at, cls)) for key,at in _places(b, ex.spec.task).items()}
+            out += [{key:_attribution(ex, b, at, i, v, ex.spec.vocab[cls[i]], p[i]) for key,(at,v) in found.items()} for i in range(len(z))]
     return out
 
 # %% ../../nbs/inspection/00_attributions.ipynb #460ee978
@@ -300,5 +300,5 @@ def told_rows(
 )->list: # One dict per row, as `detail_html` takes it: column -> `Attribution` or `TokenLosses`
     "Facts that the Inspector shows of rows beside their content"
     task = model_and_spec(learn)[1].task
-    if task.converses: return [{task.target.column:o} for o in reference_losses(learn, rows)]
+    if task.converses: return [{task.target.column:loss} for loss in reference_losses(learn, rows)]
     return explain(learn, rows, picture=how, text=how if how in TEXT_METHODS else 'ig')

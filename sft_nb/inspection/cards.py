@@ -85,23 +85,23 @@ def _read_bytes(parts, errors='strict'):
 # %% ../../nbs/inspection/02_cards.ipynb #489f1387
 def _from_letters(tokens):
     "Texts of tokens that are letters for bytes; None where they are not"
-    if all(t.isascii() for t in tokens): return None
-    try: return _read_bytes([bytes(_byte_letters()[c] for c in t) for t in tokens])
+    if all(token.isascii() for token in tokens): return None
+    try: return _read_bytes([bytes(_byte_letters()[c] for c in token) for token in tokens])
     except (KeyError, UnicodeDecodeError): return None
 
 def _from_pieces(tokens):
     "Texts of SentencePiece tokens"
-    single = [re.fullmatch('<0x([0-9A-F]{2})>', t) for t in tokens]
-    return _read_bytes([bytes.fromhex(m[1]) if m else t.replace('▁', ' ').encode() for t,m in zip(tokens, single)], 'replace')
+    single = [re.fullmatch('<0x([0-9A-F]{2})>', token) for token in tokens]
+    return _read_bytes([bytes.fromhex(m[1]) if m else token.replace('▁', ' ').encode() for token,m in zip(tokens, single)], 'replace')
 
 def _token_texts(tokens):
     "The text of each token, with the space before or after it"
-    ends = [t.endswith('</w>') for t in tokens]
+    ends = [token.endswith('</w>') for token in tokens]
     if any(ends):
-        bare = [t.removesuffix('</w>') for t in tokens]
-        return [t+' '*e for t,e in zip(_from_letters(bare) or bare, ends)]
-    if any('▁' in t for t in tokens): return _from_pieces(tokens)
-    return _from_letters(tokens) or [t[2:] if t.startswith('##') else ' '+t for t in tokens]
+        bare = [token.removesuffix('</w>') for token in tokens]
+        return [letter+' '*end for letter,end in zip(_from_letters(bare) or bare, ends)]
+    if any('▁' in token for token in tokens): return _from_pieces(tokens)
+    return _from_letters(tokens) or [token[2:] if token.startswith('##') else ' '+token for token in tokens]
 
 # %% ../../nbs/inspection/02_cards.ipynb #f112ca63
 def _colored(tokens, values):
@@ -141,7 +141,7 @@ def _alignment(reference, output):
     "(kind, words of the reference, words of the output) of each stretch"
     from rapidfuzz.distance import Levenshtein
     a,b = reference.split(),output.split()
-    return [(_EDITS[o.tag], a[o.src_start:o.src_end], b[o.dest_start:o.dest_end]) for o in Levenshtein.opcodes(a, b)]
+    return [(_EDITS[opcode.tag], a[opcode.src_start:opcode.src_end], b[opcode.dest_start:opcode.dest_end]) for opcode in Levenshtein.opcodes(a, b)]
 
 # %% ../../nbs/inspection/02_cards.ipynb #a2960999
 def _edit(kind, words, tag):
@@ -156,7 +156,7 @@ def align_html(
     for kind,a,b in _alignment(reference, output):
         if kind!='equal': n[kind] += max(len(a), len(b))
         parts.append(html.escape(' '.join(a)) if kind=='equal' else _edit(kind, a, 'del')+_edit(kind, b, 'ins'))
-    counts = ', '.join(f'{v} {k}{"s" if v!=1 else ""}' for k,v in n.items())
+    counts = ', '.join(f'{value} {key}{"s" if value!=1 else ""}' for key,value in n.items())
     return f'<p class="sft-text">{" ".join(parts)}</p><p class="sft-note">{counts} of {len(reference.split())} words</p>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #aa281af6
@@ -207,7 +207,7 @@ def _wave(x, w=640, h=80):
     "Range of the samples in each of `w` columns, an SVG"
     cuts = np.array_split(x, min(w, max(1, len(x))))
     top = max(np.abs(x).max(initial=0), 1e-6)
-    path = ''.join(f'M{i*w/len(cuts):.1f} {h/2*(1-c.max()/top):.1f}V{h/2*(1-c.min()/top)+.5:.1f}' for i,c in enumerate(cuts) if len(c))
+    path = ''.join(f'M{i*w/len(cuts):.1f} {h/2*(1-cut.max()/top):.1f}V{h/2*(1-cut.min()/top)+.5:.1f}' for i,cut in enumerate(cuts) if len(cut))
     return f'<svg class="sft-wave" viewBox="0 0 {w} {h}" preserveAspectRatio="none" role="img" aria-label="waveform"><path d="{path}" stroke="currentColor" fill="none"/></svg>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #79fe0d15
@@ -254,7 +254,7 @@ def row_text(
     task:Task, # Whose inputs it has
 )->str: # The texts that a search looks at
     "All text of a row"
-    words = [o for k in task.inputs if _has(row, k.column) and (o := k.words(row[k.column]))]
+    words = [o for part in task.inputs if _has(row, part.column) and (o := part.words(row[part.column]))]
     return '\n'.join([*(_said(row[k]) for k in ('item',) if _has(row, k)), *words, *(_said(row[k]) for k in ('target','prediction') if _has(row, k))])
 
 # %% ../../nbs/inspection/02_cards.ipynb #7818ecf4
@@ -307,7 +307,7 @@ def _cell_html(kind, cell, item, n):
 def _small(row, task, n=140):
     "The inputs, small"
     if found := task.target.marked(row): return f'<span class="sft-snip">{marked_html(found, n)}</span>'
-    out = ''.join(_cell_html(k, row[k.column], str(row['item']), n) for k in task.inputs if _has(row, k.column))
+    out = ''.join(_cell_html(part, row[part.column], str(row['item']), n) for part in task.inputs if _has(row, part.column))
     return out or f'<span class="sft-snip">{show_value(row["item"], n)}</span>'
 
 # %% ../../nbs/inspection/02_cards.ipynb #ef10c731
@@ -378,9 +378,9 @@ def cells_html(
 def _facts(row, task):
     "Other facts about a row"
     own = _not_facts(task)
-    more = {k:v for k,v in row.items() if k not in own and not isinstance(v, (bytes,np.ndarray,dict))}
+    more = {key:value for key,value in row.items() if key not in own and not isinstance(value, (bytes,np.ndarray,dict))}
     facts = {k:row.get(k) for k in ('probability','loss','group') if k in row and not (k=='probability' and task.target.interval)}
-    return ''.join(f'<div><dt>{show_value(k, 40)}</dt><dd>{show_value(None if _missing(v) else v, 200)}</dd></div>' for k,v in {**facts, **more}.items())
+    return ''.join(f'<div><dt>{show_value(key, 40)}</dt><dd>{show_value(None if _missing(value) else value, 200)}</dd></div>' for key,value in {**facts, **more}.items())
 
 def _text(o): return f'<p class="sft-text">{show_value(o, 5000)}</p>'
 
@@ -426,7 +426,7 @@ def _verdicts(row, task, other):
 
 def _body(row, task, a, other):
     "A row in full, but for its name and facts"
-    there = [k for k in task.inputs if _has(row, k.column)]
+    there = [part for part in task.inputs if _has(row, part.column)]
     if found := task.target.marked(row):
         second = _labelled('The other model', marked_html(task.target.marked(other))) if other else ''
         return f'{_verdicts(row, task, other)}{marked_html(found)}{second}{_MARKED_NOTE}'

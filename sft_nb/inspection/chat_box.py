@@ -44,7 +44,7 @@ class ChatBox(W.VBox):
 def _draw(self:ChatBox, more=()):
     system = self.talk.system or self.talk.coder.system
     said = [('system',f'system: {system}')] if system else []
-    said += [(m['role'],m['content']) for m in self.talk.messages]
+    said += [(message['role'],message['content']) for message in self.talk.messages]
     body = ''.join(_bubble(*o) for o in [*said, *more]) or _bubble('note', 'Nothing was said yet.')
     self.pane.value = f'{_STYLE}<div class="sft-talk" role="log" aria-label="Conversation"><div>{body}</div></div>'
 

@@ -94,7 +94,7 @@ def _blank(self:Inspector, k): return _ANY if k in ('probability','residual','sp
 def _name_filters(self:Inspector):
     "Name of a filter by names -> its widget"
     sel,target = self.all['evaluated'],self.ev.task.target
-    out = {k:_dropdown(k, _choices(names)) for k,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()} if target.listed else {}
+    out = {key:_dropdown(key, _choices(names)) for key,(_,names) in dict(target=sel._target, prediction=sel._prediction).items()} if target.listed else {}
     out['result'] = _dropdown('result', _choices(['correct','wrong']), '150px')
     if target.error_kinds: out['error'] = _dropdown('error', _choices(target.error_kinds), '170px')
     if sel.changes: out['changed'] = _dropdown('changed', [('all',_ALL), *change_choices(sel)], '230px')
@@ -114,7 +114,7 @@ def _filter_widgets(self:Inspector):
 def _filter_bar(self:Inspector):
     self.w = self._filter_widgets()
     for k,w in self.w.items(): w.observe(lambda c, k=k: self._filtered(k), 'value')
-    self.order = _dropdown('order', [(v,k) for k,v in ORDERS.items()], '250px')
+    self.order = _dropdown('order', [(value,key) for key,value in ORDERS.items()], '250px')
     self.reverse = W.Checkbox(description='reversed', indent=False, layout=W.Layout(width='90px'))
     for w in (self.order, self.reverse): w.observe(lambda c: self._ordered(), 'value')
     return _in_lines([*self.w.values(), self.order, self.reverse, _button('Clear filters', lambda: self.clear_filters())])
@@ -126,8 +126,8 @@ _KEYS = ('ArrowRight','ArrowLeft','j','k','PageDown','PageUp','a','x','c','u','r
 def _label_keys(self:Inspector):
     "Key -> class: the class itself where all are one character, else its place from 1"
     vocab = [] if self._typed() else self.ev.vocab
-    if vocab and all(len(o)==1 and o.isdecimal() for o in vocab): return {o:o for o in vocab}
-    return {str(i):o for i,o in enumerate(vocab[:9], 1)}
+    if vocab and all(len(name)==1 and name.isdecimal() for name in vocab): return {name:name for name in vocab}
+    return {str(i):name for i,name in enumerate(vocab[:9], 1)}
 
 # %% ../../nbs/inspection/05_inspector.ipynb #fef8a868
 @patch
@@ -166,7 +166,7 @@ def _mark_bar(self:Inspector):
 def _how_to_explain(self:Inspector):
     "Off, or one of the methods; off where there is no model, or no class"
     task = self.ev.task
-    methods = list(dict.fromkeys(o for k in task.inputs for o in k.explained)) if task.target.listed else ['loss']*task.converses
+    methods = list(dict.fromkeys(o for part in task.inputs for o in part.explained)) if task.target.listed else ['loss']*task.converses
     self.how = _dropdown('explain', ['off',*methods], '150px')
     self.how.disabled = self.learn is None or not methods
     self.how.value = 'off' if self.how.disabled else methods[0]
@@ -215,7 +215,7 @@ def _elsewhere(self:Inspector):
     "Marks by others since the last message, in words"
     found,self.now_marks.others = self.now_marks.others,[]
     if not found: return ''
-    last = ', '.join(f"{o.get('item', '')} {o['do']}{' '+_said(o['label']) if 'label' in o else ''}".strip() for o in found[-3:])
+    last = ', '.join(f"{hit.get('item', '')} {hit['do']}{' '+_said(hit['label']) if 'label' in hit else ''}".strip() for hit in found[-3:])
     return f"{len(found):,} mark{'s'*(len(found)>1)} made elsewhere: {last}{' …' if len(found)>3 else ''}"
 
 @patch
@@ -247,7 +247,7 @@ def _head(self:Inspector):
     said = lambda ev: ' · '.join(f'{html.escape(k)} <b>{v:.4f}</b>' for k,v in list(ev.metrics.items())[:6])
     other = '' if self.against is None else f'<div class="sft-head">other: {said(self.against)}</div>'
     own = self._label_keys()
-    keys = ''.join(f', <b>{html.escape(k)}</b> {html.escape(v[:20])}' for k,v in own.items()) if any(k!=v for k,v in own.items()) else ', <b>0–9</b> label' if own else ''
+    keys = ''.join(f', <b>{html.escape(key)}</b> {html.escape(value[:20])}' for key,value in own.items()) if any(k!=v for k,v in own.items()) else ', <b>0–9</b> label' if own else ''
     return W.HTML(f'<div class="sft-head">{len(self.ev):,} rows{f" ({html.escape(self.ev.on)})" if self.ev.on else ""} · {said(self.ev)}</div>{other}'
                   f'<details><summary>Keys</summary><b>→ ←</b> or <b>j k</b> rows, <b>PgDn PgUp</b> pages, <b>a</b> ambiguous, <b>x</b> exclude, <b>c</b> no mark, <b>u</b> undo, <b>r</b> redo{keys}. '
                   f'Marks: {html.escape(str(self.marks.path))}</details>')
@@ -363,7 +363,7 @@ def _set_widget(self:Inspector, k, v):
     w,v = self.w.get('column' if k=='slice' else k),self._blank(k) if v is None else v
     if w is None: return
     if isinstance(w, W.Dropdown) and v not in (values := [o for _,o in w.options]):
-        raise DataError(f"{k}={v!r} does not occur.{near(v, [o for o in values if o is not _ALL])}")
+        raise DataError(f"{k}={v!r} does not occur.{near(v, [value for value in values if value is not _ALL])}")
     w.value = v
 
 # %% ../../nbs/inspection/05_inspector.ipynb #3efe2f1b
@@ -471,8 +471,8 @@ def step(
 # %% ../../nbs/inspection/05_inspector.ipynb #e0cc3fd6
 def _listed(text, vocab):
     "Names out of a line, the longest that are classes first"
-    spaced = lambda o: ', '.join(p.strip() for p in o.split(','))
-    known,parts,out = {spaced(o):o for o in vocab},[o.strip() for o in text.split(',') if o.strip()],[]
+    spaced = lambda o: ', '.join(part.strip() for part in o.split(','))
+    known,parts,out = {spaced(name):name for name in vocab},[part.strip() for part in text.split(',') if part.strip()],[]
     while parts:
         n = next((n for n in range(len(parts), 0, -1) if ', '.join(parts[:n]) in known), 1)
         name,parts = ', '.join(parts[:n]),parts[n:]
@@ -495,7 +495,7 @@ def mark(
     if kind=='relabel' and _same(was, label): kind,label = 'clear',None
     try: self.now_marks.mark(row['item'], kind, label, was=was)
     except SftError as e: return self._say(str(e))
-    theirs = [o['do'] for o in self.now_marks.others if o.get('item')==row['item']]
+    theirs = [other['do'] for other in self.now_marks.others if other.get('item')==row['item']]
     self._say(f"{row['item']}: {kind}{'' if label is None else f' {_said(label)}'}{f', in place of {theirs[-1]} from elsewhere' if theirs else ''}")
     self._draw_marks()
 

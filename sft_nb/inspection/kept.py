@@ -57,4 +57,4 @@ def run_pages(
     found = {k:(p,s) for k,p,s in (('report', folder/_REPORT, ''), ('predictions', predictions_folder(folder)/_PAGE, _SCRIPT)) if p.is_file()}
     for p,script in found.values():
         if not _begins(p, script): raise FolderError(f"{p} is not as this version of sft_nb writes it, so a browser might run what is in it. Make it anew, or look at its text first.")
-    return {k:p.resolve() for k,(p,_) in found.items()}
+    return {key:p.resolve() for key,(p,_) in found.items()}

@@ -37,8 +37,8 @@ def _change(sel, i): return sel.changes[1][sel.changes[0][i]] if sel.changes els
 def _record(sel, i, rank, slices, told, whole):
     "One row, as the script has it, but for its measures; `whole`: with inputs that are heard"
     row,task,other = sel.row(i),sel.task,sel.other_row(i)
-    shown = row if whole else {**row, **{k.column:None for k in task.inputs if k.icon}}
-    places,values = {k:int(v[i]) for k,v in rank.items()},{k:names[codes[i]] for k,(codes,names) in slices.items()}
+    shown = row if whole else {**row, **{part.column:None for part in task.inputs if part.icon}}
+    places,values = {key:int(value[i]) for key,value in rank.items()},{key:names[codes[i]] for key,(codes,names) in slices.items()}
     return dict(t=_said(row.get('target')), p=_said(row.get('prediction')), q=_finite(_asked(row, task)), c=bool(row.get('correct')), e=list(row['errors']) if task.target.error_kinds and 'errors' in row else [], r=places, x=row_text(row, task), s=values,
                 d=_change(sel, i), card=card_html(row, task, other=other), full=detail_html(shown, task, told, other=other))
 
@@ -74,9 +74,9 @@ def _choosing(sel, names):
     target,slices = sel.task.target,sel.slices()
     out = [] if names is None else [_select(k, k, [_EVERY, *enumerate(names)]) for k in ('target','prediction')]
     out.append(_select('result', 'result', [_EVERY, ('correct','correct'), ('wrong','wrong')]))
-    if target.error_kinds: out.append(_select('error', 'error', [_EVERY, *((k,k) for k in target.error_kinds)]))
+    if target.error_kinds: out.append(_select('error', 'error', [_EVERY, *((kind,kind) for kind in target.error_kinds)]))
     if sel.changes: out.append(_select('changed', 'changed', [_EVERY, *((v,k) for k,v in change_choices(sel))]))
-    return out+([_select('slice', 'slice', [_EVERY, *((k,k) for k in slices)]), _select('value', 'is', [_EVERY])] if slices else [])
+    return out+([_select('slice', 'slice', [_EVERY, *((part,part) for part in slices)]), _select('value', 'is', [_EVERY])] if slices else [])
 
 def _filter_form(sel, names):
     "`names`: those of classes, or None"
@@ -101,14 +101,14 @@ background:var(--bg); border:1px solid var(--line); border-radius:4px; padding:3
 
 # %% ../../nbs/inspection/06_page.ipynb #4f313eab
 def _tiles(ev, name=''):
-    return f'<div class="metrics">{name}{"".join(f"<div><b>{v:.4f}</b> {html.escape(k)}</div>" for k,v in ev.metrics.items())}</div>'
+    return f'<div class="metrics">{name}{"".join(f"<div><b>{value:.4f}</b> {html.escape(key)}</div>" for key,value in ev.metrics.items())}</div>'
 
 def _head_part(ev, shown, sounds, title, against=None):
     "Title, metrics, and what is left out"
     other = '' if against is None else _tiles(against, '<div>the other model:</div>')
     first = ', those that changed first' if against is not None else ''
     left = f' The gallery has the {shown:,} rows of the highest loss{first}; the counts are of all.' if shown<len(ev) else ''
-    if any(k.icon for k in ev.task.inputs) and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
+    if any(part.icon for part in ev.task.inputs) and sounds<shown: left += f' The {sounds:,} of the highest loss hold their sound.'
     return (f'<h1>{html.escape(title)}</h1><p class="sft-note">{len(ev):,} rows{f" ({html.escape(ev.on)})" if ev.on else ""}.{left}</p>{_tiles(ev)}{other}'
             +(f'<p class="sft-note">Scores: {html.escape(ev.score_note)}</p>' if ev.score_note else ''))
 
@@ -147,15 +147,15 @@ def _told(learn, sel, chosen, n):
 # %% ../../nbs/inspection/06_page.ipynb #94e67593
 def _page_data(sel, rows, names, measures):
     "All that the script reads"
-    curve = [[_finite(v) for v in o] for o in sel.thresholds().itertuples(index=False)]
-    return dict(rows=rows, names=names, slices={k:n for k,(_,n) in sel.slices().items()}, measures=measures, curve=curve)
+    curve = [[_finite(v) for v in row] for row in sel.thresholds().itertuples(index=False)]
+    return dict(rows=rows, names=names, slices={key:n for key,(_,n) in sel.slices().items()}, measures=measures, curve=curve)
 
 def _measures(sel, chosen, rows):
     "Give each row its numbers, and say between which they are"
     some = Selection(sel.rows.iloc[chosen], task=sel.task)
     columns = [some.measure(k) for k in some.measured]
-    for i,r in enumerate(rows): r['m'] = [_finite(c[i]) for c in columns]
-    return [dict(name=k, ends=[f'{o:.4g}' for o in some.ends(k)]) for k in some.measured]
+    for i,r in enumerate(rows): r['m'] = [_finite(column[i]) for column in columns]
+    return [dict(name=k, ends=[f'{end:.4g}' for end in some.ends(k)]) for k in some.measured]
 
 def evaluation_page(
     ev:Evaluation, # The evaluation to show

@@ -78,8 +78,8 @@ def line_chart(
     title:str, # Above the chart
 )->str: # An `<svg>` element
     "Curves as SVG"
-    series = {k:[float(o) if o is not None else None for o in v] for k,v in series.items()}
-    values = [o for v in series.values() for o in v if _finite(o)]
+    series = {key:[float(o) if o is not None else None for o in value] for key,value in series.items()}
+    values = [o for value in series.values() for o in value if _finite(o)]
     if not values: return ''
     w,h,left,top = 460,220,46,34
     px,py,ticks = _scales(values, len(labels), w, h, left, top)
@@ -93,20 +93,20 @@ def line_chart(
 def _curves(history):
     "The charts of a history"
     if not history: return ''
-    labels = [f"{o.get('phase', '')} {o.get('epoch', i+1)}".strip() for i,o in enumerate(history)]
-    names = [k for k in _keys(history) if k not in ('phase', 'epoch', 'seconds', 'lr') and any(_is_number(o.get(k)) for o in history)]
-    loss = [k for k in names if 'loss' in k]
-    charts = dict(loss=loss, metrics=[k for k in names if k not in loss])
-    svgs = [line_chart({k:[o.get(k) for o in history] for k in ks}, labels, title) for title,ks in charts.items()]
+    labels = [f"{row.get('phase', '')} {row.get('epoch', i+1)}".strip() for i,row in enumerate(history)]
+    names = [key for key in _keys(history) if key not in ('phase', 'epoch', 'seconds', 'lr') and any(_is_number(row.get(key)) for row in history)]
+    loss = [name for name in names if 'loss' in name]
+    charts = dict(loss=loss, metrics=[name for name in names if name not in loss])
+    svgs = [line_chart({k:[row.get(k) for row in history] for k in ks}, labels, title) for title,ks in charts.items()]
     return f'<div class="charts">{"".join(svgs)}</div>'
 
-def _keys(history): return list(dict.fromkeys(k for o in history for k in o))
+def _keys(history): return list(dict.fromkeys(k for row in history for k in row))
 
 # %% ../../nbs/inspection/01_report.ipynb #1ea58d49
 def _table(columns, rows, cls=''):
     "An HTML table of cells that are HTML already"
-    head = ''.join(f'<th scope="col">{html.escape(str(c))}</th>' for c in columns)
-    body = ''.join(f'<tr>{"".join(r)}</tr>' for r in rows)
+    head = ''.join(f'<th scope="col">{html.escape(str(column))}</th>' for column in columns)
+    body = ''.join(f'<tr>{"".join(row)}</tr>' for row in rows)
     return f'<div class="wide"><table class="{cls}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 def _cell(o): return f'<td{" class=n" if _is_number(o) else ""}>{show_value(o)}</td>'
@@ -126,7 +126,7 @@ def confusion_html(
     td = lambda i,j: cell(int(counts[i,j]), int(counts[i].sum()), i, j, names[i], says[j])
     if len(names)>most: return _table(['target', 'prediction', 'rows'], [[_cell(names[i]), _cell(says[j]), td(i, j)] for i,j in _confused(names, says, counts)[:most]], cls)
     rows = [[f'<th scope="row">{show_value(name, cut)}</th>', *(td(i, j) for j in range(len(says)))] for i,name in enumerate(names)]
-    return _table(['target ↓ prediction →', *(_short(o, cut) for o in says)], rows, cls)
+    return _table(['target ↓ prediction →', *(_short(say, cut) for say in says)], rows, cls)
 
 def _confused(names, says, counts):
     "Places of the errors, the most frequent first"
@@ -161,7 +161,7 @@ def rows_html(
 )->str: # HTML
     "Rows of data, with their pictures"
     drawn = drawn or {}
-    cells = lambda r: [f'<td>{picture_html(v, drawn[k])}</td>' if k in drawn else _cell(v) for k,v in r.items()]
+    cells = lambda r: [f'<td>{picture_html(value, drawn[key])}</td>' if key in drawn else _cell(value) for key,value in r.items()]
     return _table(rows.columns, [cells(r) for r in rows.to_dict('records')])
 
 def drawings(
@@ -225,11 +225,11 @@ def report_html(
     pictures:dict|None=None, # Title -> PIL picture, such as residuals
 )->str: # The whole page
     "A run on one page"
-    tiles = ''.join(_tile(k, *(v if isinstance(v, tuple) else (v,))) for k,v in metrics.items())
-    epochs = [[_cell(o.get(k)) for k in _keys(history)] for o in history]
-    pairs = [[_cell(k), _cell(v)] for k,v in (settings or {}).items()]
+    tiles = ''.join(_tile(key, *(value if isinstance(value, tuple) else (value,))) for key,value in metrics.items())
+    epochs = [[_cell(row.get(key)) for key in _keys(history)] for row in history]
+    pairs = [[_cell(key), _cell(value)] for key,value in (settings or {}).items()]
     sections = [('Curves', _curves(history)), ('Epochs', _table(_keys(history), epochs) if epochs else ''),
-                *((k, rows_html(v)) for k,v in (tables or {}).items()),
+                *((key, rows_html(value)) for key,value in (tables or {}).items()),
                 ('Confusion', '' if confusion is None else confusion_html(confusion)), *drawings(pictures),
                 ('Rows with the highest loss', '' if worst is None else rows_html(worst, drawn)),
                 ('Settings', _table(['setting', 'value'], pairs) if pairs else '')]

@@ -25,9 +25,9 @@ def _codes_of(cells):
     cells = pd.Series(cells, dtype=object)
     try: at,values = pd.factorize(cells, use_na_sentinel=False)
     except TypeError: at,values = np.arange(len(cells)),cells
-    codes,found = pd.factorize(np.array([_said(o) for o in values], dtype=object), sort=True)
+    codes,found = pd.factorize(np.array([_said(value) for value in values], dtype=object), sort=True)
     codes = codes[at]
-    if len(found) and all(o.lstrip('-').isdecimal() for o in found):
+    if len(found) and all(hit.lstrip('-').isdecimal() for hit in found):
         order = sorted(range(len(found)), key=lambda i: int(found[i]))
         place = np.empty(len(order), int)
         place[order] = range(len(order))
@@ -58,7 +58,7 @@ class Selection:
     def _prediction(self): return _codes_of(self.rows['prediction'])
     @cached_property
     def _texts(self):
-        there = [k for k in self.task.inputs if k.column in self.rows]
+        there = [part for part in self.task.inputs if part.column in self.rows]
         words = [[k.words(v) if _has(dict(v=v), 'v') else '' for v in self.rows[k.column]] for k in there]
         first,last = (([map(_said, self.rows[c]) for c in cs if c in self.rows]) for cs in (('item',), ('target','prediction')))
         return ['\n'.join(o).casefold() for o in zip(*first, *words, *last)]
@@ -143,16 +143,16 @@ def slices(
 )->dict: # Column -> (number of the name of each row, names)
     "By which columns the rows can be cut"
     if not hasattr(self, '_slices'):
-        more = [c for c in self.rows if c=='group' or c not in _not_facts(self.task)]
+        more = [row for row in self.rows if row=='group' or row not in _not_facts(self.task)]
         cut = {c:_slice(self.rows[c], most) for c in more if not isinstance(self.rows[c].iloc[0] if len(self.rows) else None, (bytes,np.ndarray,dict))}
-        self._slices = {c:o for c,o in cut.items() if o is not None}
+        self._slices = {key:value for key,value in cut.items() if value is not None}
     return self._slices
 
 # %% ../../nbs/inspection/03_selection.ipynb #9237277a
 @patch(as_prop=True)
 def measured(self:Selection):
     "Names of the numbers that rows can be bounded by"
-    more = [c for c in self.rows if c not in _not_facts(self.task) and pd.api.types.is_float_dtype(self.rows[c])]
+    more = [row for row in self.rows if row not in _not_facts(self.task) and pd.api.types.is_float_dtype(self.rows[row])]
     return [*(['loss'] if 'loss' in self.rows else []), *(['error'] if self.task.target.interval else []), *dict.fromkeys([*measure_names(self.rows, self.task), *more])]
 
 @patch
@@ -206,7 +206,7 @@ def _mask(self:Selection, k, v):
     if k=='changed': return _changed(self.changes, v)
     if k=='text':
         words = v.casefold().split()
-        return np.fromiter((all(w in t for w in words) for t in self._texts), bool, len(r))
+        return np.fromiter((all(w in text for w in words) for text in self._texts), bool, len(r))
     if k=='items': return r['item'].isin(v[0]).to_numpy()==v[1]
     if k=='column': return _is(self.slices()[v[0]], v[1])
     raise DataError(f"filter {k!r}.{near(k, ('target','prediction','result','error','probability','residual','measure','changed','text','items','column'))}")
@@ -285,7 +285,7 @@ def confusion(self:Selection)->pd.DataFrame: # A row for each target, a column f
     "How often what is taken for what"
     (t,tn),(p,pn) = self._target,self._prediction
     names = _codes_of([*tn, *pn])[1]
-    place = {o:i for i,o in enumerate(names)}
+    place = {name:i for i,name in enumerate(names)}
     a,b = (np.array([place[o] for o in ns], dtype=int)[c] if len(ns) else c for c,ns in ((t,tn),(p,pn)))
     n = len(names)
     return pd.DataFrame(np.bincount(a*n+b, minlength=n*n).reshape(n, n), index=names, columns=names)

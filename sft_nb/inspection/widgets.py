@@ -111,7 +111,7 @@ def _gallery_html(page, task, others):
     cards = ''.join(f'<button class="sft-card" data-do="open" data-value="{i}">{card_html(r, task, None, others.get(i))}{_slot(i)}</button>' for i,r in page)
     return f'<div class="sft-grid{_width(task)}">{cards}</div>' if page else '<p class="sft-empty">No row passes the filters.</p>'
 
-def _width(task): return '' if any(k.pictured for k in task.inputs) else ' sft-wide'
+def _width(task): return '' if any(part.pictured for part in task.inputs) else ' sft-wide'
 
 _HEAD = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
 
@@ -134,7 +134,7 @@ def _without_widgets(bundle, what, said, body):
 def _still_html(page, task, others, marks):
     "Rows with their marks, where nothing can be clicked"
     lines = (''.join(f'<td>{c}</td>' for c in cells_html(r, task, marks.get(r['item']), others.get(i))) for i,r in page)
-    return _rows_table(f'<tr>{o}</tr>' for o in lines) if page else ''
+    return _rows_table(f'<tr>{line}</tr>' for line in lines) if page else ''
 
 # %% ../../nbs/inspection/04_widgets.ipynb #99f8c22b
 def _rows(n): return f"{n:,} row{'s'*(n!=1)}"
@@ -160,10 +160,10 @@ def _histogram_html(bars, name, axis, note):
         said = name(r)
         parts = ''.join(f'<span class="{c}" style="height:{100*n/max(top, 1):.1f}%"></span>' for c,n in (('w',r.wrong),('r',r.correct)))
         return f'<button data-do="bin" data-value="{i}" title="{said}" aria-label="{said}">{parts}</button>'
-    body = ''.join(bar(i, r) for i,r in enumerate(bars.itertuples()))
+    body = ''.join(bar(i, row) for i,row in enumerate(bars.itertuples()))
     highest = f' The highest has {_rows(top)}.' if top else ''
     return (f'<p class="sft-note">{note} Click a bar to see its rows.{highest}</p>'
-            f'<div class="sft-hist">{body}</div><div class="sft-axis">{"".join(f"<span>{o}</span>" for o in axis)}</div>')
+            f'<div class="sft-hist">{body}</div><div class="sft-axis">{"".join(f"<span>{axi}</span>" for axi in axis)}</div>')
 
 def _bars_html(bars):
     return _histogram_html(bars, lambda r: f'{r.correct:,} correct and {r.wrong:,} wrong with a probability of {r.low:.2f} to {r.high:.2f}', ('0','0.25','0.5','0.75','1'),
@@ -171,7 +171,7 @@ def _bars_html(bars):
 
 def _residuals_html(bars):
     ends = bars.low.iloc[0],(bars.low.iloc[0]+bars.high.iloc[-1])/2,bars.high.iloc[-1]
-    return _histogram_html(bars, lambda r: f'{r.correct:,} within and {r.wrong:,} outside of their interval, off by {r.low:.3g} to {r.high:.3g}', [f'{o:.3g}' for o in ends],
+    return _histogram_html(bars, lambda r: f'{r.correct:,} within and {r.wrong:,} outside of their interval, off by {r.low:.3g} to {r.high:.3g}', [f'{end:.3g}' for end in ends],
                            'Prediction less target: the target within the interval (blue) and outside of it (red).')
 
 # %% ../../nbs/inspection/04_widgets.ipynb #c52c1238
@@ -201,7 +201,7 @@ _ALL = object()
 
 def _in_lines(parts): return W.HBox(parts, layout=W.Layout(flex_flow='row wrap', align_items='center', grid_gap='2px 10px'))
 
-def _choices(names, all='all'): return [(all, _ALL), *((o[:40], o) for o in names)]
+def _choices(names, all='all'): return [(all, _ALL), *((name[:40], name) for name in names)]
 
 def _named(widget, name, width, **kw):
     "A widget with its name beside it"
@@ -219,7 +219,7 @@ class _Range(W.HBox):
         self.observe(self._write, 'value')
     def _read(self, change):
         if self.busy: return
-        self.value = tuple(_ends(o.value) for o in self.fields)
+        self.value = tuple(_ends(field.value) for field in self.fields)
         self._write()
     def _write(self, change=None):
         self.busy = True

@@ -74,7 +74,7 @@ class _Part:
     start:int
     end:int
     def __call__(self, m, h):
-        state = h if self.start else {**{k:v for k,v in h.items() if k not in _OWN}, 'mask':h['attention_mask']}
+        state = h if self.start else {**{key:value for key,value in h.items() if key not in _OWN}, 'mask':h['attention_mask']}
         ids = torch.zeros_like(state['mask'], dtype=torch.long) if self.start else h['input_ids']
         def run(): return m.body(input_ids=ids, **_reading(m, state, state['mask']))
         with _handing(m.body, self.silent[self.start], state.get('hidden')):
@@ -85,15 +85,15 @@ class _Part:
 # %% ../../nbs/models/11_causal_model.ipynb #f0102524
 def _parts(m, example):
     "Pieces between all groups, where the family is known"
-    layers,prefix = [g for g in m.groups if g not in ('embeddings','head')],_prefix(m.net)
+    layers,prefix = [group for group in m.groups if group not in ('embeddings','head')],_prefix(m.net)
     if m.net.config.model_type not in CAUSAL_FAMILIES or list(m.groups)!=['embeddings',*layers,'head'] or not prefix: return []
     norms = list(dict.fromkeys(n.removeprefix(f'net.{prefix}').rpartition('.')[0] for n in m.groups['head'] if n.startswith(f'net.{prefix}')))
     if len(norms)!=1: return []
     givers,sizes = _givers(m.net, m.body, layers, example)
     first = {givers[0]:sizes[givers[0]]} if givers[0] else {}
-    silent = [{}, first, *({**first, **{n:sizes[n] for n in layers[:i]}} for i in range(1, len(layers)+1))]
+    silent = [{}, first, *({**first, **{layer:sizes[layer] for layer in layers[:i]}} for i in range(1, len(layers)+1))]
     starts = [0, *([1] if first else []), *range(2, len(layers)+2)]
-    return [(a, _Part((None, *layers, *norms), tuple(silent), a, b)) for a,b in zip(starts, [*starts[1:], len(layers)+2])]
+    return [(start, _Part((None, *layers, *norms), tuple(silent), start, b)) for start,b in zip(starts, [*starts[1:], len(layers)+2])]
 
 def _fits(m, parts, example):
     "Whether the pieces give the output of the network, padding included"
@@ -113,9 +113,9 @@ class CausalModel(SFTModel):
         generation:dict|None=None, # Arguments of transformers' `generate`; None: those of the network
     ):
         groups = causal_groups(net.eval(), example)
-        super().__init__(net, {g:[f'net.{n}' for n in ns] for g,ns in groups.items()}, None, (example,))
+        super().__init__(net, {key:[f'net.{n}' for n in ns] for key,ns in groups.items()}, None, (example,))
         self.generation = dict(generation or {})
-        layers = [g for g in self.groups if g not in ('embeddings','head')]
+        layers = [group for group in self.groups if group not in ('embeddings','head')]
         self.above_body = layers[3*len(layers)//4]
         parts = _parts(self, example)
         self.cut = parts if parts and _fits(self, parts, example) else []

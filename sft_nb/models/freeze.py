@@ -36,7 +36,7 @@ def layer_order(
 )->list: # Names of the layers that Keras would count, in the order in which they first run; the input is not in it
     "Convolution, linear, norm, embedding and pooling layers in the order in which they run"
     if not len(model.example): raise GroupError("This model has no example to run, so the order of its layers is unknown. Pass group= or rule= instead.")
-    layers,dev = [(n,m) for n,m in model.named_modules() if _is_layer(m) and not _added(model, n)],next(model.parameters()).device
+    layers,dev = [(name,module) for name,module in model.named_modules() if _is_layer(module) and not _added(model, name)],next(model.parameters()).device
     with run_order(layers) as at, torch.no_grad(), eval_mode(model): model(*on_device(model.example, dev))
     return list(at)
 
@@ -51,20 +51,20 @@ def _by_layers(model, n):
     if isinstance(n, bool) or not isinstance(n, Integral) or not 2 <= n <= len(order):
         raise GroupError(f"layers={n!r} freezes nothing or everything: the input is layer 1, this model has {len(order)+1}. Valid: 2 to {len(order)}.")
     off,names = set(order[:n-1]),list(model.groups)
-    group = {p:g for g,ps in model.groups.items() for p in ps}
+    group = {p:key for key,ps in model.groups.items() for p in ps}
     owned = {p:_layer_of(model, p) for p in group}
-    first = min((names.index(group[p]) for p,m in owned.items() if m in order and m not in off), default=len(names))
-    return {p for p,m in owned.items() if (m not in off if m in order else names.index(group[p])>=first)}
+    first = min((names.index(group[key]) for key,value in owned.items() if value in order and value not in off), default=len(names))
+    return {key for key,value in owned.items() if (value not in off if value in order else names.index(group[key])>=first)}
 
 # %% ../../nbs/models/02_freeze.ipynb #c423324c
 def _by_rule(model, rule):
     "Names of the parameters of a rule, and of the head"
     params,mods = dict(model.named_parameters()),dict(model.named_modules())
-    if callable(rule): hit = {n for n,p in params.items() if rule(n,p)}
-    elif rule=='bias': hit = {n for n in params if n.rpartition('.')[2].endswith('bias')}
-    elif rule=='norm': hit = {n for n in params if is_norm(mods[n.rpartition('.')[0]])}
+    if callable(rule): hit = {key for key,value in params.items() if rule(key,value)}
+    elif rule=='bias': hit = {param for param in params if param.rpartition('.')[2].endswith('bias')}
+    elif rule=='norm': hit = {param for param in params if is_norm(mods[param.rpartition('.')[0]])}
     else:
-        try: hit = {n for n in params if re.search(rule, n)}
+        try: hit = {param for param in params if re.search(rule, param)}
         except (re.error, TypeError) as e:
             raise GroupError(f"rule={rule!r} is not a regular expression: {e}. Valid: 'bias', 'norm', a regular expression, a function of (name, parameter).") from e
     if not hit-set(model.groups['head']): raise GroupError(f"rule={rule!r} names no parameter below the head. Names look like {next(iter(params))!r}.")
@@ -84,7 +84,7 @@ def trainable_names(
     elif rule is not None: on = _by_rule(model, rule)
     else: on = {n for g in model.above(group) for n in model.groups[g]}
     if len(on)==sum(map(len, model.groups.values())) and group!=0:
-        given = ', '.join(f'{k}={v!r}' for k,v in dict(group=group, layers=layers, rule=rule).items() if v is not None)
+        given = ', '.join(f'{key}={value!r}' for key,value in dict(group=group, layers=layers, rule=rule).items() if value is not None)
         raise GroupError(f"{given} freezes nothing. To train everything, call learn.unfreeze().")
     if model.only is None: return on
     if rule is not None and on & model.only <= set(model.groups['head']):
@@ -119,7 +119,7 @@ def group_table(
     rows = []
     for i,(g,ns) in enumerate(model.groups.items()):
         on = [n for n in ns if params[n].requires_grad]
-        layers = [n for n,at in model.module_groups.items() if at==g and _is_layer(mods[n]) and _has_params(mods[n]) and not _added(model, n)]
+        layers = [key for key,at in model.module_groups.items() if at==g and _is_layer(mods[key]) and _has_params(mods[key]) and not _added(model, key)]
         mode = 'train' if len(on)==len(ns) else 'part' if on else 'eval'
         lr = float(lrs[i]) if lrs is not None and on else float('nan')
         rows.append([g, len(layers), sum(params[n].numel() for n in ns), sum(params[n].numel() for n in on), lr, mode, (cached or {}).get(g, '')])

@@ -63,7 +63,7 @@ class FusionHead(nn.Module):
 # %% ../../nbs/models/08_fusion.ipynb #23a39ba7
 def _by_height(towers):
     "Groups of all towers, lowest first"
-    at = [((i+1)/len(t.groups), k, g) for k,t in enumerate(towers.values()) for i,g in enumerate(t.groups)]
+    at = [((i+1)/len(value.groups), k, group) for k,value in enumerate(towers.values()) for i,group in enumerate(value.groups)]
     return [g for *_,g in sorted(at)]
 
 # %% ../../nbs/models/08_fusion.ipynb #a708e869
@@ -96,8 +96,8 @@ class FusionModel(SFTModel):
         dual:bool=False, # Whether `net` is one network with two sides
     ):
         self.towers,self.pooling,self.dual = towers,pooling,dual
-        groups = {g:next(t for t in towers.values() if g in t.groups).groups[g] for g in _by_height(towers)}
-        super().__init__(net, {**groups, 'head':[f'head.{n}' for n,_ in head.named_parameters()]}, head, example)
+        groups = {g:next(value for value in towers.values() if g in value.groups).groups[g] for g in _by_height(towers)}
+        super().__init__(net, {**groups, 'head':[f'head.{name}' for name,param in head.named_parameters()]}, head, example)
         self._shapes,self.skipped = self._measure(),('net',) if dual else ('net.image',)
 
     def view(self,
@@ -120,7 +120,7 @@ def _measure(self:FusionModel):
     return out
 
 # %% ../../nbs/models/08_fusion.ipynb #1c247ede
-def _inputs(text): return {k:v for k,v in text.items() if k!='mask'} | dict(attention_mask=text['mask'])
+def _inputs(text): return {key:value for key,value in text.items() if key!='mask'} | dict(attention_mask=text['mask'])
 
 def _rows_with(has):
     "Numbers of the rows that have a picture, None where all do; read back from a device once per batch"
@@ -144,13 +144,13 @@ def _run(self:FusionModel, f, *args):
 # %% ../../nbs/models/08_fusion.ipynb #08e4ff41
 @patch
 def _begin(self:FusionModel, picture, text):
-    text = {('mask' if k=='attention_mask' else k):v for k,v in text.items()}
+    text = {('mask' if key=='attention_mask' else key):value for key,value in text.items()}
     return _Sides(image=picture.as_subclass(torch.Tensor), has=text.pop('has').bool(), **text)
 
 @patch
 def _go(self:FusionModel, h, start, end):
     "Both towers from some pieces to others"
-    image,text = h['image'],{k:v for k,v in h.items() if k not in _Sides.whole}
+    image,text = h['image'],{key:value for key,value in h.items() if key not in _Sides.whole}
     pieces,view,rows = self.towers['image'].pieces,self.view('image'),_rows_with(h['has'][:,0]) if end[0]>start[0] else None
     for k in range(start[0], end[0]): image = self._run(_present, pieces[k][1], view, image, rows, self._shapes[k])
     pieces,view = self.towers['text'].pieces,self.view('text')
@@ -164,14 +164,14 @@ def _done(tower, below):
     "How many pieces of a tower are made of groups in `below` alone"
     names = list(tower.groups)
     ends = [i for i,_ in tower.pieces[1:]]+[len(names)]
-    return next((k for k,e in enumerate(ends) if not set(names[:e])<=below), len(ends))
+    return next((k for k,end in enumerate(ends) if not set(names[:end])<=below), len(ends))
 
 @patch
 def cut_at(self:FusionModel,
     border, # Index of a group, or pieces done in each tower
 )->tuple: # Pieces done in the picture tower and in the text tower
     "The pieces below a border"
-    return border if isinstance(border, tuple) else tuple(_done(t, set(list(self.groups)[:border])) for t in self.towers.values())
+    return border if isinstance(border, tuple) else tuple(_done(value, set(list(self.groups)[:border])) for value in self.towers.values())
 
 # %% ../../nbs/models/08_fusion.ipynb #e20dc599
 @patch
@@ -198,7 +198,7 @@ def suffix(self:FusionModel,
     return self._top(self._go(h, self.cut_at(border), self._ends))
 
 @patch(as_prop=True)
-def _ends(self:FusionModel): return tuple(len(t.pieces) for t in self.towers.values())
+def _ends(self:FusionModel): return tuple(len(value.pieces) for value in self.towers.values())
 
 @patch
 def forward(self:FusionModel, *x):
@@ -213,27 +213,27 @@ def entering(self:FusionModel,
     *x, # Pictures and texts
 ):  # A generator of (border, dict of tensors)
     "The activations that enter at each of several borders"
-    yield from ((b, self._go(self._begin(*x), (0,0), b)) for b in borders if isinstance(b, tuple))
-    if ints := [b for b in borders if not isinstance(b, tuple)]: yield from SFTModel.entering(self, ints, *x)
+    yield from ((border, self._go(self._begin(*x), (0,0), border)) for border in borders if isinstance(border, tuple))
+    if ints := [border for border in borders if not isinstance(border, tuple)]: yield from SFTModel.entering(self, ints, *x)
 
 # %% ../../nbs/models/08_fusion.ipynb #46f470cf
 def _tower_of(model, name):
     "(tower, number of the group in it) of a group, a tower, or the beginning of a name; the head has none"
     if name in model.towers: return model.towers[name],0
     name = list(model.groups)[find_group(model, name)]
-    return next(((t, list(t.groups).index(name)) for t in model.towers.values() if name in t.groups), (None,0))
+    return next(((value, list(value.groups).index(name)) for value in model.towers.values() if name in value.groups), (None,0))
 
 @patch
 def above(self:FusionModel,
     group, # An index (that height in both towers), a name (from there up in its tower), 'image', 'text', or several names with commas or in a list
 )->list: # Names of groups
     "The groups that train under `freeze_to`: from a group up to the head"
-    if isinstance(group, str): group = [o.strip() for o in group.split(',')]
+    if isinstance(group, str): group = [part.strip() for part in group.split(',')]
     if not isinstance(group, (list,tuple)): return list(self.groups)[find_group(self, group):]
     on = {'head'}
     for tower,i in (_tower_of(self, o) for o in group):
         if tower: on |= set(list(tower.groups)[i:])
-    return [g for g in self.groups if g in on]
+    return [group for group in self.groups if group in on]
 
 # %% ../../nbs/models/08_fusion.ipynb #faaabfee
 @patch
@@ -241,8 +241,8 @@ def below(self:FusionModel,
     border, # Index of a group, or pieces done in each tower
 )->list: # Names of groups, lowest first
     "The groups that are computed before a border"
-    done = {g for t,k in zip(self.towers.values(), self.cut_at(border)) for g in list(t.groups)[:[*(i for i,_ in t.pieces), len(t.groups)][k]]}
-    return [g for g in self.groups if g in done]
+    done = {group for value,k in zip(self.towers.values(), self.cut_at(border)) for group in list(value.groups)[:[*(i for i,_ in value.pieces), len(value.groups)][k]]}
+    return [group for group in self.groups if group in done]
 
 # %% ../../nbs/models/08_fusion.ipynb #98d8d9cc
 @patch
@@ -250,16 +250,16 @@ def highest_border(self:FusionModel,
     on, # Names of parameters that train
 ):  # An index where both towers are cut at one height, else the pieces done in each; None: nothing can be kept
     "The highest border in each tower with nothing that trains below it"
-    still = {g for g,ns in self.groups.items() if on.isdisjoint(ns)}
-    cut = tuple(_done(t, still) for t in self.towers.values())
+    still = {key for key,ns in self.groups.items() if on.isdisjoint(ns)}
+    cut = tuple(_done(value, still) for value in self.towers.values())
     if not any(cut): return None
-    return next((b for b in self.borders() if self.cut_at(b)==cut), cut)
+    return next((border for border in self.borders() if self.cut_at(border)==cut), cut)
 
 @patch
 def depths(self:FusionModel)->list: # One number per group, lowest group first
     "How many steps each group is below the head in its own tower"
-    at = {g:len(t.groups)-i for t in self.towers.values() for i,g in enumerate(t.groups)}
-    return [at.get(g, 0) for g in self.groups]
+    at = {group:len(value.groups)-i for value in self.towers.values() for i,group in enumerate(value.groups)}
+    return [at.get(group, 0) for group in self.groups]
 
 # %% ../../nbs/models/08_fusion.ipynb #812896db
 def _side(spec, side): return SimpleNamespace(checkpoint=spec.checkpoint.part(side), preprocess=spec.preprocess, has_rows=False, pretrained=spec.pretrained)
@@ -321,7 +321,7 @@ def fuse(
     _check_fusion(head, drop_side)
     picture,text = _examples(spec, net.eval())
     towers = _towers(net, picture, text, spec.preprocess['pooling'])
-    with torch.no_grad(): widths = {s:f(picture if s=='image' else text).shape[1] for s,f in _vectors(net, spec.preprocess['pooling']).items()}
+    with torch.no_grad(): widths = {key:value(picture if key=='image' else text).shape[1] for key,value in _vectors(net, spec.preprocess['pooling']).items()}
     top = make_head(sum(widths.values()), spec.task.target.outputs(spec), head, dropout)
     top = FusionHead(widths, top, dropout if parse_head(head)[0]=='linear' else 0., drop_side)
     has = torch.ones(2, 2, dtype=torch.bool)
@@ -341,7 +341,7 @@ def image_text_model(
 # %% ../../nbs/models/08_fusion.ipynb #6d1cfefa
 def _save_tensors(module, path):
     from safetensors.torch import save_file
-    save_file({k:v.detach().cpu().contiguous().clone() for k,v in module.state_dict().items()}, path, metadata={'format':'pt'})
+    save_file({key:value.detach().cpu().contiguous().clone() for key,value in module.state_dict().items()}, path, metadata={'format':'pt'})
 
 def _save_timm(net, p, folder):
     folder.mkdir()

@@ -19,10 +19,10 @@ from torch import nn
 # %% ../../nbs/models/00_grouping.ipynb #51ad29ca
 def _numbered(names):
     "The first of `names` that has a number, up to that number: 'blocks.6'"
-    matches = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', n) for n in names)
-    return next((m[0] for m in matches if m), None)
+    matches = (re.match(r'(?:[^.\d]+\.)*[^.]*\d[^.]*', name) for name in names)
+    return next((match[0] for match in matches if match), None)
 
-def _under(name, prefixes): return any(name==p or name.startswith(p+'.') for p in prefixes)
+def _under(name, prefixes): return any(name==prefix or name.startswith(prefix+'.') for prefix in prefixes)
 
 def _merge(matches, head):
     "Add the head and name the groups, unambiguously"
@@ -40,31 +40,31 @@ def matched_groups(
 )->dict: # Group name -> names of its parameters, lowest first; the last is 'head'
     "Groups by the model's own `group_matcher`"
     from timm.models import group_parameters
-    names = [n for n,_ in net.named_parameters()]
+    names = [name for name,param in net.named_parameters()]
     cut = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
     by_cut = defaultdict(list)
     for n in names:
         if not _under(n, head): by_cut[cut[n]].append(n)
     runs = [by_cut[k] for k in sorted(by_cut)]
     last = max(cut.values())
-    if len(runs)>1 and max(by_cut)==last and any(cut[n]==last for n in names if _under(n, head)): runs[-2:] = [runs[-2]+runs[-1]]
+    if len(runs)>1 and max(by_cut)==last and any(cut[name]==last for name in names if _under(name, head)): runs[-2:] = [runs[-2]+runs[-1]]
     named = [('stem' if i==0 else _numbered(ps) or f'group.{i}', ps) for i,ps in enumerate(runs)]
-    return _merge(named, [n for n in names if _under(n, head)])
+    return _merge(named, [name for name in names if _under(name, head)])
 
 # %% ../../nbs/models/00_grouping.ipynb #8207c207
 def _has_params(m): return next(m.parameters(), None) is not None
 
 def _is_list(m):
-    kids = [c for c in m.children() if _has_params(c)]
+    kids = [child for child in m.children() if _has_params(child)]
     return len(kids)>1 and isinstance(m, (nn.Sequential, nn.ModuleList))
 
 def _runs(nm, m, head, depth=0):
     "(name, parameters) of a module, lowest first; one that is a list of modules, or that holds the head, is cut at its children"
     if _under(nm, head) or not _has_params(m): return []
     if depth<2 and (_is_list(m) or any(h.startswith(nm+'.') for h in head)):
-        runs = [o for k,c in m.named_children() for o in _runs(f'{nm}.{k}', c, head, depth+1)]
-        return _with_loose(runs, nm, [f'{nm}.{n}' for n,_ in m.named_parameters(recurse=False)])
-    ps = [f'{nm}.{n}' for n,_ in m.named_parameters() if not _under(f'{nm}.{n}', head)]
+        runs = [run for name,child in m.named_children() for run in _runs(f'{nm}.{name}', child, head, depth+1)]
+        return _with_loose(runs, nm, [f'{nm}.{name}' for name,param in m.named_parameters(recurse=False)])
+    ps = [f'{nm}.{name}' for name,param in m.named_parameters() if not _under(f'{nm}.{name}', head)]
     return [(nm, ps)] if ps else []
 
 def _with_loose(runs, nm, loose):
@@ -78,9 +78,9 @@ def sequential_groups(
     head=(), # Names of the modules that are the output layer
 )->dict: # Group name -> names of its parameters, in the order of the modules; the last is 'head'
     "Groups by the children of a network, lists of modules cut once more"
-    runs = [o for k,c in net.named_children() for o in _runs(k, c, head)]
-    runs = _with_loose(runs, 'stem', [n for n,_ in net.named_parameters(recurse=False)])
-    return _merge(runs, [n for n,_ in net.named_parameters() if _under(n, head)])
+    runs = [run for name,child in net.named_children() for run in _runs(name, child, head)]
+    runs = _with_loose(runs, 'stem', [name for name,param in net.named_parameters(recurse=False)])
+    return _merge(runs, [name for name,param in net.named_parameters() if _under(name, head)])
 
 # %% ../../nbs/models/00_grouping.ipynb #9ae830cf
 _LAYER = re.compile(r'Conv\d?D?$|Linear|Norm(Act)?\d?d?$|Embedding$|Pool\w*$', re.I)
@@ -90,7 +90,7 @@ RUNNING_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNor
 
 def _is_layer(m):
     if isinstance(m, (*_CONVS, nn.Linear, nn.Embedding, *RUNNING_NORMS, nn.LayerNorm, nn.GroupNorm)): return True
-    return bool(_LAYER.search(type(m).__name__)) and not any(_is_layer(c) for c in m.modules() if c is not m)
+    return bool(_LAYER.search(type(m).__name__)) and not any(_is_layer(module) for module in m.modules() if module is not m)
 
 def is_norm(
     m:nn.Module, # A layer of any library

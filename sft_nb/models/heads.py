@@ -22,7 +22,7 @@ def _widths(head):
     "(kind, widths) of a head that is text or a list of numbers; None: it is neither"
     if isinstance(head, str):
         m = re.fullmatch(r'(flatten)(?::(\d+(?:,\d+)*))?|(\d+(?:,\d+)*)', head)
-        return m and ('flatten' if m[1] else 'mlp', [int(o) for o in (m[2] or m[3] or '').split(',') if o])
+        return m and ('flatten' if m[1] else 'mlp', [int(part) for part in (m[2] or m[3] or '').split(',') if part])
     if isinstance(head, (list,tuple)) and all(isinstance(o, Integral) and not isinstance(o, bool) for o in head):
         return 'mlp' if len(head) else 'linear',[int(o) for o in head]
 

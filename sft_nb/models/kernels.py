@@ -25,7 +25,7 @@ def conv_layout(
     net:nn.Module, # Any network
 )->torch.memory_format: # `torch.channels_last`, or `torch.contiguous_format`
     "The order of numbers in memory that suits a network: channels last where it has more convolutions than linear layers, and batch norm between them"
-    n = {k:sum(isinstance(m, k) for m in net.modules()) for k in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)}
+    n = {k:sum(isinstance(module, k) for module in net.modules()) for k in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)}
     return torch.channels_last if n[nn.Conv2d]>max(4, n[nn.Linear]) and n[nn.BatchNorm2d] else torch.contiguous_format
 
 def _in_layout(x, layout):
@@ -58,7 +58,7 @@ def norm_pairs(
         with torch.no_grad(): net(*x)
     finally:
         for h in hooks: h.remove()
-    return {n:c for n,c in pairs.items() if c is not None and runs[c]==1}
+    return {key:value for key,value in pairs.items() if value is not None and runs[value]==1}
 
 # %% ../../nbs/models/04_kernels.ipynb #f89a2f4d
 def _activation_name(act):
@@ -133,7 +133,7 @@ def folded_copy(
 )->nn.Module|None: # In eval mode, without gradients, in the network's order of memory; None: nothing can be folded, or layers have hooks
     "A copy of a network with its batch norms folded into the convolutions before them"
     if any(map(_is_hooked, net.modules())): return None
-    pairs = {n:c for n,c in norm_pairs(net, *x).items() if names is None or n in names}
+    pairs = {key:value for key,value in norm_pairs(net, *x).items() if names is None or key in names}
     if not pairs: return None
     out = copy.deepcopy(net).requires_grad_(False)
     for n,c in pairs.items(): _fold(out, n, c)

@@ -54,11 +54,11 @@ def _settle(self:SFTModel, groups):
     if unknown: raise GroupError(f"No parameter is named {unknown[0]!r}.{near(unknown[0], params)}")
     for g,ns in groups.items():
         for n in ns: owner.setdefault(id(params[n]), g)
-    lost = [n for n,p in params.items() if id(p) not in owner]
+    lost = [key for key,value in params.items() if id(value) not in owner]
     if lost: raise GroupError(f"{len(lost)} parameters are in no group, such as {lost[0]!r}. Groups: {', '.join(groups)}.")
-    out = {g:[] for g in groups}
+    out = {group:[] for group in groups}
     for n,p in self.named_parameters(): out[owner[id(p)]].append(n)
-    return {g:ns for g,ns in out.items() if ns}
+    return {key:ns for key,ns in out.items() if ns}
 
 # %% ../../nbs/models/01_model.ipynb #beddd1fa
 def _adapted(model):
@@ -74,11 +74,11 @@ def _near_head(name, owners, group):
 @patch
 def _place_modules(self:SFTModel):
     "Name of each module -> its group; modules that hold several groups are left out"
-    group = {n:g for g,ns in self.groups.items() for n in ns}
+    group = {n:key for key,ns in self.groups.items() for n in ns}
     body = [n for n in group if group[n]!='head']
-    mods = {n:m for n,m in self.named_modules() if n}
-    owners = {n:[f'{n}.{k}' for k,_ in m.named_parameters() if f'{n}.{k}' in group] for n,m in mods.items()}
-    last = max((i for i,n in enumerate(mods) if any(p in body and p.rpartition('.')[0]==n for p in owners[n])), default=-1)
+    mods = {name:module for name,module in self.named_modules() if name}
+    owners = {key:[f'{key}.{name}' for name,param in value.named_parameters() if f'{key}.{name}' in group] for key,value in mods.items()}
+    last = max((i for i,mod in enumerate(mods) if any(p in body and p.rpartition('.')[0]==mod for p in owners[mod])), default=-1)
     place,current = {},next(iter(self.groups))
     for i,(n,ps) in enumerate(owners.items()):
         gs = {group[p] for p in ps}
@@ -87,24 +87,24 @@ def _place_modules(self:SFTModel):
     return place
 
 # %% ../../nbs/models/01_model.ipynb #a2b560c4
-def _all_frozen(m): return _has_params(m) and not any(p.requires_grad for p in m.parameters())
+def _all_frozen(m): return _has_params(m) and not any(param.requires_grad for param in m.parameters())
 
 @patch
 def _still(self:SFTModel):
     "Modules that stay in eval mode while the rest trains"
     params,mods = dict(self.named_parameters()),dict(self.named_modules())
-    live = [n for n in _adapted(self) if any(p.requires_grad for p in mods[n].parameters())]
-    on = {g:sum(params[n].requires_grad for n in ns) for g,ns in self.groups.items()}
+    live = [n for n in _adapted(self) if any(param.requires_grad for param in mods[n].parameters())]
+    on = {key:sum(params[n].requires_grad for n in ns) for key,ns in self.groups.items()}
     begun = set()
     for n,m in mods.items():
         if n not in self.module_groups and n and _all_frozen(m): yield m
     for n,g in self.module_groups.items():
         own = list(mods[n].parameters(recurse=False))
-        if any(p.requires_grad for p in own): begun.add(g)
+        if any(name.requires_grad for name in own): begun.add(g)
         if not on[g]: yield mods[n]
         elif on[g]<len(self.groups[g]):
             if _all_frozen(mods[n]): yield from mods[n].modules()
-            elif own and not all(p.requires_grad for p in own): yield mods[n]
+            elif own and not all(name.requires_grad for name in own): yield mods[n]
             elif g not in begun and not _has_params(mods[n]) and not _under(n, live): yield mods[n]
 
 # %% ../../nbs/models/01_model.ipynb #828e8120
@@ -131,7 +131,7 @@ def find_group(
         if not -len(names) <= group < len(names):
             raise GroupError(f"There is no group {group}. Valid: {-len(names)} to {len(names)-1} ({', '.join(names)}). {_ALL}")
         return int(group) % len(names)
-    hits = [group] if group in names else [n for n in names if n.startswith(group)] if group else []
+    hits = [group] if group in names else [name for name in names if name.startswith(group)] if group else []
     if len(hits)==1: return names.index(hits[0])
     if hits: raise GroupError(f"{group!r} matches {len(hits)} groups: {', '.join(hits)}. Pass one full name.")
     raise GroupError(f"There is no group {group!r}.{near(group, names)} All groups: {', '.join(names)}.")
@@ -159,7 +159,7 @@ def highest_border(self:SFTModel,
 ):  # A border; None: there is none
     "The highest border with nothing that trains below it"
     top = next((i for i,ns in enumerate(self.groups.values()) if not on.isdisjoint(ns)), len(self.groups))
-    return max((b for b in self.borders() if b<=top), default=None)
+    return max((border for border in self.borders() if border<=top), default=None)
 
 @patch
 def depths(self:SFTModel)->list: # One number per group, lowest group first
@@ -177,7 +177,7 @@ def on_device(
 ):  # Of the same kind; what is not a tensor stays as it is
     "Inputs of a model on a device"
     if isinstance(x, torch.Tensor): return x.to(dev)
-    if isinstance(x, dict): return {k:on_device(v, dev) for k,v in x.items()}
+    if isinstance(x, dict): return {key:on_device(value, dev) for key,value in x.items()}
     return type(x)(on_device(o, dev) for o in x) if isinstance(x, (tuple,list)) else x
 
 # %% ../../nbs/models/01_model.ipynb #119e5f6a
@@ -222,12 +222,12 @@ def borders(self:SFTModel)->list:
 @patch
 def steady_layers(self:SFTModel)->list: # Modules
     "Layers that every forward pass runs as modules: members of lists that stand in one group, share no parameter, and are not in `skipped`"
-    owners,found = Counter(id(p) for _,p in self.named_parameters(remove_duplicate=False)),{}
+    owners,found = Counter(id(param) for name,param in self.named_parameters(remove_duplicate=False)),{}
     for n,m in self.named_modules():
         if n not in self.module_groups or _under(n, (*found, *self.skipped)): continue
-        own = Counter(id(p) for _,p in m.named_parameters(remove_duplicate=False))
+        own = Counter(id(param) for name,param in m.named_parameters(remove_duplicate=False))
         is_member = isinstance(self.get_submodule(n.rpartition('.')[0]), (nn.ModuleList,nn.Sequential))
-        if is_member and own and all(owners[i]==k for i,k in own.items()): found[n] = m
+        if is_member and own and all(owners[key]==value for key,value in own.items()): found[n] = m
     return list(found.values())
 
 # %% ../../nbs/models/01_model.ipynb #2a1af393
@@ -256,7 +256,7 @@ def prefix(self:SFTModel,
 @contextmanager
 def _same_stats(model):
     "Batch norm layers do not count a forward pass that is run again in this block"
-    norms = {m:(m.momentum, m.num_batches_tracked) for m in model.modules() if isinstance(m, RUNNING_NORMS)}
+    norms = {module:(module.momentum, module.num_batches_tracked) for module in model.modules() if isinstance(module, RUNNING_NORMS)}
     for m,(_,n) in norms.items(): m.momentum,m.num_batches_tracked = 0.,None if n is None else n.clone()
     try: yield
     finally:
@@ -291,11 +291,11 @@ def regroup(self:SFTModel,
     def plain(n):
         a,cut,b = n.partition('.base_layer.')
         return f'{a}.{b}' if cut and a in layers else n
-    group_of = {plain(n):g for g,ns in self.groups.items() for n in ns}
-    at = {a:next(g for n,g in group_of.items() if n.startswith(a+'.')) for a in layers}
-    lowest = next(g for g in self.groups if g in at.values())
-    out = {g:[] for g in self.groups}
-    for n,_ in self.named_parameters(): out[group_of.get(plain(n)) or next((g for a,g in at.items() if n.startswith(a+'.')), lowest)].append(n)
+    group_of = {plain(n):key for key,ns in self.groups.items() for n in ns}
+    at = {layer:next(value for key,value in group_of.items() if key.startswith(layer+'.')) for layer in layers}
+    lowest = next(group for group in self.groups if group in at.values())
+    out = {group:[] for group in self.groups}
+    for n,_ in self.named_parameters(): out[group_of.get(plain(n)) or next((value for key,value in at.items() if n.startswith(key+'.')), lowest)].append(n)
     self.groups = self._settle(out)
     self.module_groups = self._place_modules()
     return self

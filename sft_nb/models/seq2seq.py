@@ -35,9 +35,9 @@ def _sides(net, example):
     prefix = _prefix(net)
     body = net.get_submodule(prefix[:-1]) if prefix else net
     at = _first_runs(net, body, example)
-    inside = next(n for n,m in body.named_modules() if m is net.get_encoder())+'.'
-    layers = sorted((n for n in _layers(body) if n in at), key=at.get)
-    return [n for n in layers if n.startswith(inside)],[n for n in layers if not n.startswith(inside)],at
+    inside = next(name for name,module in body.named_modules() if module is net.get_encoder())+'.'
+    layers = sorted((layer for layer in _layers(body) if layer in at), key=at.get)
+    return [layer for layer in layers if layer.startswith(inside)],[layer for layer in layers if not layer.startswith(inside)],at
 
 def _side_group(name, prefix, enc, dec, at):
     short = name.removeprefix(prefix)
@@ -63,7 +63,7 @@ def taught(
     x:dict, # Inputs of the encoder, and `labels` `(batch, token)`
 )->dict: # Arguments of `net`
     "Inputs of a network that is given the targets"
-    return {**{k:v for k,v in x.items() if k!='labels'}, 'decoder_input_ids':shifted(net, x['labels']), 'use_cache':False}
+    return {**{key:value for key,value in x.items() if key!='labels'}, 'decoder_input_ids':shifted(net, x['labels']), 'use_cache':False}
 
 # %% ../../nbs/models/09_seq2seq.ipynb #e9806a9c
 def _norm_as_head(out, layer, when):
@@ -88,7 +88,7 @@ def sequence_groups(
 def _fixed(net):
     "Names of the parameters that the library's own class builds frozen; a loaded network no longer marks them"
     with torch.device('meta'): fresh = type(net)(copy.deepcopy(net.config))
-    return [n for n,p in fresh.named_parameters() if not p.requires_grad]
+    return [name for name,param in fresh.named_parameters() if not param.requires_grad]
 
 def fixed_as_buffers(
     net:nn.Module, # Of transformers, before anything is frozen
@@ -117,7 +117,7 @@ class SequenceModel(SFTModel):
         generation:dict|None=None, # Arguments of transformers' `generate`: num_beams, max_new_tokens, forced_bos_token_id …; None: those of the network
     ):
         groups,above_body = sequence_groups(fixed_as_buffers(net).eval(), example)
-        super().__init__(net, {g:[f'net.{n}' for n in ns] for g,ns in groups.items()}, None, (example,))
+        super().__init__(net, {key:[f'net.{n}' for n in ns] for key,ns in groups.items()}, None, (example,))
         self.above_body,self.generation = above_body,dict(generation or {})
 
     def stages(self): return [(0, self.encode), (list(self.groups).index(self.above_body), self.decode)]
@@ -129,7 +129,7 @@ def encode(self:SequenceModel,
     x, # dict of inputs; `labels` are handed through
 ):  # dict of `hidden` `(batch, place, component)`, and `mask` and `labels` where `x` has them
     "Run the encoder"
-    hidden = self.net.get_encoder()(**{k:v for k,v in x.items() if k!='labels'}, return_dict=True).last_hidden_state
+    hidden = self.net.get_encoder()(**{key:value for key,value in x.items() if key!='labels'}, return_dict=True).last_hidden_state
     mask = {'mask':x['attention_mask']} if 'attention_mask' in x else {}
     return dict(hidden=hidden, **mask, **{k:x[k] for k in ('labels',) if k in x})
 
@@ -190,8 +190,8 @@ def generate(self:SequenceModel,
     h, # From `encode`, or inputs without labels
 )->Generated: # Tokens and their probability
     "Write a sequence for each row"
-    if 'hidden' not in h: h = self.encode({k:v for k,v in h.items() if k!='labels'})
-    h = {k:v for k,v in h.items() if k!='labels'}
+    if 'hidden' not in h: h = self.encode({key:value for key,value in h.items() if key!='labels'})
+    h = {key:value for key,value in h.items() if key!='labels'}
     ids = self.net.generate(**_encoded(h), **self.generation)
     tokens = self.written(ids)
     return Generated(tokens, (-token_losses(self.reread(h, ids, tokens), self.chosen(tokens))).exp())

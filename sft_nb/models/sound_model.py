@@ -45,11 +45,11 @@ def sound_groups(
 )->dict: # Group name -> names of parameters of `net`; 'head' is empty where there is no classifier
     "The modules before the layers, each layer, and the head"
     prefix = f'{name}.' if (name := _body_name(net)) else ''
-    short = {n:n.removeprefix(prefix) for n,_ in net.named_parameters()}
-    layers = list(dict.fromkeys(found[1] for n,o in short.items() if n.startswith(prefix) and (found := _LAYER.match(o))))
+    short = {name:name.removeprefix(prefix) for name,param in net.named_parameters()}
+    layers = list(dict.fromkeys(found[1] for key,value in short.items() if key.startswith(prefix) and (found := _LAYER.match(value))))
     if not layers: raise CheckpointError(f"{type(net).__name__} has no layers that are known here. Valid: encoders of Whisper, wav2vec2, HuBERT and AST.")
     behind = (*_BEHIND, *(['encoder.layer_norm.'] if getattr(net.config, 'do_stable_layer_norm', False) else []))
-    out = {'embeddings':[], **{o:[] for o in layers}, 'head':[]}
+    out = {'embeddings':[], **{layer:[] for layer in layers}, 'head':[]}
     for n,o in short.items():
         found = _LAYER.match(o)
         out['head' if not n.startswith(prefix) else found[1] if found else layers[-1] if o.startswith(behind) else 'embeddings'].append(n)
@@ -85,10 +85,10 @@ class SoundModel(SFTModel):
         example:tuple=(), # One dict of inputs for two sounds
         dropout:float=0., # Share of the pooled vector that is dropped while the head trains
     ):
-        groups = {g:[f'net.{n}' for n in ns] for g,ns in sound_groups(net).items()}
-        if head is not None: groups['head'] = [*groups['head'], *(f'head.{n}' for n,_ in head.named_parameters())]
+        groups = {key:[f'net.{n}' for n in ns] for key,ns in sound_groups(net).items()}
+        if head is not None: groups['head'] = [*groups['head'], *(f'head.{name}' for name,param in head.named_parameters())]
         super().__init__(net, groups, head, example)
-        self.dropout,self.layers = dropout,[o for o in self.groups if o not in ('embeddings','head')]
+        self.dropout,self.layers = dropout,[group for group in self.groups if group not in ('embeddings','head')]
 
     @property
     def body(self): return self.net.get_submodule(_body_name(self.net))
@@ -196,7 +196,7 @@ _MODELS = dict(whisper=WhisperSounds, wave=WaveSounds, spectrogram=SpectrogramSo
 def _whisper_class(config):
     "Class that holds what a checkpoint has: of the whole Whisper, or of its encoder alone, as it is saved here"
     from transformers.models.whisper import modeling_whisper
-    names = [o for o in config.architectures or () if o in ('WhisperEncoder','WhisperForAudioClassification')]
+    names = [architecture for architecture in config.architectures or () if architecture in ('WhisperEncoder','WhisperForAudioClassification')]
     return getattr(modeling_whisper, (names or ['WhisperModel'])[0])
 
 def _encoder(spec):
@@ -231,7 +231,7 @@ def _example(spec):
     "Two sounds of different length"
     coder,g = sound_coder(spec),torch.Generator().manual_seed(0)
     x = coder.batch([Sound(.1*torch.randn(int(o*coder.size), generator=g).numpy(), coder.rate) for o in (.9,.6)])
-    return {k:v for k,v in x.items() if k!='sounds'}
+    return {key:value for key,value in x.items() if key!='sounds'}
 
 # %% ../../nbs/models/13_sound_model.ipynb #a8d1c387
 def _assemble(spec, net, head, dropout):
@@ -271,7 +271,7 @@ def save_sound_model(
     with quiet_libraries(): model.net.save_pretrained(folder)
     open_extractor(spec.checkpoint).save_pretrained(folder)
     if model.head is None: return
-    save_file({k:v.detach().cpu().contiguous() for k,v in model.head.state_dict().items()}, Path(folder)/'head.safetensors', metadata={'format':'pt'})
+    save_file({key:value.detach().cpu().contiguous() for key,value in model.head.state_dict().items()}, Path(folder)/'head.safetensors', metadata={'format':'pt'})
 
 def load_sound_model(
     spec, # Rebuilt from `sft.json`: vocabulary, preprocessing, and a checkpoint that is this folder
@@ -292,5 +292,5 @@ def sound_onnx_inputs(
 )->dict: # Name -> example of two sounds of one window
     "Inputs of the ONNX file: features of one window per sound, and how many of its columns are sound"
     if isinstance(model, WaveSounds): raise CheckpointError(f"{type(model.net).__name__} is not written as ONNX. Valid: encoders of Whisper and spectrogram transformers.")
-    return {k:v[:,0].cpu() for k,v in model.example[0].items() if k!='mask'}
+    return {key:value[:,0].cpu() for key,value in model.example[0].items() if key!='mask'}
 

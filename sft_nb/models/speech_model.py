@@ -33,7 +33,7 @@ from .seq2seq import _keeps_head
 
 # %% ../../nbs/models/10_speech_model.ipynb #05464dc3
 def _ctc_layers(net, base):
-    layers = [n for n,m in net.named_modules() if n.startswith(f'{base}.encoder.layers.') and n.count('.')==3]
+    layers = [name for name,module in net.named_modules() if name.startswith(f'{base}.encoder.layers.') and name.count('.')==3]
     if layers: return layers
     raise CheckpointError(f"{type(net).__name__} has no {base}.encoder.layers, so its layers are unknown. Valid: wav2vec2, HuBERT and their kin.")
 
@@ -43,9 +43,9 @@ def ctc_groups(
     "Feature extractor, each layer, head"
     base = net.base_model_prefix
     layers,on_top = _ctc_layers(net, base),(f'{base}.adapter.', *([f'{base}.encoder.layer_norm.'] if getattr(net.config, 'do_stable_layer_norm', False) else []))
-    out = {'feature_extractor':[], **{n.removeprefix(f'{base}.'):[] for n in layers}, 'head':[]}
+    out = {'feature_extractor':[], **{layer.removeprefix(f'{base}.'):[] for layer in layers}, 'head':[]}
     for n,_ in net.named_parameters():
-        layer = layers[-1] if n.startswith(on_top) else next((o for o in layers if n.startswith(o+'.')), None)
+        layer = layers[-1] if n.startswith(on_top) else next((layer for layer in layers if n.startswith(layer+'.')), None)
         out[layer.removeprefix(f'{base}.') if layer else 'feature_extractor' if n.startswith(base+'.') else 'head'].append(n)
     return out
 
@@ -57,7 +57,7 @@ class CTCModel(SFTModel):
         example:dict, # `input_values` and `attention_mask` of a few clips
     ):
         net.config.layerdrop = 0.
-        super().__init__(net, {g:[f'net.{n}' for n in ns] for g,ns in ctc_groups(net).items()}, None, (example,))
+        super().__init__(net, {key:[f'net.{n}' for n in ns] for key,ns in ctc_groups(net).items()}, None, (example,))
         if self.adapter_layers is not None: self.adapter_layers.layerdrop = 0.
         _check_alone(self)
 
@@ -71,8 +71,8 @@ class CTCModel(SFTModel):
 # %% ../../nbs/models/10_speech_model.ipynb #fad49408
 def _each(f, rows, lengths):
     "Run `f` on the places of each row without padding; the results, padded, and their lengths"
-    out = [f(o[None,:n])[0] for o,n in zip(rows, lengths.tolist())]
-    return nn.utils.rnn.pad_sequence(out, batch_first=True),torch.tensor([len(o) for o in out], device=rows.device)
+    out = [f(row[None,:length])[0] for row,length in zip(rows, lengths.tolist())]
+    return nn.utils.rnn.pad_sequence(out, batch_first=True),torch.tensor([len(part) for part in out], device=rows.device)
 
 def _first_places(lengths, size): return (torch.arange(size, device=lengths.device)[None]<lengths[:,None]).long()
 

@@ -48,9 +48,9 @@ def _has_weights(m): return next(m.parameters(), None) is not None
 
 def _layers(body):
     "Names of the layers: the members of the outermost lists of modules"
-    lists = [n for n,m in body.named_modules() if isinstance(m, nn.ModuleList) and _has_weights(m)]
-    outer = [n for n in lists if not any(n.startswith(o+'.') for o in lists)]
-    return [f'{n}.{k}' for n in outer for k,c in body.get_submodule(n).named_children() if _has_weights(c)]
+    lists = [name for name,module in body.named_modules() if isinstance(module, nn.ModuleList) and _has_weights(module)]
+    outer = [n for n in lists if not any(n.startswith(part+'.') for part in lists)]
+    return [f'{n}.{name}' for n in outer for name,child in body.get_submodule(n).named_children() if _has_weights(child)]
 
 # %% ../../nbs/models/06_text_model.ipynb #5a759e8d
 def _first_runs(net, body, example):
@@ -63,10 +63,10 @@ def _group_of(name, prefix, layers, at):
     "The group of a parameter: the last layer that runs before its module, where it is in none"
     short = name[len(prefix):]
     if not name.startswith(prefix) or prefix and short.startswith('pooler.'): return 'head'
-    inside = next((o for o in layers if short.startswith(o+'.')), None)
+    inside = next((layer for layer in layers if short.startswith(layer+'.')), None)
     if inside: return inside
     when = at.get(short.rpartition('.')[0], -1)
-    return next((o for o in reversed(layers) if at.get(o, math.inf)<when), 'embeddings')
+    return next((layer for layer in reversed(layers) if at.get(layer, math.inf)<when), 'embeddings')
 
 # %% ../../nbs/models/06_text_model.ipynb #1ea048ef
 def text_groups(
@@ -78,7 +78,7 @@ def text_groups(
     body = net.get_submodule(prefix[:-1]) if prefix else net
     at = _first_runs(net, body, example)
     layers = sorted(_layers(body), key=lambda n: at.get(n, math.inf))
-    out = {'embeddings':[], **{n:[] for n in layers}, 'head':[]}
+    out = {'embeddings':[], **{layer:[] for layer in layers}, 'head':[]}
     for n,_ in net.named_parameters(): out[_group_of(n, prefix, layers, at)].append(n)
     return out
 
@@ -97,8 +97,8 @@ def _givers(net, body, layers, example):
     ended,sources = [],[]
     def same(a, b): return torch.is_tensor(a) and (a.data_ptr(), a.numel())==(b.data_ptr(), b.numel())
     def find(t): sources.append(next((n for n,y in reversed(ended) if same(_first(y), t)), None))
-    with _hooked(*(m.register_forward_hook(lambda _,x,y,n=n: ended.append((n, y))) for n,m in body.named_modules() if n), body.register_forward_hook(lambda _,x,y: find(y[0])),
-                 *(body.get_submodule(n).register_forward_pre_hook(lambda _,a,k: find(_entering(a, k)), with_kwargs=True) for n in layers)):
+    with _hooked(*(module.register_forward_hook(lambda _,x,y,n=n: ended.append((n, y))) for n,module in body.named_modules() if n), body.register_forward_hook(lambda _,x,y: find(y[0])),
+                 *(body.get_submodule(layer).register_forward_pre_hook(lambda _,a,k: find(_entering(a, k)), with_kwargs=True) for layer in layers)):
         with torch.no_grad(), eval_mode(net): net(**example)
     return sources,{n:len(y) if isinstance(y, tuple) else 0 for n,y in ended}
 
@@ -107,7 +107,7 @@ def _givers(net, body, layers, example):
 def _handing(body, silent, value):
     "Modules run nothing and give a value; `silent`: name -> how many values the module returns"
     mods = [body.get_submodule(n) for n in silent]
-    before = [vars(m).get('forward') for m in mods]
+    before = [vars(mod).get('forward') for mod in mods]
     for m,size in zip(mods, silent.values()): m.forward = lambda *_,size=size,**__: (value, *[None]*(size-1)) if size else value
     try: yield
     finally:
@@ -170,7 +170,7 @@ def _one_pass(pieces):
 # %% ../../nbs/models/06_text_model.ipynb #953ada78
 def _inner(m, example):
     "Cuts between all groups, where the family is known and the input of each layer is the output of a module"
-    layers = [g for g in m.groups if g not in ('embeddings','head')]
+    layers = [group for group in m.groups if group not in ('embeddings','head')]
     if m.net.config.model_type not in FAMILIES or list(m.groups)!=['embeddings',*layers,'head'] or not layers: return None
     givers,sizes = _givers(m.net, m.body, layers, example)
     if len(givers)!=len(layers)+1 or None in givers[:len(layers)+(m.head is None)]: return None
@@ -184,7 +184,7 @@ def _cuts(m):
     "Pieces of the forward pass: between the groups where these are found, else at the pooled vector, else none; none without an example to check them by"
     if not len(m.example): return []
     options = [_inner(m, m.example[0]), [(0, _pooled), (len(m.groups)-1, _own_top)] if m.head is not None and len(m.groups)>1 else None]
-    return next((o for o in options if o and _same(m, o)), [])
+    return next((option for option in options if option and _same(m, option)), [])
 
 def _same(m, cuts):
     "Whether the pieces give the output of the network, padding included"
@@ -230,7 +230,7 @@ class TextModel(SFTModel):
         if mask is None or not self.at_once or _waits(mask) or self.training or torch.is_grad_enabled() or not self.in_parts: return [h]
         n,lengths = max(1, self.at_once//mask.shape[1]),_lengths(mask)
         if n>=len(mask) or lengths is None: return [h]
-        return [{k:v[i:i+n,:max(1, int(lengths[i:i+n].max()))] for k,v in h.items()} for i in range(0, len(mask), n)]
+        return [{key:value[i:i+n,:max(1, int(lengths[i:i+n].max()))] for key,value in h.items()} for i in range(0, len(mask), n)]
     def suffix(self, border, h): return SFTModel.suffix(self, border, h) if self.recomputes(h) else self._go(border, None, h)
     def features(self, x): return pool_tokens(self.net(**x, **self.more).last_hidden_state, x['attention_mask'], self.pooling)
     def top(self, h): return self.head(F.dropout(h, self.dropout, self.training and self.head.training))
@@ -240,7 +240,7 @@ def _together(parts):
     "Scores of some rows each, or dicts of tensors, with zeros behind the shorter ones, as one"
     if len(parts)==1: return parts[0]
     if not isinstance(parts[0], dict): return torch.cat(parts)
-    def wide(k): return torch.cat([F.pad(o[k], (0,0)*(o[k].ndim-2)+(0,max(p[k].shape[1] for p in parts)-o[k].shape[1])) for o in parts])
+    def wide(k): return torch.cat([F.pad(o[k], (0,0)*(o[k].ndim-2)+(0,max(part[k].shape[1] for part in parts)-o[k].shape[1])) for o in parts])
     return {k:wide(k) for k in parts[0]}
 
 def _lengths(mask):
@@ -278,7 +278,7 @@ def forward(self:TextModel, *x):
     border,h = (x[0]['border'], x[0]['h']) if 'border' in x[0] else (None, x[0])
     parts = _parts(h.get('mask', h.get('attention_mask'))) if self.training and self.in_parts and isinstance(h, dict) else None
     if parts is None: return _together([self.scores(border, o) for o in self._small(h)])
-    out = torch.cat([self.scores(border, {k:v[rows,:size] for k,v in h.items()}) for rows,size in parts])
+    out = torch.cat([self.scores(border, {key:value[rows,:size] for key,value in h.items()}) for rows,size in parts])
     return out[torch.cat([rows for rows,_ in parts]).argsort()]
 
 # %% ../../nbs/models/06_text_model.ipynb #8a42e298
@@ -304,7 +304,7 @@ def _check_size(ref, tokens, known):
 def _write_sentence_layout(folder, width, preprocess):
     "The files that tell sentence-transformers how token vectors become one"
     names = dict(cls='cls_token', mean='mean_tokens', max='max_tokens', last='lasttoken')
-    modes = {f'pooling_mode_{n}':how==preprocess['pooling'] for how,n in names.items()}
+    modes = {f'pooling_mode_{value}':how==preprocess['pooling'] for how,value in names.items()}
     at = 'sentence_transformers.models'
     parts = [dict(idx=0, name='0', path='', type=f'{at}.Transformer'), dict(idx=1, name='1', path='1_Pooling', type=f'{at}.Pooling')]
     for name,data in (('modules.json', parts), ('1_Pooling/config.json', dict(word_embedding_dimension=width, **modes)),
@@ -315,13 +315,13 @@ def _write_sentence_layout(folder, width, preprocess):
 def _example(spec):
     "Two texts of different length"
     coder,texts = text_coder(spec),['one two three four five', 'one']
-    if spec.preprocess.get('pair'): texts = [(o,o) for o in texts]
+    if spec.preprocess.get('pair'): texts = [(text,text) for text in texts]
     return coder.batch(coder.encode(texts))
 
 def _labels(spec):
     if not spec.vocab: return dict(num_labels=spec.task.target.outputs(spec), problem_type='regression')
     kind = 'multi_label_classification' if spec.multi_label else 'single_label_classification'
-    return dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)}, problem_type=kind)
+    return dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={name:i for i,name in enumerate(spec.vocab)}, problem_type=kind)
 
 # %% ../../nbs/models/06_text_model.ipynb #243dfde0
 _DROPOUTS = ('classifier_dropout', 'seq_classif_dropout', 'cls_dropout')
@@ -341,11 +341,11 @@ def _assemble(spec, net, head, dropout):
     _set_padding(spec, net, head)
     _check_size(spec.checkpoint.ref, len(spec.checkpoint.tokenizer()), net.get_input_embeddings().num_embeddings)
     example = _example(spec)
-    groups = {g:[f'net.{n}' for n in ns] for g,ns in text_groups(net, example).items()}
+    groups = {key:[f'net.{n}' for n in ns] for key,ns in text_groups(net, example).items()}
     if head=='hf': return TextModel(net, groups, None, (example,))
     with torch.no_grad(): width = net.eval()(**example).last_hidden_state.shape[-1]
     top = make_head(width, spec.task.target.outputs(spec), head, dropout)
-    groups = {**groups, 'head':groups['head']+[f'head.{n}' for n,_ in top.named_parameters()]}
+    groups = {**groups, 'head':groups['head']+[f'head.{name}' for name,param in top.named_parameters()]}
     return TextModel(net, groups, top, (example,), spec.preprocess['pooling'], dropout if parse_head(head)[0]=='linear' else 0.)
 
 # %% ../../nbs/models/06_text_model.ipynb #02cfa3ba
@@ -380,8 +380,8 @@ def save_text_model(
     with quiet_libraries(): model.net.save_pretrained(folder)
     text_coder(spec).tokenizer.save_pretrained(folder)
     if model.head is None: return
-    save_file({k:v.detach().cpu().contiguous() for k,v in model.head.state_dict().items()}, folder/'head.safetensors', metadata={'format':'pt'})
-    with torch.no_grad(): width = model.features({k:v.to(model.net.device) for k,v in model.example[0].items()}).shape[-1]
+    save_file({key:value.detach().cpu().contiguous() for key,value in model.head.state_dict().items()}, folder/'head.safetensors', metadata={'format':'pt'})
+    with torch.no_grad(): width = model.features({key:value.to(model.net.device) for key,value in model.example[0].items()}).shape[-1]
     _write_sentence_layout(folder, width, spec.preprocess)
 
 # %% ../../nbs/models/06_text_model.ipynb #1ef72039

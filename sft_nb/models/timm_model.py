@@ -50,7 +50,7 @@ def _cut(net, head):
     # The matcher of LeViT before timm 1.0.31 holds the whole body in one group
     return groups if len(groups)>2 else max(groups, sequential_groups(net, head), key=len)
 
-def _groups(net, names): return {g:[f'net.{n}' for n in ns] for g,ns in _cut(net, names).items()}
+def _groups(net, names): return {key:[f'net.{n}' for n in ns] for key,ns in _cut(net, names).items()}
 
 # %% ../../nbs/models/05_timm_model.ipynb #65b008a7
 def _timm_data(preprocess):
@@ -84,9 +84,9 @@ class PictureModel(SFTModel):
         return f(view if i<below else self, _in_layout(h, self.layout))
     def forward(self, *x):
         if isinstance(x[0], dict) or not self.cut: return super().forward(*x)
-        return torch.cat([self.suffix(0, o) for o in self._parts(x[0])])
+        return torch.cat([self.suffix(0, part) for part in self._parts(x[0])])
     def entering(self, borders, *x):
-        parts = [list(super(PictureModel, self).entering(borders, o)) for o in self._parts(x[0])]
+        parts = [list(super(PictureModel, self).entering(borders, part)) for part in self._parts(x[0])]
         return ((same[0][0], torch.cat([h for _,h in same])) for same in zip(*parts))
     def _parts(self, x):
         "Pictures without a gradient in parts whose activations fit into a processor's cache; else all at once"
@@ -128,14 +128,14 @@ _FAMILIES = dict(
 
 def _inner(model):
     "Cuts between the groups of the families above"
-    net,names = model.net,[g for g in model.groups if g!='head']
+    net,names = model.net,[group for group in model.groups if group!='head']
     kind = type(net).__name__
     if kind=='VGG':
-        at = [0]+[int(g.split('.')[1]) for g in names[1:]]+[len(net.features)]
+        at = [0]+[int(name.split('.')[1]) for name in names[1:]]+[len(net.features)]
         return [(i,_slice(a,b)) for i,(a,b) in enumerate(zip(at, at[1:]))]
     if kind not in _FAMILIES: return []
     stem,tail = _FAMILIES[kind]
-    return [(0,stem)]+[(i,_run(g, *(tail if i==len(names)-1 else ()))) for i,g in enumerate(names) if i]
+    return [(0,stem)]+[(i,_run(name, *(tail if i==len(names)-1 else ()))) for i,name in enumerate(names) if i]
 
 # %% ../../nbs/models/05_timm_model.ipynb #90622320
 def _cuts(model):
@@ -147,7 +147,7 @@ def _cuts(model):
     options = []
     if inner: options.append([*inner[:-1], (inner[-1][0], _chain(inner[-1][1], *ends)), (n,_top)])
     options.append([(0, _maps if model.head is not None else _pooled), (n,_top)])
-    return next((o for o in options if _same(model, o)), [])
+    return next((option for option in options if _same(model, option)), [])
 
 def _chain(*fs):
     def f(m, x):
@@ -178,14 +178,14 @@ def folded_view(self:PictureModel,
     "A copy of the network with the batch norms below a border folded into convolutions"
     if not self.cut or self.adapter: return None
     low,x = set(self.below(border)),_in_layout(_random_batch(self.example[0]).to(next(self.net.parameters()).device), self.layout)
-    names = {n.removeprefix('net.') for n,g in self.module_groups.items() if g in low and n.startswith('net.')}
+    names = {key.removeprefix('net.') for key,value in self.module_groups.items() if value in low and key.startswith('net.')}
     with eval_mode(self): net = folded_copy(self.net, x, names=names)
     return None if net is None else SimpleNamespace(net=net)
 
 # %% ../../nbs/models/05_timm_model.ipynb #3ec04267
 def _drop_unused(net, example):
     "Replace modules that `forward_features` does not run by `nn.Identity`"
-    with run_order((m,m) for m in net.modules()) as ran, torch.no_grad(): h = net.eval().forward_features(example)
+    with run_order((module,module) for module in net.modules()) as ran, torch.no_grad(): h = net.eval().forward_features(example)
     for n,m in list(net.named_children()):
         if next(m.parameters(), None) is not None and not ran.keys() & set(m.modules()): setattr(net, n, nn.Identity())
     return h
@@ -237,18 +237,18 @@ def image_model(
     net = spec.checkpoint.timm_model(pretrained=spec.pretrained, **_timm_kwargs(spec, 0))
     maps = _drop_unused(net, example)
     top = make_head(maps[0].numel(), n_out, head, dropout)
-    groups = {g:ns for g,ns in _groups(net, ()).items() if ns}
-    return PictureModel(net, {**groups, 'head':[f'head.{n}' for n,_ in top.named_parameters()]}, head=top, example=(example,))
+    groups = {key:ns for key,ns in _groups(net, ()).items() if ns}
+    return PictureModel(net, {**groups, 'head':[f'head.{name}' for name,param in top.named_parameters()]}, head=top, example=(example,))
 
 # %% ../../nbs/models/05_timm_model.ipynb #1bb47419
 def _split_state(model):
     "The tensors of timm's folder, and those of a head that is not timm's own"
-    state = {k:v.detach().cpu().contiguous().clone() for k,v in model.net.state_dict().items()}
-    if model.head is not None: return state,{k:v.detach().cpu().contiguous() for k,v in model.head.state_dict().items()}
+    state = {key:value.detach().cpu().contiguous().clone() for key,value in model.net.state_dict().items()}
+    if model.head is not None: return state,{key:value.detach().cpu().contiguous() for key,value in model.head.state_dict().items()}
     names = model.head_names
     if len(names)!=1 or isinstance(model.net.get_submodule(names[0]), nn.Linear): return state,{}
     own = {k for k in state if k.startswith(names[0]+'.')}
-    return {k:v for k,v in state.items() if k not in own},{k:state[k] for k in own}
+    return {key:value for key,value in state.items() if key not in own},{name:state[name] for name in own}
 
 # %% ../../nbs/models/05_timm_model.ipynb #4a75049a
 def save_image_model(

@@ -31,10 +31,10 @@ def _folded(h, length):
     "(`(windows, length)` tensors, which windows of the batch these are; None: the batch as it is)"
     if h['mask'].shape[1]<=length: return h,None
     more = -h['mask'].shape[1]%length
-    parts = {k:F.pad(t, (0,0)*(t.ndim-2)+(0,more)).unflatten(1, (-1,length)).flatten(0, 1) for k,t in h.items() if k not in ('taken','labels')}
+    parts = {key:F.pad(value, (0,0)*(value.ndim-2)+(0,more)).unflatten(1, (-1,length)).flatten(0, 1) for key,value in h.items() if key not in ('taken','labels')}
     on = parts['mask'].any(1)
     if _waits(on): return {**parts, 'mask':parts['mask'].masked_fill(~on[:,None], 1)},slice(None)
-    return {k:t[on] for k,t in parts.items()},on
+    return {key:value[on] for key,value in parts.items()},on
 
 def _unfolded(hidden, on, shape):
     "`(rows, tokens, component)` of windows"
@@ -75,16 +75,16 @@ class _WordPass(_Pass):
         with _handing(m.body, self.silent[self.start], part.get('hidden')):
             if self.end<=n: hidden = _until(lambda: m.body(**x, **m.more), m.body.get_submodule(self.layers[self.end-1]))
             else: hidden = m.body(**x, **m.more).last_hidden_state
-        state = {**{k:v for k,v in state.items() if k!='input_ids'}, 'hidden':_unfolded(hidden, on, state['mask'].shape)}
+        state = {**{key:value for key,value in state.items() if key!='input_ids'}, 'hidden':_unfolded(hidden, on, state['mask'].shape)}
         if self.end<=n: return state
         words = _words(state)
         return words if self.end==n+1 else m.top(words)
 
 def _inner_pieces(m):
     "Pieces between all groups, where the family is known; None: it is not"
-    layers = [g for g in m.groups if g not in ('embeddings','head')]
+    layers = [group for group in m.groups if group not in ('embeddings','head')]
     if m.net.config.model_type not in FAMILIES or list(m.groups)!=['embeddings',*layers,'head'] or not layers: return None
-    x = {k:v[:,:m.window] for k,v in m.example[0].items() if k!='taken'}
+    x = {key:value[:,:m.window] for key,value in m.example[0].items() if key!='taken'}
     givers,sizes = _givers(m.net, m.body, layers, x)
     if len(givers)!=len(layers)+1 or None in givers[:len(layers)]: return None
     silent = tuple({n:sizes[n] for n in [*givers[:i], *layers[:i-1]] if n} if i else {} for i in range(len(layers)+2))
@@ -97,7 +97,7 @@ def _tagged(m, h): return m.top(h)
 def _pieces(m):
     "The finest pieces that give what the whole network gives, padding and windows included"
     options = [_inner_pieces(m), [(0, _vectors), (len(m.groups)-1, _tagged)] if len(m.groups)>1 else None]
-    return next((o for o in options if o and _agree(m, o)), [])
+    return next((option for option in options if option and _agree(m, option)), [])
 
 def _agree(m, pieces):
     h = m.example[0]
@@ -173,7 +173,7 @@ def _net_of(spec, head, dropout, build):
     from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as known
     if config.model_type not in known:
         raise HeadError(f"transformers has no token classifier for {config.model_type} models. Give a head of hidden layers, head=[512], or another checkpoint.")
-    kw = dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={v:i for i,v in enumerate(spec.vocab)})
+    kw = dict(num_labels=len(spec.vocab), id2label=dict(enumerate(spec.vocab)), label2id={name:i for i,name in enumerate(spec.vocab)})
     name = next((o for o in _DROPOUTS if hasattr(config, o)), None)
     if dropout and name is None: raise HeadError(f"dropout={dropout!r}: the token classifier of a {config.model_type} model has no rate to set. Leave it out.")
     return build('AutoModelForTokenClassification', **kw, **({name:dropout} if dropout else {}))
@@ -184,12 +184,12 @@ def _put_together(spec, net, head, dropout):
     if net.config.pad_token_id is None: net.config.pad_token_id = coder.pad_id
     _check_size(spec.checkpoint.ref, len(coder.tokenizer), net.get_input_embeddings().num_embeddings)
     example,window = _example(spec),spec.preprocess['max_length']
-    short = {k:v[:,:window] for k,v in example.items() if k!='taken'}
-    groups = {g:[f'net.{n}' for n in ns] for g,ns in text_groups(net, short).items()}
+    short = {key:value[:,:window] for key,value in example.items() if key!='taken'}
+    groups = {key:[f'net.{n}' for n in ns] for key,ns in text_groups(net, short).items()}
     if head is None: return TokenModel(net, groups, None, (example,), window, dropout)
     with torch.no_grad(): width = net.eval()(**short).last_hidden_state.shape[-1]
     top = make_head(width, len(spec.vocab), head, dropout)
-    groups = {**groups, 'head':groups['head']+[f'head.{n}' for n,_ in top.named_parameters()]}
+    groups = {**groups, 'head':groups['head']+[f'head.{name}' for name,param in top.named_parameters()]}
     return TokenModel(net, groups, top, (example,), window, dropout if parse_head(head)[0]=='linear' else 0.)
 
 # %% ../../nbs/models/12_token_model.ipynb #2c0b17e0
@@ -219,7 +219,7 @@ def save_token_model(
     folder = Path(folder)
     with quiet_libraries(): model.net.save_pretrained(folder)
     tag_coder(spec).tokenizer.save_pretrained(folder)
-    if model.head is not None: save_file({k:v.detach().cpu().contiguous() for k,v in model.head.state_dict().items()}, folder/'head.safetensors', metadata={'format':'pt'})
+    if model.head is not None: save_file({key:value.detach().cpu().contiguous() for key,value in model.head.state_dict().items()}, folder/'head.safetensors', metadata={'format':'pt'})
 
 def load_token_model(
     spec, # Rebuilt from `sft.json`

@@ -27,9 +27,9 @@ Tower.__doc__ = "Groups of one side, group name -> names of parameters; and the 
 
 def _named(side, groups, prefix):
     "Groups under the name of their tower, parameters under their place in the model"
-    short = {g:g.removeprefix('encoder.').removeprefix('transformer.') for g in groups}
-    if len(set(short.values()))<len(short): short = {g:g for g in groups}
-    return {f'{side}.{short[g]}':[f'{prefix}{n}' for n in ns] for g,ns in groups.items()}
+    short = {group:group.removeprefix('encoder.').removeprefix('transformer.') for group in groups}
+    if len(set(short.values()))<len(short): short = {group:group for group in groups}
+    return {f'{side}.{short[key]}':[f'{prefix}{n}' for n in ns] for key,ns in groups.items()}
 
 def _gives(pieces, view, x, want):
     "Whether the pieces give the output of the network"
@@ -47,7 +47,7 @@ def picture_tower(
     example:torch.Tensor, # `(batch, 3, side, side)`
 )->Tower: # Its parameters are named `net.image.…`
     "Groups and pieces of a timm network"
-    groups = {g:ns for g,ns in _cut(net, ()).items() if ns}
+    groups = {key:ns for key,ns in _cut(net, ()).items() if ns}
     view,x = SimpleNamespace(net=net.eval(), groups={**groups, 'head':[]}),torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
     inner = _picture_pieces(view)
     if inner: inner = [*inner[:-1], (inner[-1][0], _chain(inner[-1][1], _pool))]
@@ -70,7 +70,7 @@ def text_tower(
     "Groups and pieces of a text encoder"
     groups = text_groups(net, example)
     rest = groups.pop('head')
-    groups = {g:ns for g,ns in groups.items() if ns}
+    groups = {key:ns for key,ns in groups.items() if ns}
     view = _text_view(net.eval(), pooling, {**groups, 'head':[]})
     inner = _text_pieces(view, example)
     groups[list(groups)[-1]] += rest
@@ -80,26 +80,26 @@ def text_tower(
 # %% ../../nbs/models/07_towers.ipynb #9f8bbbc3
 def _feature(o): return o if torch.is_tensor(o) else o.pooler_output
 def _clip_picture(m, x): return _feature(m.net.get_image_features(pixel_values=x))
-def _clip_text(m, x): return _feature(m.net.get_text_features(**{k:v for k,v in x.items() if k!='token_type_ids' or m.kinds}))
+def _clip_text(m, x): return _feature(m.net.get_text_features(**{key:value for key,value in x.items() if key!='token_type_ids' or m.kinds}))
 
 def _dual_view(net):
     return SimpleNamespace(net=net, kinds='token_type_ids' in inspect.signature(net.get_text_features).parameters)
 
 def _ran(net, f, view, x):
     "When each module runs first"
-    with run_order((n,m) for n,m in net.named_modules() if n) as at, torch.no_grad(): f(view, x)
+    with run_order((name,module) for name,module in net.named_modules() if name) as at, torch.no_grad(): f(view, x)
     return at
 
 # %% ../../nbs/models/07_towers.ipynb #e821875f
 def _side_groups(net, at, names):
     "Embeddings and layers of one side"
-    layers = sorted((n for n in _layers(net) if n in at), key=at.get)
+    layers = sorted((layer for layer in _layers(net) if layer in at), key=at.get)
     out = {'embeddings':[], **{f"layers.{i}":[] for i in range(len(layers))}}
     for n in names:
-        inside = next((i for i,o in enumerate(layers) if n.startswith(o+'.')), None)
+        inside = next((i for i,layer in enumerate(layers) if n.startswith(layer+'.')), None)
         early = at.get(n.rpartition('.')[0], -1)<at[layers[0]] if layers else True
         out['embeddings' if inside is None and early else f'layers.{len(layers)-1 if inside is None else inside}'].append(n)
-    return {g:ns for g,ns in out.items() if ns}
+    return {key:ns for key,ns in out.items() if ns}
 
 # %% ../../nbs/models/07_towers.ipynb #63d19df7
 def dual_towers(
@@ -110,10 +110,10 @@ def dual_towers(
     "Both sides of a CLIP-like network"
     view = _dual_view(net.eval())
     ran = dict(image=_ran(net, _clip_picture, view, picture), text=_ran(net, _clip_text, view, text))
-    tops = {s:{n.partition('.')[0] for n in at} for s,at in ran.items()}
+    tops = {key:{n.partition('.')[0] for n in at} for key,at in ran.items()}
     if tops['image'] & tops['text']:
         raise CheckpointError(f"{type(net).__name__} uses {sorted(tops['image'] & tops['text'])[0]!r} for pictures and for texts: its sides cannot be separated. Pass IMAGE+TEXT.")
-    mine = {s:[n for n,_ in net.named_parameters() if (n.partition('.')[0] in tops['image'])==(s=='image')] for s in ran}
+    mine = {s:[name for name,param in net.named_parameters() if (name.partition('.')[0] in tops['image'])==(s=='image')] for s in ran}
     pieces = dict(image=_clip_picture, text=_clip_text)
     towers = {s:Tower(_named(s, _side_groups(net, ran[s], mine[s]), 'net.'), [(0, pieces[s])]) for s in ran}
     return towers

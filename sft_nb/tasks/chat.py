@@ -23,7 +23,7 @@ class Answer(TextTarget):
     telling = 'exact','stopped'
     def read(self, cells, delim=None, where=None, empty='raise'):
         from sft_nb.data.conversations import answer_of
-        return [answer_of(v) for v in cells],False
+        return [answer_of(cell) for cell in cells],False
     def coder(self, spec):
         from sft_nb.data.chat import chat_coder
         return chat_coder(spec)
@@ -43,7 +43,7 @@ class Answer(TextTarget):
 def judged(self:Answer, outputs, rows, task, model, spec, batch_size=64, keep=False):
     import pandas as pd
     from sft_nb.models.causal_model import answer_losses
-    out = pd.concat([task.decode(spec, o) for o in outputs], ignore_index=True)
+    out = pd.concat([task.decode(spec, output) for output in outputs], ignore_index=True)
     out = out.join(answer_losses(model, spec, rows, min(batch_size, 8))).assign(target=list(rows[self.column]))
     return out.assign(correct=[t.strip()==p.strip() for t,p in zip(out.target, out.prediction)]),None
 
@@ -69,7 +69,7 @@ class ChatTask(Task):
         return check_conversations(rows, spec)
     def lengths(self, spec, rows):
         sizes = self.inputs[0].length(rows['prompt'], spec)
-        return [a+len(str(b)) for a,b in zip(sizes, rows['completion'])] if 'completion' in rows else sizes
+        return [size+len(str(b)) for size,b in zip(sizes, rows['completion'])] if 'completion' in rows else sizes
 
 # %% ../../nbs/tasks/08_chat.ipynb #7acf68f8
 @patch

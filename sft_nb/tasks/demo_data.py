@@ -90,8 +90,8 @@ def ratings_table(
 def _captions(path):
     "Language -> caption, from the text file of a stamp; the first line is English"
     first,*lines = path.read_text(encoding='utf-8', errors='replace').splitlines() or ['']
-    matches = (re.match(r'([\w@]+)\.utf8=(.*)', o) for o in lines)
-    return dict(en=first.strip(), **{m[1]:m[2].strip() for m in matches if m and m[2].strip()})
+    matches = (re.match(r'([\w@]+)\.utf8=(.*)', line) for line in lines)
+    return dict(en=first.strip(), **{match[1]:match[2].strip() for match in matches if match and match[2].strip()})
 
 def _subject(name): return f"{name.parts[0]} {re.sub(r'(_mirror)?[-_]?[0-9]*$', '', name.stem).lower()}"
 
@@ -104,8 +104,8 @@ def _joined(*columns):
     for keys in zip(*columns):
         for i,k in enumerate(keys): up[root((i,k))] = root((0,keys[0]))
     roots = [root((0,k)) for k in columns[0]]
-    at = {r:i for i,r in enumerate(dict.fromkeys(roots))}
-    return [at[r] for r in roots]
+    at = {root:i for i,root in enumerate(dict.fromkeys(roots))}
+    return [at[root] for root in roots]
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #961f8471
 def stamps_table(
@@ -114,10 +114,10 @@ def stamps_table(
     kinds:tuple=('animals','clothes','food','household','plants','seasonal','town','vehicles'), # Folders, the classes
 )->pd.DataFrame: # image (path), text (None where there is no caption in that language), label, subject (a number; rows of one number belong together)
     "Stamps with their captions"
-    files = sorted(f for k in kinds for f in (Path(folder)/k).rglob('*.png'))
-    names,captions = [f.relative_to(folder) for f in files],[_captions(_caption_file(f)) for f in files]
-    tied = _joined([_subject(n) for n in names], [o['en'].lower() for o in captions])
-    return pd.DataFrame(dict(image=[str(f) for f in files], text=[o.get(language) for o in captions], label=[n.parts[0] for n in names], subject=tied))
+    files = sorted(path for kind in kinds for path in (Path(folder)/kind).rglob('*.png'))
+    names,captions = [file.relative_to(folder) for file in files],[_captions(_caption_file(file)) for file in files]
+    tied = _joined([_subject(name) for name in names], [caption['en'].lower() for caption in captions])
+    return pd.DataFrame(dict(image=[str(file) for file in files], text=[caption.get(language) for caption in captions], label=[name.parts[0] for name in names], subject=tied))
 
 def _caption_file(f):
     own = f.with_suffix('.txt')
@@ -144,7 +144,7 @@ def _interface(lang):
     "(English, other language) sentences of the interface, without marks, tags and doubles"
     from sft_nb.checkpoints.assets import fetch
     catalog = _messages(fetch('gramps')/lang/'LC_MESSAGES'/'gramps.mo')
-    rows = ((k.rpartition('\4')[2].replace('_', ''), v.replace('_', '')) for k,v in catalog.items() if isinstance(k, str) and k)
+    rows = ((key.rpartition('\4')[2].replace('_', ''), value.replace('_', '')) for key,value in catalog.items() if isinstance(key, str) and key)
     return list(dict.fromkeys((s,t) for s,t in rows if t and 2<len(s)<300 and not re.search(r'[<>{}\n]|%', s+t)))
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #30bdde31
@@ -215,13 +215,13 @@ def prompts_demo(
     demo = dict(source=out, load=dict(valid=.2, group='words'), fine_tune=dict(get_task('speech').recipe), untuned=True, keep_best=False)
     if out.exists(): return demo
     with gzip.open(fetch('asterisk-transcripts')/'core-sounds-en.txt.gz', 'rt', encoding='utf-8') as f: transcripts = dict(_transcripts(f))
-    rows = [(str(sounds/f'{n}.wav'), t, normalized(t, 'en')) for n,t in transcripts.items() if (sounds/f'{n}.wav').is_file() and normalized(t, 'en')]
-    rows = [o for o in rows if sound_seconds(o[0])<=longest]
+    rows = [(str(sounds/f'{key}.wav'), value, normalized(value, 'en')) for key,value in transcripts.items() if (sounds/f'{key}.wav').is_file() and normalized(value, 'en')]
+    rows = [row for row in rows if sound_seconds(row[0])<=longest]
     write_atomic(out, pd.DataFrame(rows, columns=['audio','text','words']).to_csv(index=False))
     return demo
 
 # %% ../../nbs/tasks/02_demo_data.ipynb #43450433
-_LANGUAGES = {'English':'asterisk-prompts', **{l:f'asterisk-prompts-{c}' for l,c in dict(French='fr', Italian='it', Russian='ru', Spanish='es').items()}}
+_LANGUAGES = {'English':'asterisk-prompts', **{key:f'asterisk-prompts-{value}' for key,value in dict(French='fr', Italian='it', Russian='ru', Spanish='es').items()}}
 _TONES = ('beep','beeperr','ascending-2tone','descending-2tone','confbridge-join','confbridge-leave','tt-monkeys')
 
 def languages_table(
@@ -230,10 +230,10 @@ def languages_table(
     longest:float=6., # Seconds; a prompt that is longer in any language is left out
 )->pd.DataFrame: # audio (path), label (the language), prompt (its name, the same in all languages)
     "Spoken prompts that exist in every language"
-    names = set.intersection(*({f.stem for f in Path(o).glob('*.wav')} for o in folders.values()))-set(_TONES)
-    files = {n:{l:Path(o)/f'{n}.wav' for l,o in folders.items()} for n in sorted(names)}
-    fit = [n for n,o in files.items() if all(shortest<=sound_seconds(f)<=longest for f in o.values())]
-    return pd.DataFrame([(str(files[n][l]), l, n) for n in fit for l in folders], columns=['audio','label','prompt'])
+    names = set.intersection(*({path.stem for path in Path(value).glob('*.wav')} for value in folders.values()))-set(_TONES)
+    files = {name:{key:Path(value)/f'{name}.wav' for key,value in folders.items()} for name in sorted(names)}
+    fit = [key for key,o in files.items() if all(shortest<=sound_seconds(value)<=longest for value in o.values())]
+    return pd.DataFrame([(str(files[n][folder]), folder, n) for n in fit for folder in folders], columns=['audio','label','prompt'])
 
 def languages_demo(
     folder, # Folder of the table; an existing one stays
@@ -241,7 +241,7 @@ def languages_demo(
     "Telephone prompts in five languages → which language is spoken; all languages of a prompt are on one side of the split"
     from sft_nb.checkpoints.assets import fetch
     out = Path(folder)/'languages.csv'
-    if not out.exists(): write_atomic(out, languages_table({l:fetch(a) for l,a in _LANGUAGES.items()}).to_csv(index=False))
+    if not out.exists(): write_atomic(out, languages_table({key:fetch(value) for key,value in _LANGUAGES.items()}).to_csv(index=False))
     say('Each language is read by one voice, which may give it away; English and Spanish share a voice, so only the difference between these two shows that the model hears a language')
     return dict(source=out, load=dict(group='prompt', augment=False), fine_tune=dict(epochs=0))
 
@@ -252,7 +252,7 @@ def _words(line):
     try: return shlex.split(line, comments=True)
     except ValueError: return []
 
-def _after(words, *names): return next((b for a,b in zip(words, words[1:]) if a in names), None)
+def _after(words, *names): return next((b for word,b in zip(words, words[1:]) if word in names), None)
 
 def _completions(folder):
     "(command, description, option) of the options that need no subcommand"

@@ -29,7 +29,7 @@ def _write(net, folder):
     from sft_nb.checkpoints.weights import quiet_libraries
     with quiet_libraries(): net.save_pretrained(folder)
 
-def _both_sides(**sizes): return {f'{s}_{k}':v for s in ('encoder','decoder') for k,v in sizes.items()}
+def _both_sides(**sizes): return {f'{s}_{key}':value for s in ('encoder','decoder') for key,value in sizes.items()}
 
 # %% ../../nbs/tasks/00_small_nets.ipynb #27e6cc85
 _BEFORE,_BEHIND = ['<|endoftext|>','<|startoftranscript|>'],['<|translate|>','<|transcribe|>','<|startoflm|>','<|startofprev|>','<|nocaptions|>','<|notimestamps|>']
@@ -40,7 +40,7 @@ def _whisper_tokenizer(languages):
     from transformers import WhisperTokenizer
     backend = Tokenizer(models.BPE(vocab={o:i for i,o in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
     backend.pre_tokenizer,backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
-    backend.add_special_tokens([*_BEFORE, *(f'<|{o}|>' for o in languages), *_BEHIND])
+    backend.add_special_tokens([*_BEFORE, *(f'<|{language}|>' for language in languages), *_BEHIND])
     return WhisperTokenizer(tokenizer_object=backend, pad_token='<|endoftext|>', model_max_length=64)
 
 # %% ../../nbs/tasks/00_small_nets.ipynb #8f0e1fbd
@@ -60,7 +60,7 @@ def _as_published(how, number, languages):
     how.no_timestamps_token_id,how.prev_sot_token_id,how.suppress_tokens,how.alignment_heads = number('<|notimestamps|>'),number('<|startofprev|>'),[1,2],[[0,0]]
     how.forced_decoder_ids = [[1,how.no_timestamps_token_id]]
     if len(languages)==1: return
-    how.lang_to_id,how.task_to_id = {f'<|{o}|>':number(f'<|{o}|>') for o in languages},{o:number(f'<|{o}|>') for o in ('transcribe','translate')}
+    how.lang_to_id,how.task_to_id = {f'<|{language}|>':number(f'<|{language}|>') for language in languages},{o:number(f'<|{o}|>') for o in ('transcribe','translate')}
     how.forced_decoder_ids = [[1,None],[2,how.task_to_id['transcribe']]]
 
 # %% ../../nbs/tasks/00_small_nets.ipynb #54726816
@@ -210,7 +210,7 @@ def word_pieces(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
     special,letters = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]'],[chr(o) for o in range(97, 123)]
-    vocab = dict.fromkeys([*special, *letters, *('##'+o for o in letters), *sorted({w for t in texts for w in t.split()})])
+    vocab = dict.fromkeys([*special, *letters, *('##'+letter for letter in letters), *sorted({w for text in texts for w in text.split()})])
     tok = Tokenizer(models.WordPiece({w:i for i,w in enumerate(vocab)}, unk_token='[UNK]'))
     tok.normalizer,tok.pre_tokenizer,tok.decoder = normalizers.BertNormalizer(),pre_tokenizers.BertPreTokenizer(),decoders.WordPiece()
     tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', '[CLS] $A [SEP] $B:1 [SEP]:1', [('[CLS]',2),('[SEP]',3)])

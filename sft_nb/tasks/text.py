@@ -55,6 +55,6 @@ def load(self:TextTask, spec, folder, head=None):
     return load_text_model(spec, folder, head)
 
 @patch
-def onnx_inputs(self:TextTask, model, spec): return {k:v.cpu() for k,v in model.example[0].items()}
+def onnx_inputs(self:TextTask, model, spec): return {key:value.cpu() for key,value in model.example[0].items()}
 
 register(TextTask())

@@ -20,17 +20,17 @@ from ..data.task import get_task
 def _toy_shape(rng, round_):
     "A picture of 40 by 40 pixels; the same state of `rng` draws the same one"
     from PIL import Image, ImageDraw
-    im = Image.new('RGB', (40,40), tuple(int(o) for o in rng.integers(150,255,3)))
-    x,y,r = (int(o) for o in rng.integers((2,2,16),(12,12,24)))
+    im = Image.new('RGB', (40,40), tuple(int(integer) for integer in rng.integers(150,255,3)))
+    x,y,r = (int(integer) for integer in rng.integers((2,2,16),(12,12,24)))
     draw = ImageDraw.Draw(im)
-    (draw.ellipse if round_ else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(o) for o in rng.integers(0,100,3)))
+    (draw.ellipse if round_ else draw.rectangle)((x,y,x+r,y+r), fill=tuple(int(integer) for integer in rng.integers(0,100,3)))
     return im
 
 # %% ../../nbs/tasks/01_toys.ipynb #0dea03fb
 def _graded(labels):
     "A number for each class, and a part that differs from row to row"
-    place = {o:i for i,o in enumerate(dict.fromkeys(labels))}
-    return [2*place[o]+.25*(i%5) for i,o in enumerate(labels)]
+    place = {label:i for i,label in enumerate(dict.fromkeys(labels))}
+    return [2*place[label]+.25*(i%5) for i,label in enumerate(labels)]
 
 def toy_pictures(
     folder, # Where the pictures are drawn
@@ -47,7 +47,7 @@ def toy_pictures(
         (folder/'round'/'0.png').write_bytes(b'no picture')
         return 'shapes.csv line 2' if numbers else '0.png'
     names = [f'{name}/{i}.png' for i in range(n) for name in ('round','square')]
-    if numbers: pd.DataFrame(dict(image=names, label=_graded([o.split('/')[0] for o in names]))).to_csv(folder/'shapes.csv', index=False)
+    if numbers: pd.DataFrame(dict(image=names, label=_graded([name.split('/')[0] for name in names]))).to_csv(folder/'shapes.csv', index=False)
     return dict(source=folder/'shapes.csv' if numbers else folder, load=dict(size=64, valid=.25, augment=False), checkpoint='timm:test_resnet', pretrained=False, bad=bad)
 
 # %% ../../nbs/tasks/01_toys.ipynb #d1697a7d

@@ -36,7 +36,7 @@ def _ran(model):
     "Names of the layers below the head that run as modules, in their order"
     dev = next(model.parameters()).device
     head,kinds = set(model.groups['head']),_kinds()
-    mods = {n:m for n,m in model.named_modules() if n.startswith('net.') and type(m) in kinds and f'{n}.weight' not in head}
+    mods = {name:module for name,module in model.named_modules() if name.startswith('net.') and type(module) in kinds and f'{name}.weight' not in head}
     with run_order(mods.items()) as at, torch.no_grad(), eval_mode(model): model(*on_device(model.example, dev))
     return {n:mods[n] for n in at}
 
@@ -45,16 +45,16 @@ def adaptable_layers(
     learn:SFTLearner, # The learner
 )->list: # Names, as in `learn.model.net`, in the order in which they run
     "Layers below the head that an adapter can wrap: linear layers and ungrouped convolutions that run"
-    owners = [id(p) for _,p in learn.model.named_parameters(remove_duplicate=False)]
-    return [n.removeprefix('net.') for n,m in _ran(learn.model).items() if getattr(m, 'groups', 1)==1 and owners.count(id(m.weight))==1]
+    owners = [id(param) for name,param in learn.model.named_parameters(remove_duplicate=False)]
+    return [key.removeprefix('net.') for key,value in _ran(learn.model).items() if getattr(value, 'groups', 1)==1 and owners.count(id(value.weight))==1]
 
 # %% ../../nbs/training/11_adapters.ipynb #483ddd32
 _KEY_VALUE = re.compile(r'(^|\.)(qkv|kv|k|v|key|value|wqkv|c_attn|query_key_value|[kv]_(proj|lin)|(key|value)_proj)$', re.I)
 _DOWN = re.compile(r'(^|\.)(fc2|w2|wo|lin2|down_proj|ffn_output)$|mlp\.(\w+\.)?c_proj$|(?<!attention\.)output\.dense$', re.I)
 
 def _default_targets(net, names, kind):
-    mods = {n:net.get_submodule(n) for n in names}
-    linear = [n for n,m in mods.items() if not isinstance(m, nn.Conv2d)]
+    mods = {name:net.get_submodule(name) for name in names}
+    linear = [key for key,value in mods.items() if not isinstance(value, nn.Conv2d)]
     size = lambda ns: sum(mods[n].weight.numel() for n in ns)
     if 2*size(linear)<size(names): return list(names)
     if kind!='ia3': return linear
@@ -63,7 +63,7 @@ def _default_targets(net, names, kind):
 # %% ../../nbs/training/11_adapters.ipynb #ce79df06
 def _no_target(net, names, targets, lost):
     "The error for targets of which some are not found"
-    there = [n for n,_ in net.named_modules() if n and any(n==t or n.endswith('.'+t) for t in lost)]
+    there = [name for name,module in net.named_modules() if name and any(name==t or name.endswith('.'+t) for t in lost)]
     what = f"{lost[0]!r} in targets" if lost else f"targets={targets!r}"
     if not there: return AdapterError(f"{what} matches no layer. Valid: {_ends(names)}.")
     return AdapterError(f"{there[0]!r} ({type(net.get_submodule(there[0])).__name__}) takes no adapter: it is not a linear layer or plain "
@@ -71,30 +71,30 @@ def _no_target(net, names, targets, lost):
 
 def _ends(names):
     "Names with numbers folded, each once"
-    return ', '.join(dict.fromkeys(re.sub(r'\d+', '*', n) for n in names)) or 'none: no linear layer or convolution runs below the head'
+    return ', '.join(dict.fromkeys(re.sub(r'\d+', '*', name) for name in names)) or 'none: no linear layer or convolution runs below the head'
 
 # %% ../../nbs/training/11_adapters.ipynb #58953a24
 def _find_targets(net, names, targets):
     "The adaptable layers that targets select; a named layer that is not adaptable is an error"
     if isinstance(targets, str): hit = lambda n: re.fullmatch(targets, n)
-    else: hit = lambda n: any(n==t or n.endswith('.'+t) for t in targets)
-    try: chosen = [n for n in names if hit(n)]
+    else: hit = lambda n: any(n==target or n.endswith('.'+target) for target in targets)
+    try: chosen = [name for name in names if hit(name)]
     except (re.error,TypeError) as e: raise AdapterError(f"targets={targets!r}: {e}. Valid: names, ends of names, or one regular expression.") from e
-    lost = [] if isinstance(targets, str) else [t for t in targets if not any(n==t or n.endswith('.'+t) for n in names)]
+    lost = [] if isinstance(targets, str) else [target for target in targets if not any(name==target or name.endswith('.'+target) for name in names)]
     if chosen and not lost: return chosen
     raise _no_target(net, names, targets, lost)
 
 # %% ../../nbs/training/11_adapters.ipynb #1520c917
-def _exact(names): return '|'.join(re.escape(n) for n in sorted(names))
+def _exact(names): return '|'.join(re.escape(name) for name in sorted(names))
 
 def _short(net, names):
     "`target_modules` for peft"
-    mods,names = [n for n,_ in net.named_modules()],set(names)
+    mods,names = [name for name,module in net.named_modules()],set(names)
     def end(n):
         parts = n.split('.')
         tails = ('.'.join(parts[i:]) for i in range(max(len(parts)-2, 0), -1, -1))
-        return next((t for t in tails if all(m in names for m in mods if m==t or m.endswith('.'+t))), None)
-    ends = {end(n) for n in sorted(names)}
+        return next((tail for tail in tails if all(mod in names for mod in mods if mod==tail or mod.endswith('.'+tail))), None)
+    ends = {end(name) for name in sorted(names)}
     return _exact(names) if None in ends else sorted(ends)
 
 # %% ../../nbs/training/11_adapters.ipynb #d7dcfc56
@@ -105,7 +105,7 @@ class Adapter:
         layers, # Names of the adapted layers as `SFTModel` has them
     ): self.config,self.layers,self.peft = config,tuple(layers),None
 
-    def __repr__(self): return json.dumps({k:sorted(v) if isinstance(v, set) else v for k,v in self.config.to_dict().items()}, sort_keys=True, default=str)
+    def __repr__(self): return json.dumps({key:sorted(value) if isinstance(value, set) else value for key,value in self.config.to_dict().items()}, sort_keys=True, default=str)
 
     def merged(self,
         model:SFTModel, # The model that has the adapter
@@ -130,14 +130,14 @@ def _lora(net, names, kind, r, alpha, dropout):
 
 def _ia3(net, names):
     "Arguments of IA³: the layers, and those with their factor on the input"
-    down = [n for n in names if _DOWN.search(n) and not isinstance(net.get_submodule(n), nn.Conv2d)]
+    down = [name for name in names if _DOWN.search(name) and not isinstance(net.get_submodule(name), nn.Conv2d)]
     on,ff = _short(net, names),_short(net, down) if down else []
     return dict(target_modules=on, feedforward_modules=ff) if set(ff)<=set(on) else dict(target_modules=_exact(names), feedforward_modules=_exact(down))
 
 def _config(net, names, kind, r, alpha, dropout, kwargs):
     import peft
     if 'target_modules' in kwargs: raise AdapterError(f"target_modules={kwargs['target_modules']!r} is peft's name for the layers. Pass targets= instead.")
-    fan = any(not isinstance(net.get_submodule(n), (nn.Linear,nn.Conv2d)) for n in names)
+    fan = any(not isinstance(net.get_submodule(name), (nn.Linear,nn.Conv2d)) for name in names)
     own = _ia3(net, names) if kind=='ia3' else _lora(net, names, kind, r, alpha, dropout)
     try: return (peft.IA3Config if kind=='ia3' else peft.LoraConfig)(**{**own, 'fan_in_fan_out':fan, **kwargs})
     except (TypeError,ValueError) as e: raise AdapterError(f"peft makes no {kind!r} of {', '.join(f'{k}={v!r}' for k,v in kwargs.items())}: {e}. Valid: the arguments of its config.") from e
@@ -167,14 +167,14 @@ def _own_config(learn, config, targets, kwargs):
 def _inject(model, config, names):
     "Let peft change the network, and group its parameters anew; from now on only the adapter and the head may train"
     import peft
-    before,mode = {n for n,_ in model.named_parameters()},model.training
+    before,mode = {name for name,param in model.named_parameters()},model.training
     try: wrapped = peft.get_peft_model(model.net, config)
     except (TypeError,ValueError) as e:
         raise AdapterError(f"peft cannot put this {type(config).__name__} into {type(model.net).__name__}: {e}. The network may be changed in part: make the learner anew.") from e
-    model.adapter = Adapter(config, [f'net.{n}' for n in names])
+    model.adapter = Adapter(config, [f'net.{name}' for name in names])
     model.adapter.peft = wrapped
     model.regroup(model.adapter.layers).train(mode)
-    added = {n for n,_ in model.named_parameters()}-before
+    added = {name for name,param in model.named_parameters()}-before
     model.only = {n for n in added if '.base_layer.' not in n} | set(model.groups['head'])
 
 # %% ../../nbs/training/11_adapters.ipynb #256044cd
@@ -220,18 +220,18 @@ def merge_adapter(
 # %% ../../nbs/training/11_adapters.ipynb #b0ef5ee3
 def _head_modules(model):
     "Names of the largest modules of the network that hold only the head"
-    head,params = set(model.groups['head']),[n for n,_ in model.named_parameters()]
+    head,params = set(model.groups['head']),[name for name,param in model.named_parameters()]
     out = []
     for n in model.groups['head']:
         m = n.rpartition('.')[0]
-        while m.count('.')>1 and all(p in head for p in params if p.startswith(m.rpartition('.')[0]+'.')): m = m.rpartition('.')[0]
+        while m.count('.')>1 and all(param in head for param in params if param.startswith(m.rpartition('.')[0]+'.')): m = m.rpartition('.')[0]
         out.append(m.removeprefix('net.'))
     return list(dict.fromkeys(out))
 
 def _own_head(model):
     "Whether the head is that of the library's model"
     if model.head is not None: return False
-    mods = [model.net.get_submodule(n) for n in _head_modules(model)]
+    mods = [model.net.get_submodule(module) for module in _head_modules(model)]
     return hasattr(model.net, 'config') or (len(mods)==1 and isinstance(mods[0], nn.Linear))
 
 # %% ../../nbs/training/11_adapters.ipynb #b2f48b2d
@@ -241,14 +241,14 @@ def _check_base(learn):
     if spec is None or not spec.pretrained: return
     fresh = spec.task.model(spec, None).net.state_dict()
     head,layers = set(learn.model.groups['head']),learn.model.adapter.layers
-    def plain(n): return n.replace('.base_layer.', '.') if any(f'net.{n}'.startswith(a+'.base_layer.') for a in layers) else n
-    tensors = {plain(n):t for n,t in learn.model.net.state_dict().items() if f'net.{n}' not in head}
-    bad = [n for n,t in tensors.items() if n in fresh and t.is_floating_point() and not torch.equal(t.cpu(), fresh[n])]
+    def plain(n): return n.replace('.base_layer.', '.') if any(f'net.{n}'.startswith(layer+'.base_layer.') for layer in layers) else n
+    tensors = {plain(key):value for key,value in learn.model.net.state_dict().items() if f'net.{key}' not in head}
+    bad = [key for key,value in tensors.items() if key in fresh and value.is_floating_point() and not torch.equal(value.cpu(), fresh[key])]
     if bad: raise AdapterError(f"{len(bad)} tensors of the base are not those of {spec.checkpoint.ref} any more, such as {bad[0]!r}: the adapter "
                                "would not fit what others load. Call save_predictor(learn, …), which saves the whole model.")
 
 # %% ../../nbs/training/11_adapters.ipynb #ef9b534e
-def _save(save_file, state, path): save_file({k:v.cpu().contiguous().clone() for k,v in state.items()}, path, metadata={'format':'pt'})
+def _save(save_file, state, path): save_file({key:value.cpu().contiguous().clone() for key,value in state.items()}, path, metadata={'format':'pt'})
 
 # %% ../../nbs/training/11_adapters.ipynb #b3a93823
 def save_adapter(
@@ -263,13 +263,13 @@ def save_adapter(
     if model.adapter is None: raise AdapterError("There is no adapter to save. Call add_adapter(learn) first; save_predictor saves whole models.")
     _check_base(learn)
     state = peft.get_peft_model_state_dict(model.adapter.peft, save_embedding_layers=False)
-    head = {n:p.detach() for n,p in model.named_parameters() if n in model.groups['head']}
+    head = {name:param.detach() for name,param in model.named_parameters() if name in model.groups['head']}
     config,own = copy.deepcopy(model.adapter.config),_own_head(model)
     config.inference_mode,config.modules_to_save = True,_head_modules(model) if own else None
     if learn.spec is not None: config.base_model_name_or_path = str(learn.spec.checkpoint.ref)
-    if own: state.update({f"base_model.model.{n.removeprefix('net.')}":p for n,p in head.items()})
+    if own: state.update({f"base_model.model.{key.removeprefix('net.')}":value for key,value in head.items()})
     with folder_atomic(path, overwrite) as tmp:
         _save(save_file, state, tmp/'adapter_model.safetensors')
-        if not own: _save(save_file, {n.removeprefix('net.').removeprefix('head.'):p for n,p in head.items()}, tmp/'head.safetensors')
+        if not own: _save(save_file, {key.removeprefix('net.').removeprefix('head.'):value for key,value in head.items()}, tmp/'head.safetensors')
         config.save_pretrained(tmp)
     return Path(path)

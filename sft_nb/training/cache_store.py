@@ -27,7 +27,7 @@ class _Writer:
     "Appends batches to the files of an entry"
     def __init__(self, folder, dtype): self.folder,self.dtype,self.files,self.meta,self.lengths,self.n = folder,dtype,{},{},[],0
     @property
-    def nbytes(self): return sum(f.tell() for f in self.files.values())
+    def nbytes(self): return sum(value.tell() for value in self.files.values())
     def add(self, h):
         "Rows of one batch; padding, by its `mask`, is not kept"
         parts = _as_dict(h)
@@ -104,7 +104,7 @@ def _read_entry(folder):
 # %% ../../nbs/training/04_cache_store.ipynb #38041c6a
 def _folder_bytes(folder):
     "Bytes of the files in a folder; a folder that is being removed counts with its remaining files"
-    try: return sum(f.stat().st_size for f in folder.iterdir())
+    try: return sum(path.stat().st_size for path in folder.iterdir())
     except FileNotFoundError: return 0
 
 class Activations:
@@ -116,7 +116,7 @@ class Activations:
         self.meta,lengths,self.place = _read_entry(self.folder)
         self.n,self.ragged,ends = self.meta['n'],self.meta['ragged'],lengths.cumsum()
         self.starts,self.ends = np.concatenate([[0], ends[:-1]]),ends
-        self.files = {k:self._map(k, m['dtype'], m['shape']) for k,m in self.meta['tensors'].items()}
+        self.files = {key:self._map(key, value['dtype'], value['shape']) for key,value in self.meta['tensors'].items()}
 
     def _map(self, k, dtype, shape):
         raw = np.memmap(self.folder/f'{k}.bin', dtype=np.uint8, mode='c')
@@ -136,11 +136,11 @@ def batch(self:Activations,
     "The activations of some rows"
     idxs = self.place[list(idxs)]
     if not self.ragged:
-        out = {k:_float(t[idxs]) for k,t in self.files.items()}
+        out = {key:_float(value[idxs]) for key,value in self.files.items()}
         return out if list(out)!=['h'] else out['h']
     at = [(self.starts[i], self.ends[i]) for i in idxs]
-    size,whole = max((b-a for a,b in at), default=0),{k for k,m in self.meta['tensors'].items() if m.get('whole')}
-    out = {k:_float(t[idxs] if k in whole else t.new_zeros(len(at), size, *t.shape[1:])) for k,t in self.files.items()}
+    size,whole = max((b-a for a,b in at), default=0),{key for key,value in self.meta['tensors'].items() if value.get('whole')}
+    out = {key:_float(value[idxs] if key in whole else value.new_zeros(len(at), size, *value.shape[1:])) for key,value in self.files.items()}
     out['mask'] = torch.zeros(len(at), size, dtype=torch.long)
     for j,(a,b) in enumerate(at):
         for k in self.files.keys()-whole: out[k][j,:b-a] = self.files[k][a:b]
@@ -161,7 +161,7 @@ def _budget():
     return n
 
 def _entries():
-    entries = [d for d in cache_folder().glob('*') if (d/'meta.json').is_file()] if cache_folder().is_dir() else []
+    entries = [path for path in cache_folder().glob('*') if (path/'meta.json').is_file()] if cache_folder().is_dir() else []
     return sorted(entries, key=lambda d: (d/'meta.json').stat().st_mtime)
 
 # %% ../../nbs/training/04_cache_store.ipynb #0f273b34
@@ -173,13 +173,13 @@ def cache_info()->pd.DataFrame: # One row per entry: key, task, border, rows, mb
         if not _is_meta(m): m = dict(n=None, border='damaged')
         used = pd.Timestamp((d/'meta.json').stat().st_mtime, unit='s')
         return dict(key=d.name, task=m.get('task'), border=m.get('border'), rows=m['n'], mb=round(_folder_bytes(d)/1e6, 2), used=used)
-    return pd.DataFrame([row(d) for d in _entries()], columns=['key','task','border','rows','mb','used'])
+    return pd.DataFrame([row(entry) for entry in _entries()], columns=['key','task','border','rows','mb','used'])
 
 # %% ../../nbs/training/04_cache_store.ipynb #242fe27c
 def _make_room(used=(), more=0):
     "Remove entries, those used longest ago first, until the rest and `more` bytes are within the budget; whether they are"
-    sizes = {d:_folder_bytes(d) for d in _entries()}
-    for d in [d for d in sizes if d not in used]:
+    sizes = {entry:_folder_bytes(entry) for entry in _entries()}
+    for d in [size for size in sizes if size not in used]:
         if sum(sizes.values())+more<=_budget(): break
         del sizes[d]
         shutil.rmtree(d, ignore_errors=True)
@@ -197,7 +197,7 @@ def clear_cache(
     key:str|None=None, # Beginning of the keys to remove; None: all
 )->int: # Number of entries that were removed
     "Remove cached activations; without a key also unpacked tables"
-    gone = [d for d in _entries() if key is None or d.name.startswith(key)]
+    gone = [entry for entry in _entries() if key is None or entry.name.startswith(key)]
     for d in gone: shutil.rmtree(d, ignore_errors=True)
     if key is None:
         _sweep()

@@ -136,14 +136,14 @@ class L2SP(Callback):
     def before_fit(self):
         self.top = set(self.model.groups['head'])
         for n,p in self._body(): self.start[n] = self.start[n].to(p.device) if n in self.start else p.detach().clone()
-    def _body(self): return [(n,p) for n,p in self.model.named_parameters() if p.requires_grad and n not in self.top]
+    def _body(self): return [(name,param) for name,param in self.model.named_parameters() if param.requires_grad and name not in self.top]
     def after_loss(self):
-        head = sum(p.square().sum() for n,p in self.model.named_parameters() if n in self.top and p.requires_grad)
+        head = sum(param.square().sum() for name,param in self.model.named_parameters() if name in self.top and param.requires_grad)
         body = sum((p-self.start[n]).square().sum() for n,p in self._body())
         self.learn.loss_grad = self.loss_grad+self.alpha/2*body+self.beta/2*head
 
 # %% ../../nbs/training/09_callbacks.ipynb #0d11c2a9
-def _state(model): return {k:v.detach().clone() for k,v in model.state_dict().items()}
+def _state(model): return {key:value.detach().clone() for key,value in model.state_dict().items()}
 
 def keep_weights(
     learn:SFTLearner, # The learner, for instance after `fit_head`
@@ -165,7 +165,7 @@ def wise_ft(
     if learn.model.adapter is not None: raise FitError("The two matrices of an adapter cannot be mixed one by one. Call merge_adapter(learn) first.")
     tuned = _tuned(learn)
     if other := start.keys()^tuned.keys(): raise FitError(f"The saved weights are of another network: {len(other)} names differ, such as {sorted(other)[0]!r}.")
-    learn.model.load_state_dict({k:torch.lerp(start[k].to(v.device), v, alpha) if v.is_floating_point() else v for k,v in tuned.items()})
+    learn.model.load_state_dict({key:torch.lerp(start[key].to(value.device), value, alpha) if value.is_floating_point() else value for key,value in tuned.items()})
     return learn
 
 def _tuned(learn):
@@ -200,9 +200,9 @@ def after_epoch(self:KeepBest):
     if hasattr(self.learn, 'lr_finder'): return
     value = self.recorder.log[1:][self.at]
     if self.best is None or np.isnan(self.best) or (value>self.best if self.up else value<self.best):
-        still = {n for n,p in self.model.named_parameters() if not p.requires_grad}
+        still = {name for name,param in self.model.named_parameters() if not param.requires_grad}
         self.best,self.best_epoch = value,self.epoch
-        self.kept = {k:v.detach().clone() for k,v in self.model.state_dict().items() if k not in still}
+        self.kept = {key:value.detach().clone() for key,value in self.model.state_dict().items() if key not in still}
     elif self.patience is not None and self.epoch-self.best_epoch>=self.patience: raise CancelFitException()
 
 @patch
@@ -210,5 +210,5 @@ def after_fit(self:KeepBest):
     "Restore the best weights"
     if self.kept:
         own = self.model.state_dict()
-        self.model.load_state_dict({k:_spread_like(v, own[k]) for k,v in self.kept.items()}, strict=False)
+        self.model.load_state_dict({key:_spread_like(value, own[key]) for key,value in self.kept.items()}, strict=False)
     self.kept = None

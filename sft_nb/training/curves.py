@@ -45,7 +45,7 @@ def find_overfitting(
 )->str|None: # Where it overfits and what to do; None: it does not
     "Find where a model began to overfit, and suggest a remedy"
     rows = history.to_dict('records') if isinstance(history, pd.DataFrame) else list(history)
-    for first,run in _phases([h for h in rows if 'valid_loss' in h and 'train_loss' in h]):
+    for first,run in _phases([row for row in rows if 'valid_loss' in row and 'train_loss' in row]):
         for i in range(len(run)):
             j = _run_end(run, i)
             if j-i>=k: return _advice(run, i, j, first)

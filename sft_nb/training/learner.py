@@ -136,17 +136,17 @@ class EpochRows(Callback):
     def before_fit(self): self.learn.state.peak_lrs,self.ran = None,False
     def before_epoch(self): self.begun = time.perf_counter()
     def before_step(self):
-        rates,top = np.array([h['lr'] for h in self.opt.hypers]),self.peak_lrs
+        rates,top = np.array([hyper['lr'] for hyper in self.opt.hypers]),self.peak_lrs
         self.learn.state.peak_lrs = rates if top is None else np.maximum(rates, top)
     def after_train(self):
         self.ran,losses = True,self.recorder.losses
-        late = next((i for i,o in enumerate(losses) if o.device.type!='cpu'), len(losses))
+        late = next((i for i,loss in enumerate(losses) if loss.device.type!='cpu'), len(losses))
         if losses[late:]: losses[late:] = torch.stack(losses[late:]).cpu().unbind()
     def after_epoch(self):
         if not self.ran or hasattr(self.learn, 'lr_finder'): return
         self.ran = False
         names,values = self.recorder.metric_names[1:], self.recorder.log[1:]
-        row = {n:float(v) for n,v in zip(names, values) if isinstance(v, (int,float)) and n!='time'}
+        row = {name:float(value) for name,value in zip(names, values) if isinstance(value, (int,float)) and name!='time'}
         self.learn.history.append(dict(phase=self.phase, epoch=self.epoch+1, **row, seconds=time.perf_counter()-self.begun))
 
 # %% ../../nbs/training/03_learner.ipynb #1fb7fd16
@@ -261,7 +261,7 @@ def _memory_explained(learn):
 @patch
 def _begin_fit(self:SFTLearner, reset_opt):
     "Count the fit, reset the state of the last one, and seed the order of its items; the seed of its random numbers"
-    if not any(p.requires_grad for p in self.model.parameters()):
+    if not any(param.requires_grad for param in self.model.parameters()):
         raise FitError("Nothing trains: every group is frozen. Call learn.freeze() to train the head, or learn.unfreeze().")
     if hasattr(self.loss_func, 'to'): self.loss_func.to(next(self.model.parameters()).device)
     state,self.model.temperature = self.state,1.
@@ -276,7 +276,7 @@ def _begin_fit(self:SFTLearner, reset_opt):
 @patch
 def _folded(self:SFTLearner):
     "Frozen parts run with the kernels of the frozen pass, so that a live fit and a cached one see the same numbers"
-    on = {n for n,p in self.model.named_parameters() if p.requires_grad}
+    on = {name for name,param in self.model.named_parameters() if param.requires_grad}
     border = self.model.highest_border(on) if self.model.groups else None
     return nullcontext() if border is None else self.model.folding(border)
 
@@ -302,7 +302,7 @@ def fit(self:SFTLearner,
 @contextmanager
 def _unchanged(learn):
     "All training inside the block is undone"
-    weights = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    weights = {key:value.clone() for key,value in learn.model.state_dict().items()}
     opt,rng,dl_rng = learn.opt,_random_states(),learn.dls.train.rng.getstate()
     opt_state = None if opt is None else copy.deepcopy(opt.state_dict())
     path,temperature,state = learn.path,learn.model.temperature,{**vars(learn.state), 'history':list(learn.history)}
@@ -429,7 +429,7 @@ def _apply_freeze(learn, freeze):
 
 # %% ../../nbs/training/03_learner.ipynb #180fe7c9
 def _model_args(task):
-    return [k for k,p in inspect.signature(task.model).parameters.items() if k not in ('spec','head','dropout') and p.kind!=p.VAR_KEYWORD]
+    return [key for key,value in inspect.signature(task.model).parameters.items() if key not in ('spec','head','dropout') and value.kind!=value.VAR_KEYWORD]
 
 # %% ../../nbs/training/03_learner.ipynb #b8027c44
 def sft_learner(
@@ -451,7 +451,7 @@ def sft_learner(
     join_processes()
     spec = getattr(dls, 'sft', None)
     if spec is None or checkpoint is not None or pretrained is not None: spec = _spec_for(dls, spec, checkpoint, pretrained)
-    task,ours = spec.task,{k:kwargs.pop(k) for k in list(kwargs) if k in _model_args(spec.task)}
+    task,ours = spec.task,{kwarg:kwargs.pop(kwarg) for kwarg in list(kwargs) if kwarg in _model_args(spec.task)}
     with seeded(seed): model = task.model(spec, head, dropout=dropout, **ours)
     loss_func = task.loss(spec, loss, label_smoothing, class_weights)
     if metrics is None: metrics = task.metrics(spec)

@@ -25,7 +25,7 @@ from .cache import cache_border, why_not, _border_dls, _in_place
 def _linear_layer(model):
     "The linear layer that is the whole last group; None: the head is of another kind"
     names = list(model.groups.values())[-1]
-    layers = {n.rpartition('.')[0] for n in names}
+    layers = {name.rpartition('.')[0] for name in names}
     layer = model.get_submodule(layers.pop()) if len(layers)==1 else None
     return layer if type(layer) is nn.Linear and layer.bias is not None and len(names)==2 else None
 
@@ -49,7 +49,7 @@ def _inputs(model, layer, dl, loss_func, batch=256):
             targets.append(y)
             if len(seen)!=len(targets) or seen[-1].ndim!=2 or not torch.allclose(nn.functional.linear(seen[-1], layer.weight, layer.bias), scores, atol=1e-3): return None
     finally: hook.remove()
-    return torch.cat(seen).as_subclass(torch.Tensor),torch.cat([torch.as_tensor(o) for o in targets]).as_subclass(torch.Tensor),counts or None
+    return torch.cat(seen).as_subclass(torch.Tensor),torch.cat([torch.as_tensor(target) for target in targets]).as_subclass(torch.Tensor),counts or None
 
 # %% ../../nbs/training/06_linear_head.ipynb #3649548e
 _ROUGH,_EXACT = dict(max_iter=40, tolerance_grad=1e-4, tolerance_change=1e-5),dict(max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7)
@@ -89,12 +89,12 @@ def _choose_penalty(x, y, loss_func, zero, folds):
     turn = _directions(x[np.concatenate(folds[0])])
     starts,tried,parts = [(zero[0]@turn, zero[1])]*len(folds),{},[(x[a]@turn, y[a], x[b]@turn, y[b]) for a,b in folds]
     for p in _PENALTIES:
-        starts = [_solve(xa, ya, loss_func, p, s, _ROUGH) for (xa,ya,*_),s in zip(parts, starts)]
+        starts = [_solve(xa, ya, loss_func, p, start, _ROUGH) for (xa,ya,*_),start in zip(parts, starts)]
         loss = sum(float(loss_func(xb@w.T+c, yb))*len(yb) for (*_,xb,yb),(w,c) in zip(parts, starts))/sum(len(yb) for *_,yb in parts)
         tried[p] = loss,starts
         tail = [o for o,_ in tried.values()][-3:]
         if len(tail)==3 and tail[0]<tail[1]<tail[2]: break
-    losses = {p:loss for p,(loss,_) in tried.items()}
+    losses = {key:loss for key,(loss,_) in tried.items()}
     best = min(losses, key=losses.get)
     w,b = (torch.stack(o).mean(0) for o in zip(*tried[best][1]))
     return best,losses,(w@turn.T, b)
@@ -132,10 +132,10 @@ def _solved_head(learn, dtype='float32', also=()):
     penalty,losses = _set_layer(layer, *inputs, learn.loss_func, rows if counts is None else _words_of(rows, counts), learn.seed)
     learn.state.head_penalty,learn.state.head_left = penalty,losses[penalty]/max(losses[_PENALTIES[0]], 1e-12)
     with torch.no_grad(): train_loss = float(learn.loss_func(layer(inputs[0]), inputs[1]))
-    others = [c for c in learn.cbs if not isinstance(c, (TrainEvalCallback, Recorder, CastToTensor))]
+    others = [cb for cb in learn.cbs if not isinstance(cb, (TrainEvalCallback, Recorder, CastToTensor))]
     with _in_place(learn, dls), learn.removed_cbs(others): values = learn.validate()
-    names = ['valid_loss', *(m.name for m in learn.metrics)]
-    row = {n:float(v) for n,v in zip(names, values) if isinstance(v, (int,float))}
+    names = ['valid_loss', *(metric.name for metric in learn.metrics)]
+    row = {name:float(value) for name,value in zip(names, values) if isinstance(value, (int,float))}
     learn.history.append(dict(phase=learn.state.phase, epoch=1, train_loss=train_loss, **row, seconds=time.perf_counter()-begun))
     learn.opt = None
     return True

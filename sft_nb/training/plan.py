@@ -34,20 +34,20 @@ class FitPlan:
     @property
     def table(self)->pd.DataFrame: # setting, value, reason
         "One row per setting"
-        rows = [*((k, *o) for k,o in self.loaded.items()), *((k, v, self.reasons.get(k, '')) for k,v in self.values.items())]
+        rows = [*((key, *value) for key,value in self.loaded.items()), *((key, value, self.reasons.get(key, '')) for key,value in self.values.items())]
         setting,value,reason = zip(*rows) if rows else ((),(),())
         shown = ['to the minimum' if k=='freeze_epochs' and v is None else v for k,v in zip(setting, value)]
         return pd.DataFrame(dict(setting=setting, value=pd.Series(shown, dtype=object), reason=reason))
-    def _lines(self): return [f'{o.setting} {o.value}: {o.reason}' for o in self.table.itertuples()]
+    def _lines(self): return [f'{row.setting} {row.value}: {row.reason}' for row in self.table.itertuples()]
     def __repr__(self): return '\n'.join([*self._lines(), *([f'about {self.seconds:.0f} s'] if self.seconds is not None else [])])
     def _repr_html_(self): return self.table.to_html(index=False)
 
 # %% ../../nbs/training/07_plan.ipynb #ad37cad9
-def _counts_norms(model): return any(isinstance(m, RUNNING_NORMS) for m in model.modules())
+def _counts_norms(model): return any(isinstance(module, RUNNING_NORMS) for module in model.modules())
 
 def _by_network(model):
     "(argument -> value, argument -> reason) of the second phase"
-    n = sum(p.numel() for p in model.parameters())
+    n = sum(param.numel() for param in model.parameters())
     if _counts_norms(model):
         return dict(base_lr=4e-3, decay=.7, unfreeze_to=.6), dict(base_lr='a network with batch norm; half of it is the highest rate of the second phase',
             decay='each group below trains at .7 of the rate above it', unfreeze_to='the upper two fifths of the groups train; those below come from the cache')
@@ -103,7 +103,7 @@ def _rule(learn):
     n = len(learn.spec.split('train'))
     values,reasons = _by_network(learn.model)
     epochs,why = _epochs(n)
-    own = {k:v for k,v in learn.spec.task.recipe.items() if k not in ('freeze_epochs','head_lr')}
+    own = {key:value for key,value in learn.spec.task.recipe.items() if key not in ('freeze_epochs','head_lr')}
     values,reasons = _still_norms(learn, dict(freeze_epochs=None, **values, epochs=epochs), dict(freeze_epochs=_HEAD[_linear_layer(learn.model) is not None], epochs=why, **reasons))
     recommended = dict.fromkeys(own, f'recommended by task {learn.spec.task.name!r}')
     return FitPlan(*_few_rows(learn, *_per_class(learn, {**values, **own}, {**reasons, **recommended})), learn.spec.task.choices(learn.spec))
@@ -115,7 +115,7 @@ def _after_head(learn, plan, given):
     if left is None or left>=.5 or _counts_norms(learn.model): return plan
     share,why = max(.25, left/.5),f'the head alone leaves only {100*left:.0f} % of the loss to learn'
     gentler = dict(base_lr=_short(plan.values['base_lr']*share), **({'epochs':min(plan.values['epochs'], 2)} if left<.25 else {}))
-    new = {k:v for k,v in gentler.items() if k not in given}
+    new = {key:value for key,value in gentler.items() if key not in given}
     said = dict(base_lr=f'{why}: a lower rate', epochs=f'{why}: two passes are enough')
     return replace(plan, values={**plan.values, **new}, reasons={**plan.reasons, **{k:said[k] for k in new}})
 
@@ -145,7 +145,7 @@ def _epoch_seconds(learn, start, dtype):
     "Seconds of an epoch that trains from group `start`, measured on a few batches; the learner stays as it was"
     with _unchanged(learn), learn.no_bar(), learn.no_logging(), learn.no_augment():
         learn.freeze_to(start)
-        border = learn.model.highest_border({n for n,p in learn.model.named_parameters() if p.requires_grad})
+        border = learn.model.highest_border({name for name,param in learn.model.named_parameters() if param.requires_grad})
         dls = learn.dls if border is None else _border_dls(learn, border, dtype, 0)
         with _in_place(learn, dls): return _measured(learn)
 

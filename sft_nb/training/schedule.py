@@ -100,7 +100,7 @@ def _halves(dls, seed):
     k = max(1, len(order)//5)
     def part(rows, shuffle):
         source = DataLoader(range(len(rows)), bs=train.bs, shuffle=shuffle, device=train.device)
-        dl = BorderLoader(source, [_Rows(v, rows) for v in train.views], train.targets[rows], train.border)
+        dl = BorderLoader(source, [_Rows(view, rows) for view in train.views], train.targets[rows], train.border)
         dl.rows = rows
         return dl
     return DataLoaders(part(order[k:], True), part(order[:k], False), device=dls.device)
@@ -108,7 +108,7 @@ def _halves(dls, seed):
 # %% ../../nbs/training/08_schedule.ipynb #4f3d5471
 def _choose(learn, lr, dtype, views, **kwargs):
     "The weight decay, and the number of epochs, whose head is best on a fifth of the training rows"
-    head = {n:p.detach().clone() for n,p in learn.model.named_parameters() if p.requires_grad}
+    head = {name:param.detach().clone() for name,param in learn.model.named_parameters() if param.requires_grad}
     dls,losses = _halves(_border_dls(learn, cache_border(learn.model), dtype, views), learn.seed),{}
     def reset():
         with torch.no_grad():
@@ -116,7 +116,7 @@ def _choose(learn, lr, dtype, views, **kwargs):
                 if n in head: p.copy_(head[n])
         learn.opt,learn.state.fits = None,0
     for wd in _DECAYS:
-        with _in_place(learn, dls): losses |= {(wd,n):loss for n,loss in _judged(_settle(learn, lr, wd, **kwargs)).items()}
+        with _in_place(learn, dls): losses |= {(wd,key):loss for key,loss in _judged(_settle(learn, lr, wd, **kwargs)).items()}
         reset()
     return min(losses, key=losses.get)
 
@@ -146,7 +146,7 @@ def _second_lrs(model, base_lr, lr_mult, decay):
 
 def _lower_borders(model, least):
     "Borders below the highest, down to group `least`, from which later stages start"
-    return [b for b in model.borders()[:-1] if b>=least]
+    return [border for border in model.borders()[:-1] if border>=least]
 
 def _kept_border(learn, dtype):
     "The cache, where something is frozen"
@@ -159,7 +159,7 @@ _WHY = {**dict.fromkeys(_FASTAI, "fastai's default"), 'unfreeze_to':"all groups 
 def _recommended(recipe, given):
     "Recommendations of a task for arguments that are not given: epochs go together, and so do rates"
     out = ('epochs','freeze_epochs') if 'epochs' in given else ()
-    return {k:v for k,v in recipe.items() if k not in (*out, *(('head_lr',) if 'base_lr' in given else ()))}
+    return {key:value for key,value in recipe.items() if key not in (*out, *(('head_lr',) if 'base_lr' in given else ()))}
 
 def _chosen(learn, given, budget):
     "The plan with the given numbers; where there is no plan, or `freeze_epochs` is given, fastai's numbers and those of the task"
@@ -169,7 +169,7 @@ def _chosen(learn, given, budget):
     if budget is not None and hasattr(learn, 'resume'): raise FitError(f"budget={budget!r} is measured anew in each process, so that a resumed run could not go on. Pass epochs instead.")
     own = {} if learn.spec is None or _plannable(learn) else _recommended(learn.spec.task.recipe, given)
     plan = learn.plan() if planned else FitPlan({**_FASTAI, **own}, {**_WHY, **dict.fromkeys(own, 'recommended by the task')})
-    values = {k:v for k,v in plan.values.items() if k!='decay' or 'lr_mult' not in given}
+    values = {key:value for key,value in plan.values.items() if key!='decay' or 'lr_mult' not in given}
     reasons = {**plan.reasons, **dict.fromkeys(given, 'given')}
     if planned and 'epochs' in given and 'unfreeze_to' not in given: values['unfreeze_to'],reasons['unfreeze_to'] = 0,'all groups train, as a number of epochs is given'
     return planned,replace(plan, values={**values, **given}, reasons=reasons)
@@ -217,7 +217,7 @@ def _second_phase(learn, numbers, planned, dtype, kwargs):
 # %% ../../nbs/training/08_schedule.ipynb #44c18777
 def _tell_worse(history):
     "Say where the head alone was better on the validation rows than the model at the end"
-    head,end = ([h['valid_loss'] for h in history if h['phase']==p and 'valid_loss' in h] for p in ('head','finetune'))
+    head,end = ([row['valid_loss'] for row in history if row['phase']==p and 'valid_loss' in row] for p in ('head','finetune'))
     if head and end and head[-1]<end[-1]:
         say(f"The head alone was better on the validation rows: loss {head[-1]:.4f}, after fine-tuning {end[-1]:.4f}. "
             "epochs=0 (--epochs 0) trains the head alone, KeepBest (--keep-best) keeps the best epoch.")
@@ -243,7 +243,7 @@ def fine_tune(self:SFTLearner,
     "Train the head on cached features, then unfreeze and train with discriminative rates; numbers that are not given come from `learn.plan()`"
     begun,before = time.perf_counter(),len(self.history)
     numbers = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, decay=decay, unfreeze_to=unfreeze_to, head_lr=head_lr, norm_eval=norm_eval)
-    given = {k:v for k,v in numbers.items() if v is not None}
+    given = {key:value for key,value in numbers.items() if value is not None}
     planned,plan = _chosen(self, given, budget)
     _second_lrs(self.model, plan.values['base_lr'], plan.values.get('lr_mult'), plan.values.get('decay'))
     self.freeze_body()
