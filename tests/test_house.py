@@ -113,6 +113,11 @@ def test_no_list_of_names_beside_the_definitions():
     assert [m for m,p in MODULES.items() if re.search(r'^_all_\b', p.read_text(encoding='utf8'), re.M)] == []
     assert [str(p) for p in root.glob('nbs/**/*.ipynb') if '"_all_ =' in p.read_text(encoding='utf8')] == []
 
+def test_names_are_mostly_words():
+    "At most 30 % of the names that code binds have one letter, as in fastai; `_` is not counted"
+    bound = [node.id for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text(encoding='utf8'))) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id!='_']
+    assert sum(len(word)==1 for word in bound)/len(bound)<=.3
+
 def test_undefined_names_are_looked_for():
     lint = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf8'))['tool']['ruff']['lint']
     off = [*lint['ignore'], *(o for k,os in lint['per-file-ignores'].items() if k.startswith('sft_nb') for o in os)]
