@@ -115,7 +115,8 @@ def test_no_list_of_names_beside_the_definitions():
 
 def test_names_are_mostly_words():
     "At most 30 % of the names that code binds have one letter, as in fastai; `_` is not counted"
-    bound = [node.id for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text(encoding='utf8'))) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id!='_']
+    nodes = [node for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text(encoding='utf8')))]
+    bound = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id!='_']
     assert sum(len(word)==1 for word in bound)/len(bound)<=.3
 
 def test_undefined_names_are_looked_for():
