@@ -3,7 +3,7 @@
 A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
 anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks, the words of a text without tags), memory, speed.
 """
-import copy, importlib.util, random, sys, traceback
+import copy, importlib.metadata, importlib.util, random, subprocess, sys, traceback
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
@@ -203,6 +203,26 @@ def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatc
     assert check.main()==int(broken)
     table = (tmp_path/'gpu.md').read_text()
     assert ('FAILED' in table)==broken and 'needs CUDA' in table and '| loop |' in table
+
+IMPORTED = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split('.')[0] in {'ipywidgets', 'anywidget', 'traitlets', 'ipykernel', 'jupyterlab', 'notebook', 'nbdev'} | ({'IPython', 'fasthtml'} if sys.argv[1:] else set()):
+            raise ModuleNotFoundError(f'No module named {name!r}: blocked', name=name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, 'tools')
+import gpu_check
+print(gpu_check.TASKS)
+"""
+
+def test_the_check_for_a_gpu_needs_no_widgets():
+    "Nothing of notebooks is where the check runs; `fastprogress` from 1.1 on imports `fasthtml`, which the list of wheels leaves out"
+    words = (Path(__file__).parent.parent/'tools'/'gpu_check.py').read_text()
+    assert "'fastprogress<1.1'" in words and "'plum-dispatch<2.10'" in words
+    old = tuple(map(int, importlib.metadata.version('fastprogress').split('.')[:2]))<(1, 1)
+    r = subprocess.run([sys.executable, '-c', IMPORTED, *(['all'] if old else [])], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert not r.returncode and 'image_text' in r.stdout, r.stderr
 
 _READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero', '__getitem__')
 

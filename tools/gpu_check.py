@@ -6,7 +6,7 @@
 
 On a machine without a network that has torch, transformers and timm, the rest comes along in a folder of wheels:
 
-    pip download --no-deps -d wheels fastai fastcore fastdownload fastprogress fasttransform plum-dispatch beartype platformdirs soundfile cffi jiwer rapidfuzz
+    pip download --no-deps -d wheels fastai fastcore fastdownload 'fastprogress<1.1' fasttransform 'plum-dispatch<2.10' beartype platformdirs soundfile cffi jiwer rapidfuzz
     pip install --no-index --no-deps --target site wheels/*.whl && PYTHONPATH=site python tools/gpu_check.py
 
 A line per check, a table at the end, status 1 where a check failed. Nothing is skipped in silence: what a device cannot do (float16 on a CPU) stands in the table as such.
@@ -22,8 +22,14 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data import load
 from fastai.torch_core import default_device
-from sft_nb.all import Autocast, evaluate, frozen_cache, has_bfloat16, load_data, load_predictor, Resume, save_predictor, sft_learner
+from sft_nb.data.load import load_data
 from sft_nb.training import cache, cache_store
+from sft_nb.training.cache import frozen_cache
+from sft_nb.training.callbacks import Autocast, has_bfloat16
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.resume import Resume
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import small_llama, small_marian, small_whisper, word_pieces
 from sft_nb.tasks.toys import make_toy
 
