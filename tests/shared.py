@@ -35,15 +35,19 @@ class Act(Callback):
         Act.todo = (deed, left-1)
         if left==1: DEEDS[deed]()
 
+def without_dropout(model):
+    "A model that draws no random numbers"
+    for m in model.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+        for k in RATES:
+            if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
+
 def learner(toy, task, how, cbs):
     load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
     if task=='image_text': load.update(size=64, augment=False)
     if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
     learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
-    for m in learn.model.modules() if not how.get('dropout') else ():
-        if isinstance(m, torch.nn.Dropout): m.p = 0.
-        for k in RATES:
-            if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
+    if not how.get('dropout'): without_dropout(learn.model)
     if how.get('adapter'): add_adapter(learn, how['adapter'], dropout=0.)
     return checkpoint_activations(learn) if how.get('checkpointing') else learn
 

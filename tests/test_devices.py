@@ -181,13 +181,32 @@ def test_a_compiled_model_trains_as_it_is(tmp_path, home):
         kept[name] = copy.deepcopy(learn.model).state_dict()
     assert kept['plain'].keys()==kept['compiled'].keys() and all(torch.allclose(v, kept['compiled'][k], atol=1e-6) for k,v in kept['plain'].items())
 
-@pytest.mark.parametrize('broken', [False, True])
-def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):
-    "`tools/gpu_check.py` on the CPU: it passes, and a network that answers otherwise on the device fails it"
+def gpu_check(monkeypatch):
+    "`tools/gpu_check.py` as a module, with a cache folder that can be set"
     spec = importlib.util.spec_from_file_location('gpu_check', Path(__file__).parent.parent/'tools'/'gpu_check.py')
     check = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, 'path', [*sys.path])
     spec.loader.exec_module(check)
+    for o in (cache, cache_store): monkeypatch.setattr(o, 'cache_folder', o.cache_folder)
+    return check
+
+class Draws(Callback):
+    "Random numbers that another device would not have drawn"
+    order = -50
+    def before_batch(self): torch.rand(3)
+
+@pytest.mark.parametrize('task', [*TASKS, 'image_text'])
+def test_the_check_for_a_gpu_does_not_depend_on_random_numbers(task, tmp_path, monkeypatch):
+    "Those of a GPU are others: a network with dropout would lose other units there"
+    check = gpu_check(monkeypatch)
+    make = check.made(task, tmp_path, 'tiny')
+    plain,drawn = (check.losses(make(torch.device('cpu'), freeze=None), cbs) for cbs in ([], [Draws()]))
+    assert plain.tolist()==drawn.tolist() and len(plain)==check.STEPS
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):
+    "`tools/gpu_check.py` on the CPU: it passes, and a network that answers otherwise on the device fails it"
+    check = gpu_check(monkeypatch)
     if broken:
         made,answers = check.made,iter(range(1, 1000))
         def wrong(*args):
@@ -198,7 +217,6 @@ def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatc
                 return learn
             return learner
         monkeypatch.setattr(check, 'made', wrong)
-    for o in (cache, cache_store): monkeypatch.setattr(o, 'cache_folder', o.cache_folder)
     monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', '--steps', '1', '--out', str(tmp_path/'gpu.md')])
     assert check.main()==int(broken)
     table = (tmp_path/'gpu.md').read_text()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT/'tests')]
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data import load
@@ -32,6 +33,7 @@ from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import small_llama, small_marian, small_whisper, word_pieces
 from sft_nb.tasks.toys import make_toy
+from shared import without_dropout
 
 WORDS = 'river stone cloud window garden letter winter music market silver summer bridge forest candle mirror'.split()
 CLOSE = dict(float32=1e-3, bfloat16=5e-2, float16=5e-2)
@@ -87,18 +89,19 @@ def real(task, folder, n=96):
 TASKS = ('image', 'text', 'image_text', 'translation', 'speech', 'chat', 'tokens', 'audio')
 
 def made(task, folder, size):
-    "A function of (device, seed) that gives a learner"
+    "A function of (device, dropout, arguments of `sft_learner`) that gives a learner; the random numbers of a GPU are others, so that only runs on one device are equal with dropout"
     if size=='tiny':
         toy = make_toy(task, folder/'toy')
         source,checkpoint,options,pretrained,batch = toy['source'],toy['checkpoint'],toy['load'],toy['pretrained'],4
     else:
         rows,checkpoint,options = real(task, folder)
         source,pretrained,batch = pd.DataFrame(rows),not str(checkpoint).startswith('timm:'),8
-    def learner(device, **kw):
+    def learner(device, dropout=False, **kw):
         default_device(device.type!='cpu')
-        dls = load_data(task, source, checkpoint=str(checkpoint), pretrained=pretrained, batch_size=batch, seed=0, **{**options, 'valid':.25})
+        dls = load_data(task, source, checkpoint=str(checkpoint), pretrained=pretrained, batch_size=batch, seed=0, **{**options, 'valid':.25, 'augment':False})
         dls.to(device)
         learn = sft_learner(dls, seed=1, **kw)
+        if not dropout: without_dropout(learn.model)
         learn.model.to(device)
         return learn
     return learner
@@ -202,11 +205,11 @@ def stopped_after(learn, steps):
 def resumed(make, device, folder):
     "Stopped after two steps, and gone on with by a new learner"
     def weights(learn): return torch.cat([p.detach().float().flatten().cpu() for p in learn.model.parameters() if p.requires_grad]).double()
-    whole = make(device)
+    whole = make(device, dropout=True)
     with quiet(whole): whole.fit(2, 1e-3)
-    first = stopped_after(make(device, cbs=Resume(folder, every=1)), 2)
+    first = stopped_after(make(device, dropout=True, cbs=Resume(folder, every=1)), 2)
     with contextlib.suppress(KeyboardInterrupt), quiet(first): first.fit(2, 1e-3)
-    again = make(device, cbs=Resume(folder, every=1))
+    again = make(device, dropout=True, cbs=Resume(folder, every=1))
     with quiet(again): again.fit(2, 1e-3)
     a,b = weights(again),weights(whole)
     d = float((a-b).norm()/b.norm())
@@ -314,7 +317,7 @@ def speed(task, make, device, folder, steps):
         ways = dict(ours=ours_loop, loop=plain_loop, **(dict(Trainer=lambda l,n: trainer_loop(l, n, folder/'trainer')) if task=='text' else {}), **options(task, name, device))
         found = {}
         for way,f in ways.items():
-            learn = make(device, freeze=None)
+            learn = make(device, dropout=True, freeze=None)
             found[way] = clocked(f(learn, name), device, steps)
             del learn
             if device.type=='cuda': torch.cuda.empty_cache()
