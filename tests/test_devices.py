@@ -242,6 +242,26 @@ def test_the_check_for_a_gpu_needs_no_widgets():
     r = subprocess.run([sys.executable, '-c', IMPORTED, *(['all'] if old else [])], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert not r.returncode and 'image_text' in r.stdout, r.stderr
 
+def test_the_check_for_a_gpu_ends_in_time(tmp_path, monkeypatch):
+    "A table after each task; when the time is over, what is left stands there as not run"
+    check,tables = gpu_check(monkeypatch),[]
+    out,speed,clock = tmp_path/'gpu.md',check.speed,[0.]
+    monkeypatch.setattr(check.time, 'perf_counter', lambda: clock[0])
+    def measured(task, *args):
+        tables.append(out.read_text() if out.exists() else '')
+        if task=='text': clock[0] = 500.
+        return [dict(task=task, way='loop')]
+    def quick(name, run, found, task): return timed(name, lambda: 'quick', found, task)
+    timed = check.check
+    monkeypatch.setattr(check, 'speed', measured)
+    monkeypatch.setattr(check, 'check', quick)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', 'text', 'audio', '--out', str(out), '--seconds', '450'])
+    assert check.main()==0
+    assert tables[0]=='' and '| image | cached = live | ok' in tables[1] and '| text |' not in tables[1]
+    table = out.read_text()
+    assert '| text | cached = live | ok' in table and '| audio | cached = live | not run | no time left' in table and '| audio | speed | not run | no time left' in table
+    assert '| audio | loop |' not in table and '| text | loop |' in table
+
 _READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero', '__getitem__')
 
 def by_mask(key): return any(isinstance(o, torch.Tensor) and o.dtype==torch.bool for o in (key if isinstance(key, tuple) else (key,)))
