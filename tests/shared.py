@@ -52,7 +52,7 @@ def learner(toy, task, how, cbs):
     return checkpoint_activations(learn) if how.get('checkpointing') else learn
 
 def train(task, home, out, how):
-    whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
+    whole = task in ('translation','speech','chat','tokens','audio')  # these toys make a folder wholly or not at all: one for each process
     toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}', **how.get('toy', {}))
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
@@ -62,6 +62,7 @@ def train(task, home, out, how):
     elif how['way']=='head': learn.fit_head(3, **fit)
     elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
     elif how['way']=='best': learn.freeze_to(0).fit(3, .3, cbs=KeepBest('valid_loss'))
+    elif how['way']=='norms': learn.fine_tune(2, 5e-3, freeze_epochs=1, norm_eval=True)
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
     else: learn.fine_tune(2, 5e-3, **(dict(freeze_epochs=1) if how['way']=='steps' else {}), **fit)
     return learn
@@ -75,7 +76,7 @@ def job(task, home, out, how):
     ev = evaluate(learn, on='valid').metrics if how.get('evaluate') else {}
     if how.get('save'): save_predictor(learn, f'{out}-model-{process_rank()}')
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
-    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, group=torch.distributed.is_initialized())))
+    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, trains=[n for n,p in learn.model.named_parameters() if p.requires_grad], group=torch.distributed.is_initialized())))
 
 def free_port():
     with socket.socket() as s:
