@@ -4,9 +4,11 @@ A tensor on the wrong device raises there, as it would on a GPU. What this canno
 anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks, the words of a text without tags), memory, speed.
 """
 import copy, importlib.metadata, importlib.util, random, subprocess, sys, traceback
+from contextlib import suppress
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
@@ -18,6 +20,7 @@ from sft_nb.tasks.toys import make_toy
 from sft_nb.training import cache, cache_store, guards, learner
 from sft_nb.training.callbacks import Accumulate, Autocast, has_bfloat16, L2SP
 from sft_nb.training.learner import seeded, sft_learner
+from sft_nb.training.resume import Resume
 
 TASKS = ('image', 'text', 'translation', 'speech', 'chat', 'tokens', 'audio')
 # name of a case -> task, network, options: texts and sounds of several windows, and convolutions that normalize over the time of each clip
@@ -163,6 +166,41 @@ def test_seeds_reach_all_devices(monkeypatch):
     assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
     with seeded(7): assert torch.equal(torch.rand(1), drawn)
     assert set(learner._random_states())=={'python','numpy','torch','cuda','mps'}
+
+def test_seeds_reach_apples_devices(monkeypatch):
+    "As above, for MPS"
+    seeds,states = [],[]
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.mps, 'get_rng_state', lambda: 'as it was')
+    monkeypatch.setattr(torch.mps, 'set_rng_state', states.append)
+    monkeypatch.setattr(torch.mps, 'manual_seed', seeds.append)
+    with seeded(7): torch.rand(1)
+    assert seeds==[7] and states==['as it was']
+
+class Scaler:
+    "In the place of torch's `GradScaler`: a scale that doubles in each step"
+    def __init__(self): self.scale,self.loads = 1.,0
+    def state_dict(self): return dict(scale=self.scale)
+    def load_state_dict(self, state): self.scale,self.loads = state['scale'],self.loads+1
+
+class Scales(Callback):
+    "What `MixedPrecision` does with its scaler, on any device"
+    order = MixedPrecision.order
+    def before_fit(self): self.learn.scaler,self.found = Scaler(),[]
+    def after_step(self):
+        self.learn.scaler.scale *= 2
+        self.found.append(self.learn.scaler.scale)
+    def after_fit(self): self.loads = self.learn.scaler.loads
+
+def test_a_resumed_run_goes_on_with_its_scale(tmp_path, monkeypatch, home):
+    check = gpu_check(monkeypatch)
+    make = check.made('text', tmp_path, 'tiny')
+    def learner(): return make(torch.device('cpu'), cbs=[Resume(tmp_path/'run', every=1), Scales()])
+    first,again = check.stopped_after(learner(), 3),learner()
+    for learn in (first, again):
+        with suppress(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    steps = 2*len(again.dls.train)
+    assert steps>4 and again.scales.loads==1 and again.scales.found==[2.**(i+1) for i in range(steps)], 'those of the first run are remembered too'
 
 def test_a_compiled_model_trains_as_it_is(tmp_path, home):
     "`model.compile()` reaches what trains above the cache; weights, and a copy of the model, are what they are without it"
