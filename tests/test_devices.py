@@ -13,6 +13,7 @@ from fastai.callback.training import GradientClip
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from sft_nb.data.load import load_data
 from sft_nb.models import sound_model, speech_model, text_model, token_model
 from sft_nb.tasks.small_nets import small_ctc, small_spectrogram_net
@@ -300,33 +301,48 @@ def test_the_check_for_a_gpu_ends_in_time(tmp_path, monkeypatch):
     assert '| text | cached = live | ok' in table and '| audio | cached = live | not run | no time left' in table and '| audio | speed | not run | no time left' in table
     assert '| audio | loop |' not in table and '| text | loop |' in table
 
-_READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero', '__getitem__')
+_READS = ('tolist', 'numpy', 'cpu')  # those that on the CPU reach no operator
+_OPERATORS = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2')
 
-def by_mask(key): return any(isinstance(o, torch.Tensor) and o.dtype==torch.bool for o in (key if isinstance(key, tuple) else (key,)))
+def reads_back(name, args):
+    "Whether an operator's result, or the shape of it, depends on numbers: a device would be waited for"
+    return name in _OPERATORS or name=='index' and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
+
+class Operators(TorchDispatchMode):
+    "Sees each operator, whoever calls it and by whichever method"
+    def __init__(self, note):
+        super().__init__()
+        self.note = note
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if reads_back(op.overloadpacket.__name__, args): self.note()
+        return op(*args, **(kwargs or {}))
 
 class Reads(Callback):
     "What reads numbers back to the host in steps of training, the recorder's part counted, by the function of ours that does it"
     order = -100
-    def __init__(self): self.found,self.was,self.end = [],{},ReadsEnd(self)
-    def _noted(self, name, f):
+    def __init__(self): self.found,self.was,self.mode,self.end = [],{},None,ReadsEnd(self)
+    def note(self):
+        at = next(o for o in reversed(traceback.extract_stack()) if '/torch/' not in o.filename and o.filename!=__file__ and o.name!='__torch_function__')
+        if '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+    def _noted(self, f):
         def read(t, *args, **kw):
-            at = next(o for o in reversed(traceback.extract_stack()[:-1]) if '/torch/' not in o.filename)
-            read_back = name!='__getitem__' or by_mask(args[0])
-            if read_back and '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+            self.note()
             return f(t, *args, **kw)
         return read
     def before_batch(self):
         if not self.training: return
-        self.was = {k:getattr(torch.Tensor, k) for k in _READS}
-        for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(k, f))
+        self.was,self.mode = {k:getattr(torch.Tensor, k) for k in _READS},Operators(self.note)
+        for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(f))
+        self.mode.__enter__()
 
 class ReadsEnd(Callback):
     "The last of a step"
     order = 1000
     def __init__(self, reads): self.reads = reads
     def after_batch(self):
+        if self.reads.mode: self.reads.mode.__exit__(None, None, None)
         for k,f in self.reads.was.items(): setattr(torch.Tensor, k, f)
-        self.reads.was = {}
+        self.reads.was,self.reads.mode = {},None
     after_cancel_batch = after_cancel_fit = after_batch
 
 # of the sides of a row: once per batch; of the flag: a number that stands on the host
