@@ -35,20 +35,24 @@ class Act(Callback):
         Act.todo = (deed, left-1)
         if left==1: DEEDS[deed]()
 
+def without_dropout(model):
+    "A model that draws no random numbers"
+    for m in model.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+        for k in RATES:
+            if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
+
 def learner(toy, task, how, cbs):
     load = dict(valid=.25, batch_size=how.get('batch_size', 4), checkpoint=toy['checkpoint'], pretrained=toy.get('pretrained', True))
     if task=='image_text': load.update(size=64, augment=False)
     if task=='image': load.update(size=64, augment=False, checkpoint=how.get('checkpoint', 'timm:test_vit'), pretrained=False)
     learn = sft_learner(load_data(task, toy['source'], **{**load, **how.get('load', {})}), cbs=cbs, **how.get('learner', {}))
-    for m in learn.model.modules() if not how.get('dropout') else ():
-        if isinstance(m, torch.nn.Dropout): m.p = 0.
-        for k in RATES:
-            if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
+    if not how.get('dropout'): without_dropout(learn.model)
     if how.get('adapter'): add_adapter(learn, how['adapter'], dropout=0.)
     return checkpoint_activations(learn) if how.get('checkpointing') else learn
 
 def train(task, home, out, how):
-    whole = task in ('translation','speech','chat')  # these toys make a folder wholly or not at all: one for each process
+    whole = task in ('translation','speech','chat','tokens','audio')  # these toys make a folder wholly or not at all: one for each process
     toy = make_toy(task, Path(f'{out}-{process_rank()}-toy') if whole else home/f'toy-{task}', **how.get('toy', {}))
     Act.todo,cbs = how.get('act', {}).get(process_rank()),[Act()]
     if how.get('resume'): cbs.append(Resume(how['resume'], every=how.get('every', 1)))
@@ -58,6 +62,7 @@ def train(task, home, out, how):
     elif how['way']=='head': learn.fit_head(3, **fit)
     elif how['way']=='still': learn.freeze_to(0).fit(1, 0., wd=0., **fit)
     elif how['way']=='best': learn.freeze_to(0).fit(3, .3, cbs=KeepBest('valid_loss'))
+    elif how['way']=='norms': learn.fine_tune(2, 5e-3, freeze_epochs=1, norm_eval=True)
     elif how['way']=='gradual': learn.gradual_unfreeze(1, stages=2, **fit)
     else: learn.fine_tune(2, 5e-3, **(dict(freeze_epochs=1) if how['way']=='steps' else {}), **fit)
     return learn
@@ -71,7 +76,7 @@ def job(task, home, out, how):
     ev = evaluate(learn, on='valid').metrics if how.get('evaluate') else {}
     if how.get('save'): save_predictor(learn, f'{out}-model-{process_rank()}')
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
-    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, group=torch.distributed.is_initialized())))
+    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, trains=[n for n,p in learn.model.named_parameters() if p.requires_grad], group=torch.distributed.is_initialized())))
 
 def free_port():
     with socket.socket() as s:

@@ -3,14 +3,17 @@
 A tensor on the wrong device raises there, as it would on a GPU. What this cannot show: the numbers, the backward pass (the autograd engine refuses a device that is not there),
 anything that reads a number back to decide what comes next (generation, the sides that a row of picture and text lacks, the words of a text without tags), memory, speed.
 """
-import copy, importlib.util, random, sys, traceback
+import copy, importlib.metadata, importlib.util, random, subprocess, sys, traceback
+from contextlib import suppress
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from sft_nb.data.load import load_data
 from sft_nb.models import sound_model, speech_model, text_model, token_model
 from sft_nb.tasks.small_nets import small_ctc, small_spectrogram_net
@@ -18,6 +21,7 @@ from sft_nb.tasks.toys import make_toy
 from sft_nb.training import cache, cache_store, guards, learner
 from sft_nb.training.callbacks import Accumulate, Autocast, has_bfloat16, L2SP
 from sft_nb.training.learner import seeded, sft_learner
+from sft_nb.training.resume import Resume
 
 TASKS = ('image', 'text', 'translation', 'speech', 'chat', 'tokens', 'audio')
 # name of a case -> task, network, options: texts and sounds of several windows, and convolutions that normalize over the time of each clip
@@ -164,6 +168,41 @@ def test_seeds_reach_all_devices(monkeypatch):
     with seeded(7): assert torch.equal(torch.rand(1), drawn)
     assert set(learner._random_states())=={'python','numpy','torch','cuda','mps'}
 
+def test_seeds_reach_apples_devices(monkeypatch):
+    "As above, for MPS"
+    seeds,states = [],[]
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.mps, 'get_rng_state', lambda: 'as it was')
+    monkeypatch.setattr(torch.mps, 'set_rng_state', states.append)
+    monkeypatch.setattr(torch.mps, 'manual_seed', seeds.append)
+    with seeded(7): torch.rand(1)
+    assert seeds==[7] and states==['as it was']
+
+class Scaler:
+    "In the place of torch's `GradScaler`: a scale that doubles in each step"
+    def __init__(self): self.scale,self.loads = 1.,0
+    def state_dict(self): return dict(scale=self.scale)
+    def load_state_dict(self, state): self.scale,self.loads = state['scale'],self.loads+1
+
+class Scales(Callback):
+    "What `MixedPrecision` does with its scaler, on any device"
+    order = MixedPrecision.order
+    def before_fit(self): self.learn.scaler,self.found = Scaler(),[]
+    def after_step(self):
+        self.learn.scaler.scale *= 2
+        self.found.append(self.learn.scaler.scale)
+    def after_fit(self): self.loads = self.learn.scaler.loads
+
+def test_a_resumed_run_goes_on_with_its_scale(tmp_path, monkeypatch, home):
+    check = gpu_check(monkeypatch)
+    make = check.made('text', tmp_path, 'tiny')
+    def learner(): return make(torch.device('cpu'), cbs=[Resume(tmp_path/'run', every=1), Scales()])
+    first,again = check.stopped_after(learner(), 3),learner()
+    for learn in (first, again):
+        with suppress(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    steps = 2*len(again.dls.train)
+    assert steps>4 and again.scales.loads==1 and again.scales.found==[2.**(i+1) for i in range(steps)], 'those of the first run are remembered too'
+
 def test_a_compiled_model_trains_as_it_is(tmp_path, home):
     "`model.compile()` reaches what trains above the cache; weights, and a copy of the model, are what they are without it"
     graphs,kept = [],{}
@@ -181,13 +220,32 @@ def test_a_compiled_model_trains_as_it_is(tmp_path, home):
         kept[name] = copy.deepcopy(learn.model).state_dict()
     assert kept['plain'].keys()==kept['compiled'].keys() and all(torch.allclose(v, kept['compiled'][k], atol=1e-6) for k,v in kept['plain'].items())
 
-@pytest.mark.parametrize('broken', [False, True])
-def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):
-    "`tools/gpu_check.py` on the CPU: it passes, and a network that answers otherwise on the device fails it"
+def gpu_check(monkeypatch):
+    "`tools/gpu_check.py` as a module, with a cache folder that can be set"
     spec = importlib.util.spec_from_file_location('gpu_check', Path(__file__).parent.parent/'tools'/'gpu_check.py')
     check = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, 'path', [*sys.path])
     spec.loader.exec_module(check)
+    for o in (cache, cache_store): monkeypatch.setattr(o, 'cache_folder', o.cache_folder)
+    return check
+
+class Draws(Callback):
+    "Random numbers that another device would not have drawn"
+    order = -50
+    def before_batch(self): torch.rand(3)
+
+@pytest.mark.parametrize('task', [*TASKS, 'image_text'])
+def test_the_check_for_a_gpu_does_not_depend_on_random_numbers(task, tmp_path, monkeypatch):
+    "Those of a GPU are others: a network with dropout would lose other units there"
+    check = gpu_check(monkeypatch)
+    make = check.made(task, tmp_path, 'tiny')
+    plain,drawn = (check.losses(make(torch.device('cpu'), freeze=None), cbs) for cbs in ([], [Draws()]))
+    assert plain.tolist()==drawn.tolist() and len(plain)==check.STEPS
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatch, capsys):
+    "`tools/gpu_check.py` on the CPU: it passes, and a network that answers otherwise on the device fails it"
+    check = gpu_check(monkeypatch)
     if broken:
         made,answers = check.made,iter(range(1, 1000))
         def wrong(*args):
@@ -198,39 +256,93 @@ def test_the_check_for_a_gpu_sees_what_it_looks_for(broken, tmp_path, monkeypatc
                 return learn
             return learner
         monkeypatch.setattr(check, 'made', wrong)
-    for o in (cache, cache_store): monkeypatch.setattr(o, 'cache_folder', o.cache_folder)
     monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', '--steps', '1', '--out', str(tmp_path/'gpu.md')])
     assert check.main()==int(broken)
     table = (tmp_path/'gpu.md').read_text()
     assert ('FAILED' in table)==broken and 'needs CUDA' in table and '| loop |' in table
 
-_READS = ('item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'nonzero', '__getitem__')
+IMPORTED = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split('.')[0] in {'ipywidgets', 'anywidget', 'traitlets', 'ipykernel', 'jupyterlab', 'notebook', 'nbdev'} | ({'IPython', 'fasthtml'} if sys.argv[1:] else set()):
+            raise ModuleNotFoundError(f'No module named {name!r}: blocked', name=name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, 'tools')
+import gpu_check
+print(gpu_check.TASKS)
+"""
 
-def by_mask(key): return any(isinstance(o, torch.Tensor) and o.dtype==torch.bool for o in (key if isinstance(key, tuple) else (key,)))
+def test_the_check_for_a_gpu_needs_no_widgets():
+    "Nothing of notebooks is where the check runs; `fastprogress` from 1.1 on imports `fasthtml`, which the list of wheels leaves out"
+    words = (Path(__file__).parent.parent/'tools'/'gpu_check.py').read_text()
+    assert "'fastprogress<1.1'" in words and "'plum-dispatch<2.10'" in words
+    old = tuple(map(int, importlib.metadata.version('fastprogress').split('.')[:2]))<(1, 1)
+    r = subprocess.run([sys.executable, '-c', IMPORTED, *(['all'] if old else [])], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert not r.returncode and 'image_text' in r.stdout, r.stderr
+
+def test_the_check_for_a_gpu_ends_in_time(tmp_path, monkeypatch):
+    "A table after each task; when the time is over, what is left stands there as not run"
+    check,tables = gpu_check(monkeypatch),[]
+    out,speed,clock = tmp_path/'gpu.md',check.speed,[0.]
+    monkeypatch.setattr(check.time, 'perf_counter', lambda: clock[0])
+    def measured(task, *args):
+        tables.append(out.read_text() if out.exists() else '')
+        if task=='text': clock[0] = 500.
+        return [dict(task=task, way='loop')]
+    def quick(name, run, found, task): return timed(name, lambda: 'quick', found, task)
+    timed = check.check
+    monkeypatch.setattr(check, 'speed', measured)
+    monkeypatch.setattr(check, 'check', quick)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', 'text', 'audio', '--out', str(out), '--seconds', '450'])
+    assert check.main()==0
+    assert tables[0]=='' and '| image | cached = live | ok' in tables[1] and '| text |' not in tables[1]
+    table = out.read_text()
+    assert '| text | cached = live | ok' in table and '| audio | cached = live | not run | no time left' in table and '| audio | speed | not run | no time left' in table
+    assert '| audio | loop |' not in table and '| text | loop |' in table
+
+_READS = ('tolist', 'numpy', 'cpu')  # those that on the CPU reach no operator
+_OPERATORS = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2')
+
+def reads_back(name, args):
+    "Whether an operator's result, or the shape of it, depends on numbers: a device would be waited for"
+    return name in _OPERATORS or name=='index' and any(o is not None and o.dtype in (torch.bool,torch.uint8) for o in args[1])
+
+class Operators(TorchDispatchMode):
+    "Sees each operator, whoever calls it and by whichever method"
+    def __init__(self, note):
+        super().__init__()
+        self.note = note
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if reads_back(op.overloadpacket.__name__, args): self.note()
+        return op(*args, **(kwargs or {}))
 
 class Reads(Callback):
     "What reads numbers back to the host in steps of training, the recorder's part counted, by the function of ours that does it"
     order = -100
-    def __init__(self): self.found,self.was,self.end = [],{},ReadsEnd(self)
-    def _noted(self, name, f):
+    def __init__(self): self.found,self.was,self.mode,self.end = [],{},None,ReadsEnd(self)
+    def note(self):
+        at = next(o for o in reversed(traceback.extract_stack()) if '/torch/' not in o.filename and o.filename!=__file__ and o.name!='__torch_function__')
+        if '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+    def _noted(self, f):
         def read(t, *args, **kw):
-            at = next(o for o in reversed(traceback.extract_stack()[:-1]) if '/torch/' not in o.filename)
-            read_back = name!='__getitem__' or by_mask(args[0])
-            if read_back and '/sft_nb/' in at.filename and '/sft_nb/data/' not in at.filename: self.found.append(f'{Path(at.filename).stem}.{at.name}')
+            self.note()
             return f(t, *args, **kw)
         return read
     def before_batch(self):
         if not self.training: return
-        self.was = {k:getattr(torch.Tensor, k) for k in _READS}
-        for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(k, f))
+        self.was,self.mode = {k:getattr(torch.Tensor, k) for k in _READS},Operators(self.note)
+        for k,f in self.was.items(): setattr(torch.Tensor, k, self._noted(f))
+        self.mode.__enter__()
 
 class ReadsEnd(Callback):
     "The last of a step"
     order = 1000
     def __init__(self, reads): self.reads = reads
     def after_batch(self):
+        if self.reads.mode: self.reads.mode.__exit__(None, None, None)
         for k,f in self.reads.was.items(): setattr(torch.Tensor, k, f)
-        self.reads.was = {}
+        self.reads.was,self.reads.mode = {},None
     after_cancel_batch = after_cancel_fit = after_batch
 
 # of the sides of a row: once per batch; of the flag: a number that stands on the host

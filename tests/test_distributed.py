@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures('home', 'one_thread')
 
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], v) for k,v in b.items())
 
-def as_one(run, task, **how):
-    one,two = well(run(task, 'one', 1, **how)),well(run(task, 'two', 2, **how))
-    assert one['left'][0]['history'][0].keys()==two['left'][0]['history'][0].keys() and len(curve(one))>1
-    assert np.abs(curve(one)-curve(two)).max()<1e-4
-    assert same(*two['weights']) and np.array_equal(curve(two), curve(two, 1))
-    return one,two
+def as_one(run, task, n=2, **how):
+    one,all_ = well(run(task, 'one', 1, **how)),well(run(task, 'two', n, **how))
+    assert one['left'][0]['history'][0].keys()==all_['left'][0]['history'][0].keys() and len(curve(one))>1
+    assert np.allclose(curve(one), curve(all_), rtol=1e-5, atol=1e-4)
+    assert all(same(all_['weights'][0], w) for w in all_['weights'][1:]) and all(np.array_equal(curve(all_), curve(all_, r)) for r in range(1, n))
+    return one,all_
 
 RUNS = [('image', dict(way='tune', batch_size=5)), ('image', dict(way='live', batch_size=3)), ('image', dict(way='head', checkpoint='timm:test_resnet')),
         ('text', dict(way='tune', batch_size=5)), ('text', dict(way='live', batch_size=7, accumulate=True)),
@@ -28,6 +28,18 @@ RUNS = [('image', dict(way='tune', batch_size=5)), ('image', dict(way='live', ba
 
 @pytest.mark.parametrize('task,how', RUNS, ids=str)
 def test_two_processes_train_as_one(run, task, how): as_one(run, task, **how)
+
+NORMS = dict(way='norms', checkpoint='timm:test_resnet', batch_size=5)
+MORE = [('tokens', 2, dict(way='live', batch_size=3)), ('audio', 2, dict(way='live', batch_size=3, load=dict(augment=False))), ('text', 4, dict(way='live', batch_size=5)),
+        ('chat', 4, dict(way='live', batch_size=5)), ('chat', 2, dict(way='live', batch_size=3, adapter='lora')), ('image', 2, NORMS), ('image', 4, NORMS)]
+
+@pytest.mark.parametrize('task,n,how', MORE, ids=str)
+def test_more_tasks_and_processes_train_as_one(run, task, n, how):
+    "With LoRA, and convolutions that train between norms that keep the statistics of pretraining, too"
+    one,all_ = as_one(run, task, n, **how)
+    assert max((v.float()-all_['weights'][0][k].float()).abs().max().item() for k,v in one['weights'][0].items())<1e-3
+    if how['way']!='norms': return
+    assert any('conv' in o for o in all_['left'][0]['trains']) and all((v==0).all() for k,v in all_['weights'][0].items() if k.endswith('running_mean'))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['translation', 'speech', 'image_text'])

@@ -117,10 +117,15 @@ def refused(out):
             except FitError as e: said.append(str(e))
     try: learner().fit(1, 1e-2, cbs=GradientAccumulation(8))
     except FitError as e: said.append(str(e))
+    learn = learner()
+    learn.model.compile(backend='eager')
+    try: learn.fit(1, 1e-2)
+    except FitError as e: said.append(str(e))
     Path(f'{out}-{process_rank()}.json').write_text(json.dumps(said))
     save_file({}, f'{out}-{process_rank()}.safetensors')
 
 def test_what_accelerate_was_asked_for_and_a_fit_does_not_do_is_refused(shared, tmp_path):
     (said,other),_ = ran(shared, tmp_path/'two', 2, refused)
-    assert said==other and len(said)==2 and "mixed_precision='bf16'" in said[0] and 'Launch with --mixed_precision no' in said[0]
+    assert said==other and len(said)==3 and "mixed_precision='bf16'" in said[0] and 'Launch with --mixed_precision no' in said[0]
     assert 'GradientAccumulation(8) counts the rows of one of 2 processes alone. Take Accumulate(8)' in said[1]
+    assert 'A compiled model trains in one process, and this run has 2. Leave out learn.model.compile()' in said[2]

@@ -179,6 +179,12 @@ RUNS = [('chat', 2, dict(way='live', batch_size=3, checkpointing=True)), ('chat'
 @pytest.mark.parametrize('task,n,how', RUNS, ids=str)
 def test_tasks_train_as_one(run, task, n, how): as_one(run, task, n, **how)
 
+def test_what_one_process_has_cached_serves_all_engines(run):
+    alone = well(run('text', 'alone', 1, way='head', home='shared'))
+    spread,ddp = (well(run('text', name, 2, way='head', home='shared', fsdp=name=='spread')) for name in ('spread', 'ddp'))
+    assert alone['left'][0]['fills']==2 and not any(o['fills'] for r in (spread, ddp) for o in r['left'])
+    assert all(np.allclose(curve(alone), curve(r), atol=1e-4) for r in (spread, ddp)) and all(close(alone['weights'][0], r['weights'][0]) for r in (spread, ddp))
+
 def test_what_is_saved_is_plain_and_rows_count_once(run, tmp_path):
     one,two = as_one(run, 'text', 2, way='tune', batch_size=3, evaluate=True, save=True)
     (a,),(b,c) = one['left'],two['left']

@@ -2,30 +2,38 @@
 
     python tools/gpu_check.py                       # on CUDA, networks of real size with random weights that are made here; nothing is fetched
     python tools/gpu_check.py --device cpu          # the same on miniature networks, to see that the check itself works
-    python tools/gpu_check.py --tasks image text --out gpu.md
+    python tools/gpu_check.py --tasks image text --out gpu.md --seconds 450   # no check begins later; what is left stands in the table as not run
 
-On a machine without a network that has torch, transformers and timm, the rest comes along in a folder of wheels:
+On a machine without a network that has torch, transformers, timm, accelerate, pandas, scikit-learn and matplotlib, the rest comes along in a folder of wheels:
 
-    pip download --no-deps -d wheels fastai fastcore fastdownload fastprogress fasttransform plum-dispatch beartype platformdirs soundfile cffi jiwer rapidfuzz
+    pip download --no-deps -d wheels fastai fastcore fastdownload 'fastprogress<1.1' fasttransform 'plum-dispatch<2.10' beartype platformdirs soundfile cffi jiwer rapidfuzz
     pip install --no-index --no-deps --target site wheels/*.whl && PYTHONPATH=site python tools/gpu_check.py
 
 A line per check, a table at the end, status 1 where a check failed. Nothing is skipped in silence: what a device cannot do (float16 on a CPU) stands in the table as such.
 """
-import argparse, contextlib, os, shutil, sys, tempfile, time, traceback
+import argparse, contextlib, functools, os, shutil, sys, tempfile, time, traceback
 from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT/'tests')]
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data import load
 from fastai.torch_core import default_device
-from sft_nb.all import Autocast, evaluate, frozen_cache, has_bfloat16, load_data, load_predictor, Resume, save_predictor, sft_learner
+from sft_nb.data.load import load_data
 from sft_nb.training import cache, cache_store
+from sft_nb.training.cache import frozen_cache
+from sft_nb.training.callbacks import Autocast, has_bfloat16
+from sft_nb.training.learner import sft_learner
+from sft_nb.training.resume import Resume
+from sft_nb.evaluation.evaluate import evaluate
+from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.tasks.small_nets import small_llama, small_marian, small_whisper, word_pieces
 from sft_nb.tasks.toys import make_toy
+from shared import without_dropout
 
 WORDS = 'river stone cloud window garden letter winter music market silver summer bridge forest candle mirror'.split()
 CLOSE = dict(float32=1e-3, bfloat16=5e-2, float16=5e-2)
@@ -81,18 +89,19 @@ def real(task, folder, n=96):
 TASKS = ('image', 'text', 'image_text', 'translation', 'speech', 'chat', 'tokens', 'audio')
 
 def made(task, folder, size):
-    "A function of (device, seed) that gives a learner"
+    "A function of (device, dropout, arguments of `sft_learner`) that gives a learner; the random numbers of a GPU are others, so that only runs on one device are equal with dropout"
     if size=='tiny':
         toy = make_toy(task, folder/'toy')
         source,checkpoint,options,pretrained,batch = toy['source'],toy['checkpoint'],toy['load'],toy['pretrained'],4
     else:
         rows,checkpoint,options = real(task, folder)
         source,pretrained,batch = pd.DataFrame(rows),not str(checkpoint).startswith('timm:'),8
-    def learner(device, **kw):
+    def learner(device, dropout=False, **kw):
         default_device(device.type!='cpu')
-        dls = load_data(task, source, checkpoint=str(checkpoint), pretrained=pretrained, batch_size=batch, seed=0, **{**options, 'valid':.25})
+        dls = load_data(task, source, checkpoint=str(checkpoint), pretrained=pretrained, batch_size=batch, seed=0, **{**options, 'valid':.25, 'augment':False})
         dls.to(device)
         learn = sft_learner(dls, seed=1, **kw)
+        if not dropout: without_dropout(learn.model)
         learn.model.to(device)
         return learn
     return learner
@@ -138,7 +147,7 @@ def cannot(name, device):
 
 def trained(make, device, reference, name):
     if why := cannot(name, device): raise NotHere(why)
-    return near(losses(make(device, freeze=None), precision(name)), reference, CLOSE[name])
+    return near(losses(make(device, freeze=None), precision(name)), reference(), CLOSE[name])
 
 @contextlib.contextmanager
 def tf32():
@@ -151,7 +160,7 @@ def tf32():
 
 def in_tf32(make, device, reference):
     if device.type!='cuda': raise NotHere('needs CUDA')
-    with tf32(): return near(losses(make(device, freeze=None)), reference, 1e-2)
+    with tf32(): return near(losses(make(device, freeze=None)), reference(), 1e-2)
 
 @contextlib.contextmanager
 def pinned(dls):
@@ -165,7 +174,7 @@ def pinned(dls):
 def from_pinned(make, device, reference):
     if device.type!='cuda': raise NotHere('needs CUDA')
     learn = make(device, freeze=None)
-    with pinned(learn.dls): return near(losses(learn), reference, CLOSE['float32'])
+    with pinned(learn.dls): return near(losses(learn), reference(), CLOSE['float32'])
 
 def compiled(make, device):
     "What trains above the cache, compiled by torch"
@@ -196,11 +205,11 @@ def stopped_after(learn, steps):
 def resumed(make, device, folder):
     "Stopped after two steps, and gone on with by a new learner"
     def weights(learn): return torch.cat([p.detach().float().flatten().cpu() for p in learn.model.parameters() if p.requires_grad]).double()
-    whole = make(device)
+    whole = make(device, dropout=True)
     with quiet(whole): whole.fit(2, 1e-3)
-    first = stopped_after(make(device, cbs=Resume(folder, every=1)), 2)
+    first = stopped_after(make(device, dropout=True, cbs=Resume(folder, every=1)), 2)
     with contextlib.suppress(KeyboardInterrupt), quiet(first): first.fit(2, 1e-3)
-    again = make(device, cbs=Resume(folder, every=1))
+    again = make(device, dropout=True, cbs=Resume(folder, every=1))
     with quiet(again): again.fit(2, 1e-3)
     a,b = weights(again),weights(whole)
     d = float((a-b).norm()/b.norm())
@@ -308,7 +317,7 @@ def speed(task, make, device, folder, steps):
         ways = dict(ours=ours_loop, loop=plain_loop, **(dict(Trainer=lambda l,n: trainer_loop(l, n, folder/'trainer')) if task=='text' else {}), **options(task, name, device))
         found = {}
         for way,f in ways.items():
-            learn = make(device, freeze=None)
+            learn = make(device, dropout=True, freeze=None)
             found[way] = clocked(f(learn, name), device, steps)
             del learn
             if device.type=='cuda': torch.cuda.empty_cache()
@@ -318,32 +327,45 @@ def speed(task, make, device, folder, steps):
 
 # All of it
 
-def check(name, run, rows, task):
-    begun = time.perf_counter()
-    try: result,found = 'ok',run()
-    except NotHere as e: result,found = 'not run',str(e)
-    except Exception as e:
-        result,found = 'FAILED',f'{type(e).__name__}: {str(e)[:300]}'
-        traceback.print_exc()
-    rows.append(dict(task=task, check=name, result=result, found=found, seconds=round(time.perf_counter()-begun, 1)))
-    print(f'{result:8} {task:12} {name:28} {found}', flush=True)
+class Found:
+    "The rows of both tables, and when to end"
+    def __init__(self, seconds): self.rows,self.speeds,self.begun,self.seconds = [],[],time.perf_counter(),seconds
+    def took(self): return time.perf_counter()-self.begun
+    def check_time(self):
+        if self.seconds is not None and self.took()>=self.seconds: raise NotHere('no time left')
 
-def all_checks(task, device, size, folder, rows, speeds, steps):
-    make = made(task, folder, size)
-    reference = losses(make(torch.device('cpu'), freeze=None))
-    for name in CLOSE: check(f'training in {name}', lambda n=name: trained(make, device, reference, n), rows, task)
-    check('training in TF32', lambda: in_tf32(make, device, reference), rows, task)
-    check('pinned, copied without waiting', lambda: from_pinned(make, device, reference), rows, task)
-    if task in COMPILED: check('compiled = as it is', lambda: compiled(make, device), rows, task)
-    check('cached = live', lambda: from_cache(make, device), rows, task)
-    check('resumed = whole', lambda: resumed(make, device, folder/'run'), rows, task)
-    check('evaluated as on the CPU', lambda: judged(make, device), rows, task)
-    check('saved, opened, predicted', lambda: predicted(make, device, folder/'saved'), rows, task)
+def check(name, run, found, task):
     begun = time.perf_counter()
-    try: speeds += speed(task, make, device, folder, steps)
+    try:
+        found.check_time()
+        result,words = 'ok',run()
+    except NotHere as e: result,words = 'not run',str(e)
+    except Exception as e:
+        result,words = 'FAILED',f'{type(e).__name__}: {str(e)[:300]}'
+        traceback.print_exc()
+    found.rows.append(dict(task=task, check=name, result=result, found=words, seconds=round(time.perf_counter()-begun, 1)))
+    print(f'{result:8} {task:12} {name:28} {words}', flush=True)
+
+def all_checks(task, device, size, folder, found, steps):
+    make = made(task, folder, size)
+    reference = functools.cache(lambda: losses(make(torch.device('cpu'), freeze=None)))
+    for name in CLOSE: check(f'training in {name}', lambda n=name: trained(make, device, reference, n), found, task)
+    check('training in TF32', lambda: in_tf32(make, device, reference), found, task)
+    check('pinned, copied without waiting', lambda: from_pinned(make, device, reference), found, task)
+    if task in COMPILED: check('compiled = as it is', lambda: compiled(make, device), found, task)
+    check('cached = live', lambda: from_cache(make, device), found, task)
+    check('resumed = whole', lambda: resumed(make, device, folder/'run'), found, task)
+    check('evaluated as on the CPU', lambda: judged(make, device), found, task)
+    check('saved, opened, predicted', lambda: predicted(make, device, folder/'saved'), found, task)
+    begun = time.perf_counter()
+    def row(result, e): found.rows.append(dict(task=task, check='speed', result=result, found=str(e)[:300], seconds=round(time.perf_counter()-begun, 1)))
+    try:
+        found.check_time()
+        found.speeds += speed(task, make, device, folder, steps)
+    except NotHere as e: row('not run', e)
     except Exception as e:
         traceback.print_exc()
-        rows.append(dict(task=task, check='speed', result='FAILED', found=str(e)[:300], seconds=round(time.perf_counter()-begun, 1)))
+        row('FAILED', e)
 
 def markdown(rows):
     cols = list(rows[0])
@@ -354,25 +376,29 @@ def machine(device):
     what = torch.cuda.get_device_name() if device.type=='cuda' else 'CPU'
     return f'{what}; torch {torch.__version__}, transformers {transformers.__version__}, timm {timm.__version__}, fastai {fastai.__version__}'
 
+def report(device, size, found):
+    return f'{machine(device)}; {size} networks; {found.took():.0f} s\n\n{markdown(found.rows)}\n\n{markdown(found.speeds) if found.speeds else "Speed was not measured."}\n'
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device', default='cuda')
     p.add_argument('--size', choices=['real', 'tiny'], help='of the networks; default: real on a GPU, tiny on a CPU')
     p.add_argument('--tasks', nargs='*', default=list(TASKS), choices=list(TASKS))
     p.add_argument('--steps', type=int, default=20, help='of each measurement of speed')
-    p.add_argument('--out', help='a Markdown file for the tables')
+    p.add_argument('--out', help='a Markdown file for the tables, written after each task')
+    p.add_argument('--seconds', type=float, help='after which no further check begins; default: no end')
     a = p.parse_args()
     try: torch.zeros(1, device=a.device)
     except (RuntimeError, AssertionError) as e: raise SystemExit(f'--device {a.device} cannot be used: {str(e).splitlines()[0]}')
-    device,rows,speeds,begun = torch.device(a.device),[],[],time.perf_counter()
+    device,found = torch.device(a.device),Found(a.seconds)
     size = a.size or ('tiny' if device.type=='cpu' else 'real')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as d:
         cache.cache_folder = cache_store.cache_folder = lambda: Path(d)/'cache'
-        for task in a.tasks: all_checks(task, device, size, Path(d)/task, rows, speeds, a.steps)
-    text = f'{machine(device)}; {size} networks; {time.perf_counter()-begun:.0f} s\n\n{markdown(rows)}\n\n{markdown(speeds) if speeds else "Speed was not measured."}\n'
-    print('\n'+text)
-    if a.out: Path(a.out).write_text(text)
-    return int(any(r['result']=='FAILED' for r in rows))
+        for task in a.tasks:
+            all_checks(task, device, size, Path(d)/task, found, a.steps)
+            if a.out: Path(a.out).write_text(report(device, size, found))
+    print('\n'+report(device, size, found))
+    return int(any(r['result']=='FAILED' for r in found.rows))
 
 if __name__=='__main__': raise SystemExit(main())

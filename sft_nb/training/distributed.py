@@ -375,6 +375,8 @@ def shared_fit(
         return
     if (o := next((c for c in learn.cbs if isinstance(c, GradientAccumulation)), None)):
         raise FitError(f"GradientAccumulation({o.n_acc}) counts the rows of one of {n} processes alone. Take Accumulate({o.n_acc}), which counts those of all.")
+    if getattr(learn.model, '_compiled_call_impl', None) is not None:
+        raise FitError(f"A compiled model trains in one process, and this run has {n}. Leave out learn.model.compile(), or launch one process.")
     live = list(learn.dls.loaders)
     learn.dls.loaders = [part_loader(dl, rank, n) for dl in live[:2]]+live[2:]
     try:

@@ -69,17 +69,22 @@ class StopAtNaN(Callback):
         raise CancelFitException()
 
 # %% ../../nbs/training/00_guards.ipynb #56451049
+def _sent(flag):
+    "A flag on its way to the host, and the event after which it is there; None: it is there already"
+    return flag.to('cpu', non_blocking=True),torch.cuda.current_stream(flag.device).record_event() if flag.device.type=='cuda' else None
+
 @patch
 def _flag(self:StopAtNaN, grads, total):
     "Set NaN or infinite gradients to zero without waiting, and read the result of the check two steps ago"
     bad = ~total.isfinite()
     for g in grads: g.masked_fill_(bad, 0)
     for b,before in self.kept: b.copy_(torch.where(bad, before, b))
-    self.flags.append((self.epoch, self.iter, batch_items(self.learn), bad.to('cpu', non_blocking=True)))
+    self.flags.append((self.epoch, self.iter, batch_items(self.learn), *_sent(bad)))
     if len(self.flags)>2: self._late(*self.flags.popleft())
 
 @patch
-def _late(self:StopAtNaN, epoch, step, items, bad):
+def _late(self:StopAtNaN, epoch, step, items, bad, event):
+    if event: event.synchronize()
     if not bad: return
     self.learn.state.stopped = FitError(nan_message(self.learn, 'sum of the gradients', float('nan'), (epoch, step, items)))
     raise CancelFitException()
@@ -87,9 +92,7 @@ def _late(self:StopAtNaN, epoch, step, items, bad):
 @patch
 def after_train(self:StopAtNaN):
     "Read the checks that the last steps of an epoch left"
-    if self.flags and not hasattr(self.learn, 'lr_finder'):
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        while self.flags: self._late(*self.flags.popleft())
+    while self.flags and not hasattr(self.learn, 'lr_finder'): self._late(*self.flags.popleft())
 
 # %% ../../nbs/training/00_guards.ipynb #1beb55a5
 def _short(names, n=8): return ', '.join(map(str, names[:n]))+(f' and {len(names)-n:,} more' if len(names)>n else '')
