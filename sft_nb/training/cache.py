@@ -34,9 +34,9 @@ def _below(model, border):
     "Parameters and buffers of the groups below a border"
     low = set(model.below(border))
     names = {n for g in low for n in model.groups[g]}
-    yield from ((n,p) for n,p in model.named_parameters() if n in names)
+    yield from ((name,param) for name,param in model.named_parameters() if name in names)
     high = set(model.groups)-low
-    yield from ((n,b) for n,b in model.named_buffers() if model.module_groups.get(n.rpartition('.')[0]) not in high)
+    yield from ((name,buffer) for name,buffer in model.named_buffers() if model.module_groups.get(name.rpartition('.')[0]) not in high)
 
 # %% ../../nbs/training/05_cache.ipynb #be316304
 def _lower_precision(model):
@@ -90,20 +90,20 @@ def _room_for(writers, n, shares=None, used=(), secured=0):
 # %% ../../nbs/training/05_cache.ipynb #66cdde0b
 def _entered(model, border):
     "Name of the first group that is not below a border"
-    return next(g for g in model.groups if g not in set(model.below(border)))
+    return next(group for group in model.groups if group not in set(model.below(border)))
 
 def _copied(h):
     "On its way to the host"
     if torch.is_tensor(h): return h.detach().to('cpu', non_blocking=True)
     out = copy.copy(h)
-    out.update({k:_copied(v) for k,v in h.items()})
+    out.update({key:_copied(value) for key,value in h.items()})
     return out
 
 def _arrived(passes, event=None):
     "Results of a device, read one pass later, so that it computes the next batch while the last is written; without `event`, at once"
     waiting = None
     for hs in passes:
-        item = (hs,None) if event is None else ({b:_copied(h) for b,h in hs.items()},event())
+        item = (hs,None) if event is None else ({key:_copied(value) for key,value in hs.items()},event())
         if waiting is not None:
             waiting[1].synchronize()
             yield waiting[0]
@@ -117,7 +117,7 @@ def _fill(learn, outs, rows, loader, dtype, order, shares, used):
     "Run the frozen part once, and keep the activations that enter some groups; `outs`: border -> folder"
     model,dev = learn.model,next(learn.model.parameters()).device
     with ExitStack() as made, torch.no_grad(), eval_mode(model):
-        writers,secured = {b:_Writer(made.enter_context(folder_atomic(out)), dtype) for b,out in outs.items()},0
+        writers,secured = {key:_Writer(made.enter_context(folder_atomic(out)), dtype) for key,out in outs.items()},0
         bar = progress(loader, f'features below {_entered(model, max(outs))}', total=len(loader), unit='batch')
         inputs = (to_device((b if isinstance(b, tuple) else (b,))[:learn.dls.n_inp], dev) for b in bar)
         passes = (dict(model.entering(outs, *x)) for x in inputs)
@@ -127,7 +127,7 @@ def _fill(learn, outs, rows, loader, dtype, order, shares, used):
         for b,w in writers.items(): w.close(order, task=learn.spec.task.name, border=_entered(model, b))
 
 # %% ../../nbs/training/05_cache.ipynb #b98db711
-def _missing(outs): return {b:o for b,o in outs.items() if not (o/'meta.json').exists()}
+def _missing(outs): return {key:value for key,value in outs.items() if not (value/'meta.json').exists()}
 
 def _drop_damaged(outs):
     "Remove entries that do not fit their own description, with a message"
@@ -155,7 +155,7 @@ def _compute(learn, outs, rows, dtype, loader, used=()):
 # %% ../../nbs/training/05_cache.ipynb #8934dd43
 def _precision(learn):
     "The context that a callback wants for the frozen part"
-    return next((c.around_frozen() for c in learn.cbs if hasattr(type(c), 'around_frozen')), nullcontext())
+    return next((cb.around_frozen() for cb in learn.cbs if hasattr(type(cb), 'around_frozen')), nullcontext())
 
 def _highest(border, also): return max((border, *also), key=lambda o: o if isinstance(o, int) else -1)
 
@@ -237,7 +237,7 @@ def cache_border(
     at_most:int|str|None=None, # No higher than this group, as `freeze_to` takes it; None: as high as it goes
 ):  # Index of the highest group, at or below the first that trains, where the network can be cut (or the result of its own `highest_border`); None: there is none
     "The border at which a frozen part can be cached"
-    on = {n for n,p in model.named_parameters() if p.requires_grad}
+    on = {name for name,param in model.named_parameters() if param.requires_grad}
     later = set() if at_most is None else {n for g in model.above(at_most) for n in model.groups[g]}
     lower = model.highest_border(on|later)
     return model.highest_border(on) if lower is None else lower
@@ -252,7 +252,7 @@ def why_not(
     if spec is None or not len(spec.rows): return "the DataLoaders are not from load_data, so that items and transforms are unknown"
     if cache_border(learn.model) is None: return f"{type(learn.model.net).__name__} trains from {list(learn.model.groups)[first_trainable(learn.model)]!r} and has no border at or below it"
     if learn.augments and not views: return "augmentation before the border changes the pictures in every epoch (views=k would keep k augmented passes)"
-    return next((f"{type(c).__name__} mixes inputs" for c in learn.cbs if hasattr(c, 'lerp') or type(c).__name__ in ('MixUp','CutMix')), None)
+    return next((f"{type(cb).__name__} mixes inputs" for cb in learn.cbs if hasattr(cb, 'lerp') or type(cb).__name__ in ('MixUp','CutMix')), None)
 
 # %% ../../nbs/training/05_cache.ipynb #8fe91be6
 def _size(n): return f'{n/1e6:.1f} MB' if n<1e9 else f'{n/1e9:.1f} GB'
@@ -276,7 +276,7 @@ def _border_dls(learn, border, dtype, views, also=()):
         valid = _activations(learn, border, parts['valid'], dtype, also=also, used=used())
     names = learn.model.below(border)
     learn.state.cached_groups = {**dict.fromkeys(names, 'not run'), names[-1]:_size(sum(o.nbytes for o in [*train,valid]))}
-    targets = {s:spec.task.cached_targets(spec, rows) for s,rows in parts.items()}
+    targets = {key:spec.task.cached_targets(spec, rows) for key,rows in parts.items()}
     return DataLoaders(BorderLoader(old.train, train, targets['train'], border), BorderLoader(old.valid, [valid], targets['valid'], border), device=old.device)
 
 # %% ../../nbs/training/05_cache.ipynb #7c2f0d16
@@ -312,7 +312,7 @@ class FrozenCache(Callback):
         with _in_place(self.learn, self._loaders()): yield False
 
 # %% ../../nbs/training/05_cache.ipynb #f12d1781
-def _caches(learn): return [o for o in learn.cbs if isinstance(o, FrozenCache)]
+def _caches(learn): return [cb for cb in learn.cbs if isinstance(cb, FrozenCache)]
 
 @contextmanager
 def frozen_cache(

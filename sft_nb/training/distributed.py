@@ -81,7 +81,7 @@ class _Trained(nn.Module):
     "The trained parameters of a model and its forward pass, as an engine takes them"
     def __init__(self, model):
         super().__init__()
-        self.trained,self.run = nn.ParameterList(p for p in model.parameters() if p.requires_grad),model.forward
+        self.trained,self.run = nn.ParameterList(param for param in model.parameters() if param.requires_grad),model.forward
     def forward(self, *x): return self.run(*x)
 
 def _check_precision(precision):
@@ -122,17 +122,17 @@ class _Connected(torch.autograd.Function):
 class _Unused:
     "Parameters that no process has used in this fit so far"
     def __init__(self, model):
-        self.params = {n:p for n,p in model.named_parameters() if p.requires_grad}
-        self.left,self.used = [n for n,p in self.params.items() if p.grad is None],set()
-        self.hooks = [self.params[n].register_post_accumulate_grad_hook(partial(self._note, n)) for n in self.left]
+        self.params = {name:param for name,param in model.named_parameters() if param.requires_grad}
+        self.left,self.used = [key for key,value in self.params.items() if value.grad is None],set()
+        self.hooks = [self.params[name].register_post_accumulate_grad_hook(partial(self._note, name)) for name in self.left]
     def _note(self, n, p):
         if p.grad is not None: self.used.add(n)
     def connected(self): return self.params.values()
     def clear(self):
         "Take the gradients of those away that are still unused"
         if not self.left: return
-        used = over_processes([n in self.used for n in self.left], most=True)
-        self.left = [n for n,u in zip(self.left, used) if not u]
+        used = over_processes([name in self.used for name in self.left], most=True)
+        self.left = [name for name,u in zip(self.left, used) if not u]
         for n in self.left: self.params[n].grad = None
     def settle(self): "After a validation; DDP leaves nothing behind"
     def close(self):
@@ -141,11 +141,11 @@ class _Unused:
 def _average_norms(model):
     "Running statistics of norm layers that train, averaged over the processes"
     from accelerate.utils import reduce
-    norms = [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if b.is_floating_point()]
+    norms = [buffer for module in model.modules() if isinstance(module, RUNNING_NORMS) and module.training for buffer in module.buffers() if buffer.is_floating_point()]
     if not norms: return
-    flat = reduce(torch.cat([b.flatten() for b in norms]))
-    for b,o in zip(norms, flat.split([b.numel() for b in norms])): b.copy_(o.view_as(b))
-    counts = [b for m in model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers() if not b.is_floating_point()]
+    flat = reduce(torch.cat([norm.flatten() for norm in norms]))
+    for b,o in zip(norms, flat.split([norm.numel() for norm in norms])): b.copy_(o.view_as(b))
+    counts = [buffer for module in model.modules() if isinstance(module, RUNNING_NORMS) and module.training for buffer in module.buffers() if not buffer.is_floating_point()]
     if not counts: return
     most = torch.stack(counts)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
@@ -162,7 +162,7 @@ def _of_all(
     if not isinstance(t, torch.Tensor): raise FitError(f"A {type(t).__name__} cannot be put together from {len(rows)} processes. Train in one process.")
     out = t.detach().as_subclass(torch.Tensor)
     for d in range(out.ndim): out = pad_across_processes(out, d, fill)
-    return torch.cat([o[:n] for o,n in zip(gather(out).chunk(len(rows)), rows)]).as_subclass(type(t))
+    return torch.cat([o[:row] for o,row in zip(gather(out).chunk(len(rows)), rows)]).as_subclass(type(t))
 
 # %% ../../nbs/training/02_distributed.ipynb #5fa2fbd2
 class SharedSteps(Callback):
@@ -170,7 +170,7 @@ class SharedSteps(Callback):
     order = MixedPrecision.order-2
     def __init__(self, unused, no_sync): self.unused,self.no_sync,self.quiet = unused,no_sync,contextlib.ExitStack()
     def before_batch(self):
-        if self.training and any(getattr(c, 'accumulating', False) for c in self.learn.cbs): self.quiet.enter_context(self.no_sync())
+        if self.training and any(getattr(cb, 'accumulating', False) for cb in self.learn.cbs): self.quiet.enter_context(self.no_sync())
     def after_batch(self): self.quiet.close()
     def after_validate(self): self.unused.settle()
     def after_fit(self): self.unused.close()
@@ -181,7 +181,7 @@ def after_loss(self:SharedSteps):
     "Weigh the loss of this part; in validation put all parts together"
     if not len(self.yb): return
     a,b,size = self.dl.parts[self.iter]
-    w,whole = loss_weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(m, 'own_rows', False) for m in self.learn.metrics)
+    w,whole = loss_weight(self.loss_func, self.yb, b-a),not self.training and not all(getattr(metric, 'own_rows', False) for metric in self.learn.metrics)
     if not self.training:
         cuts = [_piece(size, k, process_count()) for k in range(process_count()+1)]
         rows = [j-i for i,j in zip(cuts, cuts[1:])]
@@ -229,7 +229,7 @@ def _check_spread(learn):
         if isinstance(c, (MixedPrecision,LRFinder)) or getattr(c, 'needs_whole', False):
             raise FitError(f"{type(c).__name__} does not work under FSDP, where each process has a share of the weights. Leave it out, or launch without FSDP. "
                            "For lower precision take cbs=Autocast().")
-    if (n := next((n for n,p in learn.model.named_parameters() if p.requires_grad and not p.ndim), None)):
+    if (n := next((name for name,param in learn.model.named_parameters() if param.requires_grad and not param.ndim), None)):
         raise FitError(f"{n} is a single number, which FSDP cannot spread. Freeze it (learn.model.get_parameter({n!r}).requires_grad_(False)), or launch without FSDP.")
 
 class _LostWeights(FitError, AttributeError): "The weights are not there"
@@ -259,9 +259,9 @@ def _equal(model, device):
 def _spread(module, kind, **how):
     "Spread a module; the tensors that its parameters had are let go"
     from torch.distributed.fsdp import fully_shard
-    params = [p for p in module.parameters() if not is_spread(p) and p.ndim]
+    params = [param for param in module.parameters() if not is_spread(param) and param.ndim]
     for p in params: p.grad,p.data = None,p.data.contiguous()
-    fully_shard(module, mesh=_mesh(kind, process_count()), ignored_params={p for p in module.parameters() if not p.ndim}, **how)
+    fully_shard(module, mesh=_mesh(kind, process_count()), ignored_params={param for param in module.parameters() if not param.ndim}, **how)
     if kind=='cpu': module.set_force_sum_reduction_for_comms(True)
     for p in params: p.data = p.data.new_empty(0)
 
@@ -287,7 +287,7 @@ def _gathered(
     first:bool=True, # Whole in the first process alone, on the CPU; the others get empty ones
 ):  # Of the same kind, without tensors that are spread over the processes
     "Tensors that FSDP has spread, whole again"
-    if isinstance(o, dict): return {k:_gathered(v, first) for k,v in o.items()}
+    if isinstance(o, dict): return {key:_gathered(value, first) for key,value in o.items()}
     if isinstance(o, (list,tuple,L)): return type(o)(_gathered(v, first) for v in o)
     if not is_spread(o): return o
     whole = o.detach().full_tensor()
@@ -308,7 +308,7 @@ def _hand_over(opt, new):
     "Other parameters in the place of those of an optimizer; its state goes with them"
     for o in (opt, vars(opt).get('opt')):
         if o is None: continue
-        state = {new[p]:{k:_spread_like(v, new[p]) for k,v in s.items()} for p,s in o.state.items() if p in new}
+        state = {new[p]:{key:_spread_like(value, new[p]) for key,value in s.items()} for p,s in o.state.items() if p in new}
         o.state = defaultdict(dict, state)
     opt.param_lists = L(L(new[p] for p in ps) for ps in opt.param_lists) if not isinstance(opt.param_lists, list) else [[new[p] for p in ps] for ps in opt.param_lists]
 
@@ -322,7 +322,7 @@ def _fsdp(learn):
     with torch.no_grad(): _equal(model, device)
     learn.model = _spread_copy(model, device)
     shares = dict(learn.model.named_parameters())
-    _hand_over(learn.opt, {homes[n][0]:p for n,p in shares.items()})
+    _hand_over(learn.opt, {homes[key][0]:value for key,value in shares.items()})
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', r'FSDP2-wrapped module \(.*\) returned a view tensor')
@@ -332,7 +332,7 @@ def _fsdp(learn):
         raise
     _settle(learn.model)
     for n,(t,dev,layout) in homes.items(): t.data = _gathered(shares.get(n, t), False).data.to(dev).contiguous(memory_format=layout)
-    _hand_over(learn.opt, {p:homes[n][0] for n,p in shares.items()})
+    _hand_over(learn.opt, {value:homes[key][0] for key,value in shares.items()})
     learn.model = model
 
 def _layout(t): return torch.channels_last if t.ndim==4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() else torch.contiguous_format
@@ -348,9 +348,9 @@ class _UnusedShares(_Unused):
     "The same where parameters are whole only while they are used"
     def __init__(self, model):
         from torch.distributed.fsdp import FSDPModule
-        self.model,self.params = model,{n:p for n,p in model.named_parameters() if p.requires_grad}
+        self.model,self.params = model,{name:param for name,param in model.named_parameters() if param.requires_grad}
         self.left,self.used,self.whole,self.nodes = list(self.params),set(),{},[]
-        self.hooks = [m.register_forward_pre_hook(partial(self._see, n)) for n,m in model.named_modules() if isinstance(m, FSDPModule)]
+        self.hooks = [module.register_forward_pre_hook(partial(self._see, name)) for name,module in model.named_modules() if isinstance(module, FSDPModule)]
     def _see(self, prefix, module, x):
         for n,p in module.named_parameters(prefix=prefix) if torch.is_grad_enabled() else ():
             if n in self.whole or not p.requires_grad or is_spread(p): continue
@@ -373,7 +373,7 @@ def shared_fit(
     if n==1:
         yield
         return
-    if (o := next((c for c in learn.cbs if isinstance(c, GradientAccumulation)), None)):
+    if (o := next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)):
         raise FitError(f"GradientAccumulation({o.n_acc}) counts the rows of one of {n} processes alone. Take Accumulate({o.n_acc}), which counts those of all.")
     if getattr(learn.model, '_compiled_call_impl', None) is not None:
         raise FitError(f"A compiled model trains in one process, and this run has {n}. Leave out learn.model.compile(), or launch one process.")

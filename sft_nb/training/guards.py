@@ -46,16 +46,16 @@ class StopAtNaN(Callback):
     def before_fit(self):
         "On CUDA a check that waits for its answer would stop the device in every step: there gradients are emptied at once and the answer is read two steps later"
         self.flags = deque() if _waits(self.model) else None
-    def before_batch(self): self.kept = [(b, b.clone()) for m in self.model.modules() if isinstance(m, RUNNING_NORMS) and m.training for b in m.buffers()]
+    def before_batch(self): self.kept = [(buffer, buffer.clone()) for module in self.model.modules() if isinstance(module, RUNNING_NORMS) and module.training for buffer in module.buffers()]
     def after_loss(self):
         if hasattr(self.learn, 'lr_finder') or not len(self.yb) or self.flags is not None: return
         if not torch.isfinite(self.learn.loss).all(): self._stop('loss', self.learn.loss.mean().item())
     def before_step(self):
         if hasattr(self.learn, 'lr_finder'): return
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        found = [param.grad for param in self.model.parameters() if param.grad is not None]
         if not found: return
-        grads = [own_share(g) for g in found]
-        total = torch.stack([g.sum() for g in grads]).sum()
+        grads = [own_share(hit) for hit in found]
+        total = torch.stack([grad.sum() for grad in grads]).sum()
         if is_spread(found[0]): torch.distributed.all_reduce(total)
         if self.flags is not None: self._flag(grads, total)
         elif not total.isfinite().item(): self._check(grads)
@@ -104,7 +104,7 @@ def nan_message(
     late:tuple|None=None, # (epoch, step, items) of an earlier step whose gradients were set to zero; None: the current step
 )->str: # Epoch, step, items, rate, and what to do
     "The message of a fit that cannot go on"
-    lr,(epoch,step,items) = max(h['lr'] for h in learn.opt.hypers),late or (learn.epoch, learn.iter, batch_items(learn))
+    lr,(epoch,step,items) = max(hyper['lr'] for hyper in learn.opt.hypers),late or (learn.epoch, learn.iter, batch_items(learn))
     remark = 'These gradients were set to zero' if late else 'The weights are those before this step'
     return (f"The {what} is {value} in epoch {epoch+1}, step {step+1} of {learn.n_iter}, at learning rate {lr:.3g}"
             f"{f', with the items {_short(items)}' if items else ''}. {remark}. Train with a lower rate, clip the gradients "

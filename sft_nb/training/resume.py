@@ -77,9 +77,9 @@ def _begin_new(self:Resume, asked):
 @patch
 def _trained(self:Resume):
     "Names of the parameters that train now or have trained in this run"
-    return {n for n,p in self.learn.model.named_parameters() if p.requires_grad}.union(*(o.get('trained', ()) for o in self._run().journal))
+    return {name for name,param in self.learn.model.named_parameters() if param.requires_grad}.union(*(o.get('trained', ()) for o in self._run().journal))
 
-def _frozen(learn, trained): return tensor_hash((n,p) for n,p in learn.model.named_parameters() if n not in trained)
+def _frozen(learn, trained): return tensor_hash((name,param) for name,param in learn.model.named_parameters() if name not in trained)
 
 # %% ../../nbs/training/14_resume.ipynb #ec5cf527
 @patch
@@ -114,7 +114,7 @@ def around_fit(self:Resume,
     **fit, # Arguments of the fit
 ):  # Yields whether the fit is done already
     "Find the place in the run; print how to go on where a fit is interrupted"
-    self.on = not any(isinstance(c, LRFinder) for c in self.learn.cbs)
+    self.on = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
     if not self.on:
         yield False
         return
@@ -176,12 +176,12 @@ def _state(self:Resume, step, done):
     run.journal[self.at]['trained'] = sorted(trained)
     place = dict(fit=self.at, done=done, phase=learn.phase, epoch=learn.epoch, n_epoch=learn.n_epoch, step=step)
     scaler,own = vars(learn).get('scaler'),from_processes(dict(order=self.start, random=_random_states()))
-    spread = dict(weights={n:p for n,p in learn.model.named_parameters() if n in trained}, optimizer=learn.opt.state_dict(), callbacks=_remembered(_others(learn)))
+    spread = dict(weights={name:param for name,param in learn.model.named_parameters() if name in trained}, optimizer=learn.opt.state_dict(), callbacks=_remembered(_others(learn)))
     return dict(place, **_gathered(spread), journal=run.journal, pinned=run.pinned, buffers=dict(learn.model.named_buffers()), frozen=self.frozen,
-                learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(m) for m in learn.metrics] if learn.recorder.train_metrics else [],
+                learner=self._learner_state(), **own[0], others=own[1:], metrics=[_memory(metric) for metric in learn.metrics] if learn.recorder.train_metrics else [],
                 scaler=scaler and scaler.state_dict(), cache=self._cache_keys(), versions=library_versions())
 
-def _others(learn): return [c for c in learn.cbs if not isinstance(c, Resume)]
+def _others(learn): return [cb for cb in learn.cbs if not isinstance(cb, Resume)]
 
 # %% ../../nbs/training/14_resume.ipynb #3be05d9c
 @patch
@@ -220,7 +220,7 @@ def _set_rest(self:Resume, state):
 
 def _set_opt(opt, sd):
     if not isinstance(opt, Optimizer): return opt.load_state_dict(sd)
-    for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({k:_spread_like(v.to(p.device), p) for k,v in s.items() if isinstance(v, torch.Tensor)})
+    for (p,*_),s in zip(opt.all_params(), sd['state']): s.update({key:_spread_like(value.to(p.device), p) for key,value in s.items() if isinstance(value, torch.Tensor)})
     _load_opt(opt, sd)
 
 # %% ../../nbs/training/14_resume.ipynb #04c1f1ca

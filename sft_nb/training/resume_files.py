@@ -51,8 +51,8 @@ def _from_array(a):
 
 # %% ../../nbs/training/12_resume_files.ipynb #153c14a6
 def _pack_dict(o, tensors):
-    if all(isinstance(k, str) and k!='~' for k in o): return {k:_pack(v, tensors) for k,v in o.items()}
-    return {'~':'dict', 'v':[[_pack(k, tensors), _pack(v, tensors)] for k,v in o.items()]}
+    if all(isinstance(k, str) and k!='~' for k in o): return {key:_pack(value, tensors) for key,value in o.items()}
+    return {'~':'dict', 'v':[[_pack(key, tensors), _pack(value, tensors)] for key,value in o.items()]}
 
 def _pack_list(o, tensors, many=32):
     "A long list of numbers is one tensor"
@@ -72,7 +72,7 @@ def _unpack(
     if isinstance(o, list): return [_unpack(v, tensors) for v in o]
     if not isinstance(o, dict): return o
     kind = o.get('~')
-    if kind is None: return {k:_unpack(v, tensors) for k,v in o.items()}
+    if kind is None: return {key:_unpack(value, tensors) for key,value in o.items()}
     if kind=='float': return float(o['v'])
     if kind=='tensor': return tensors[o['v']]
     if kind=='array': return tensors[o['v']].numpy().astype(o['dtype'])
@@ -118,7 +118,7 @@ def _write_tensors(path, tensors):
 def _text(tree): return json.dumps(tree, sort_keys=True, allow_nan=False)
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()
 def _path(folder, n): return Path(folder)/f'state-{n:06d}.json'
-def _numbers(folder): return sorted(int(p.stem[6:]) for p in Path(folder).glob('state-*.json') if p.stem[6:].isdigit())
+def _numbers(folder): return sorted(int(path.stem[6:]) for path in Path(folder).glob('state-*.json') if path.stem[6:].isdigit())
 
 def _write_state(
     folder, # Where states are kept
@@ -176,11 +176,11 @@ def _prune_states(
     newest:int=2, # Number of newest whole ones to keep
 ):
     "Remove states that are no longer needed"
-    ns = [n for n in _numbers(folder) if n not in bad]
+    ns = [number for number in _numbers(folder) if number not in bad]
     for n in {*ns[:-newest], *bad}-set(keep):
         _path(folder, n).unlink(missing_ok=True)
         _path(folder, n).with_suffix('.safetensors').unlink(missing_ok=True)
     for p in Path(folder).glob('.state-*'): p.unlink(missing_ok=True)
-    known = {_path(folder, n).stem for n in _numbers(folder)}
+    known = {_path(folder, number).stem for number in _numbers(folder)}
     for p in Path(folder).glob('state-*.safetensors'):
         if p.stem not in known: p.unlink(missing_ok=True)

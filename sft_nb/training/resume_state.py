@@ -71,7 +71,7 @@ def _plain(o):
     except (TypeError,RecursionError): return False
     return True
 
-def _memory(o): return {k:v for k,v in vars(o).items() if k not in _CLOCKS and _plain(v)}
+def _memory(o): return {key:value for key,value in vars(o).items() if key not in _CLOCKS and _plain(value)}
 
 def _remind_one(o, saved):
     "Put saved values back into an object"
@@ -85,7 +85,7 @@ def _remind_one(o, saved):
 # %% ../../nbs/training/13_resume_state.ipynb #ad6ac033
 def _remembered(cbs):
     "Plain values of callbacks and of the metrics that they hold"
-    return [dict(name=type(c).__name__, own=_memory(c), metrics={k:_memory(v) for k,v in vars(c).items() if isinstance(v, Metric)}) for c in cbs]
+    return [dict(name=type(cb).__name__, own=_memory(cb), metrics={key:_memory(value) for key,value in vars(cb).items() if isinstance(value, Metric)}) for cb in cbs]
 
 def _remind(cbs, saved):
     "Put saved values back into callbacks"
@@ -104,36 +104,36 @@ def _word(o):
     if isinstance(o, slice): return f'slice({o.start}, {o.stop})'
     if isinstance(o, (np.ndarray,np.generic)): return o.tolist()
     if isinstance(o, (list,tuple)): return [_word(v) for v in o]
-    if isinstance(o, dict): return {str(k):_word(v) for k,v in o.items()}
+    if isinstance(o, dict): return {str(key):_word(value) for key,value in o.items()}
     if isinstance(o, partial): return {**_word(o.keywords), **({'args':_word(o.args)} if o.args else {}), 'name':_word(o.func)}
     return getattr(o, '__qualname__', type(o).__name__)
 
 # %% ../../nbs/training/13_resume_state.ipynb #5517481c
 def _schedule(cbs):
-    return {k:[_word(np.asarray(f(x/10))) for x in range(11)] for c in cbs if isinstance(c, ParamScheduler) for k,f in c.scheds.items()}
+    return {key:[_word(np.asarray(value(x/10))) for x in range(11)] for cb in cbs if isinstance(cb, ParamScheduler) for key,value in cb.scheds.items()}
 
 _SILENT = {'TrainEvalCallback','Recorder','CastToTensor','ProgressCallback','EpochRows','FreeGradients','StopAtNaN','FrozenCache','Resume','ParamScheduler','CSVLogger','ShowGraphCallback'}
 
 def _settings(c):
     "The arguments of a callback that are plain"
     names = inspect.signature(type(c).__init__).parameters
-    return {k:v for k,v in vars(c).items() if k in names and (v is None or isinstance(v, (bool,int,float,str)))}
+    return {key:value for key,value in vars(c).items() if key in names and (value is None or isinstance(value, (bool,int,float,str)))}
 
 # %% ../../nbs/training/13_resume_state.ipynb #f2e1e99f
 def _loss_words(loss):
     "Name and settings of a loss, class weights included"
     if isinstance(loss, partial): return _word(loss)
     inner = getattr(loss, 'func', loss)
-    own = {k:v for k,v in getattr(inner, '__dict__', {}).items() if isinstance(v, (int,float,str)) and not k.startswith('_') and k!='training'}
-    return dict(own, name=_word(inner), **{k:v.tolist() for k,v in inner.named_buffers()} if isinstance(inner, torch.nn.Module) else {})
+    own = {key:value for key,value in getattr(inner, '__dict__', {}).items() if isinstance(value, (int,float,str)) and not key.startswith('_') and key!='training'}
+    return dict(own, name=_word(inner), **{name:buffer.tolist() for name,buffer in inner.named_buffers()} if isinstance(inner, torch.nn.Module) else {})
 
 def _model_words(learn):
     "The network and its trained parameters"
     params = list(learn.model.named_parameters())
     on = {n:tuple(p.shape) for n,p in params if p.requires_grad}
-    groups = [g for g,ns in learn.model.groups.items() if on.keys()&set(ns)]
+    groups = [key for key,ns in learn.model.groups.items() if on.keys()&set(ns)]
     kind = f"{type(learn.model.net).__name__}, {sum(p.numel() for _,p in params):,} parameters ({_hash(str([(n, tuple(p.shape)) for n,p in params]))[:8]})"
-    return dict(model=kind, trains=f"{', '.join(groups)} ({sum(math.prod(s) for s in on.values()):,} parameters, {_hash(str(on))[:8]})")
+    return dict(model=kind, trains=f"{', '.join(groups)} ({sum(math.prod(value) for value in on.values()):,} parameters, {_hash(str(on))[:8]})")
 
 # %% ../../nbs/training/13_resume_state.ipynb #bbfebf0c
 def _data_words(learn):
@@ -155,14 +155,14 @@ def _asked(
 )->dict: # Name -> value, as JSON
     "All that decides what a fit does"
     name,args = learn.state.call
-    args = {k:_word(v) for k,v in {**args, **args.get('kwargs', {})}.items() if k not in ('cbs','kwargs')}
+    args = {key:_word(value) for key,value in {**args, **args.get('kwargs', {})}.items() if key not in ('cbs','kwargs')}
     spec,train = learn.spec,inner_loader(learn.dls.train)
     own = [dict(name=type(c).__name__, **_settings(c)) for c in learn.cbs.sorted('order') if type(c).__name__ not in _SILENT]
-    out = {'call':name, **{f'{name}({k}=)':v for k,v in args.items()}, 'phase':learn.phase, 'epochs':n_epoch, 'lr':_word(learn.lr if lr is None else lr),
+    out = {'call':name, **{f'{name}({key}=)':value for key,value in args.items()}, 'phase':learn.phase, 'epochs':n_epoch, 'lr':_word(learn.lr if lr is None else lr),
            'wd':learn.wd if wd is None else wd, 'start_epoch':start_epoch, 'seed':learn.seed, 'batch_size':train.bs, **_model_words(learn), 'data':data,
            'checkpoint':spec and f'{spec.checkpoint.ref} {str(spec.checkpoint.sha256)[:12]}', 'preprocess':spec and _word(spec.preprocess),
-           'options':spec and {k:_word(v) for k,v in spec.options.items() if k not in ('batch_size','num_workers','max_items')},
-           'augmentation':[type(t).__name__ for t in random_transforms(learn.dls.train)], 'optimizer':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
+           'options':spec and {key:_word(value) for key,value in spec.options.items() if key not in ('batch_size','num_workers','max_items')},
+           'augmentation':[type(transform).__name__ for transform in random_transforms(learn.dls.train)], 'optimizer':_word(learn.opt_func), 'loss':_loss_words(learn.loss_func),
            'callbacks':own, 'schedule':_schedule(learn.cbs), **({'processes':process_count()} if process_count()>1 else {}), **({'sharded':True} if is_sharded() else {})}
     return json.loads(json.dumps(out))
 
