@@ -284,7 +284,7 @@ def test_the_check_for_a_gpu_needs_no_widgets():
 def test_the_check_for_a_gpu_ends_in_time(tmp_path, monkeypatch):
     "A table after each task; when the time is over, what is left stands there as not run"
     check,tables = gpu_check(monkeypatch),[]
-    out,speed,clock = tmp_path/'gpu.md',check.speed,[0.]
+    out,clock = tmp_path/'gpu.md',[0.]
     monkeypatch.setattr(check.time, 'perf_counter', lambda: clock[0])
     def measured(task, *args):
         tables.append(out.read_text() if out.exists() else '')
