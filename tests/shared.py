@@ -76,7 +76,8 @@ def job(task, home, out, how):
     ev = evaluate(learn, on='valid').metrics if how.get('evaluate') else {}
     if how.get('save'): save_predictor(learn, f'{out}-model-{process_rank()}')
     rows = [{k:v for k,v in h.items() if k!='seconds'} for h in learn.history]
-    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, trains=[n for n,p in learn.model.named_parameters() if p.requires_grad], group=torch.distributed.is_initialized())))
+    trains = [n for n,p in learn.model.named_parameters() if p.requires_grad]
+    Path(f'{out}-{process_rank()}.json').write_text(json.dumps(dict(history=rows, fills=len(fills), evaluate=ev, trains=trains, group=torch.distributed.is_initialized())))
 
 def free_port():
     with socket.socket() as s:

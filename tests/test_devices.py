@@ -109,6 +109,26 @@ def test_the_optimizer_stays_on_its_device(name, fake):
         for _ in range(2): learn.opt.step()
     assert learn.opt.all_params() and all(cuda_alone([v for v in s.values() if isinstance(v, torch.Tensor)]) for s in learn.opt.state.values())
 
+def on_meta(o):
+    "The same shapes without numbers, on a device whose backward pass torch can run"
+    if isinstance(o, torch.Tensor): return torch.empty_strided(o.shape, o.stride(), dtype=o.dtype, device='meta')
+    if isinstance(o, dict): return {k:on_meta(v) for k,v in o.items()}
+    return type(o)(on_meta(v) for v in o) if isinstance(o, (list,tuple)) else o
+
+# transformers asks there whether a mask is needed, which a tensor without numbers cannot say
+_ASKS = {'text', 'translation', 'speech', 'chat', 'tokens', 'tokens in windows', 'audio of waves', 'speech of waves'}
+
+@pytest.mark.parametrize('name', [pytest.param(o, marks=[pytest.mark.xfail(raises=RuntimeError, strict=True)]*(o in _ASKS)) for o in (*TASKS, *CASES)])
+def test_the_backward_pass_stays_on_its_device(name, tmp_path, monkeypatch):
+    on_all_devices(monkeypatch)
+    learn = case(name, tmp_path)
+    batch = next(iter(learn.dls.train))
+    x,y = (on_meta(tuple(o)) for o in (batch[:learn.dls.n_inp], batch[learn.dls.n_inp:]))
+    learn.model.to('meta').train()
+    loss_of(learn, learn.model(*x), y).mean().backward()
+    grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+    assert grads and all(g.device.type=='meta' for g in grads)
+
 def on_all_devices(monkeypatch):
     "What a model does on a device that would wait for numbers, on the CPU"
     for m in (text_model, token_model, sound_model, speech_model): monkeypatch.setattr(m, '_waits', lambda t: True)
