@@ -44,7 +44,7 @@ def smaller(png):
 def kept(output):
     "Whether an output belongs to the page: no progress bar, nothing of standard error"
     if output.output_type=='stream' and output.name=='stderr': return False
-    return not re.search(r'\d+/\d+ \[|it/s\]|batch/s\]', output.get('text', '')+str(output.get('data', {}).get('text/plain', '')))
+    return not re.search(r'\d+/\d+ \[|\d\w*/s\]', output.get('text', '')+str(output.get('data', {}).get('text/plain', '')))
 
 def run(path):
     "Run a notebook in its folder, store its outputs; what it took"
