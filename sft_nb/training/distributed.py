@@ -364,6 +364,8 @@ class _UnusedShares(_Unused):
     def settle(self): _settle(self.model)
 
 # %% ../../nbs/training/02_distributed.ipynb #72f71206
+def _is_compiled(model): return getattr(model, '_compiled_call_impl', None) is not None
+
 @contextlib.contextmanager
 def shared_fit(
     learn, # A learner that is about to fit, with the loaders that it will use
@@ -375,7 +377,7 @@ def shared_fit(
         return
     if (o := next((cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)), None)):
         raise FitError(f"GradientAccumulation({o.n_acc}) counts the rows of one of {n} processes alone. Take Accumulate({o.n_acc}), which counts those of all.")
-    if getattr(learn.model, '_compiled_call_impl', None) is not None:
+    if _is_compiled(learn.model):
         raise FitError(f"A compiled model trains in one process, and this run has {n}. Leave out learn.model.compile(), or launch one process.")
     live = list(learn.dls.loaders)
     learn.dls.loaders = [part_loader(dl, rank, n) for dl in live[:2]]+live[2:]
