@@ -58,6 +58,7 @@ def clean(nb):
     "The notebook without filters, on its rows"
     nb.tab('Rows')
     nb.button('Clear filters')
+    expect(nb.page.locator('.sft-card[aria-current=true]')).to_have_count(0)
     expect(nb.count).to_have_text('1–24 of 60')
     yield nb
     assert nb.errors==[]
@@ -174,6 +175,7 @@ def test_a_mark_paints_its_own_card_alone(clean):
     nb = clean
     nb.select('marks', 'not marked')
     nb.cards.first.click()
+    expect(nb.cards.first).to_have_attribute('aria-current', 'true') # the answer to the click, thus after the page that the filter drew
     nb.page.evaluate("""() => {
       const card = o => (o.closest ? o : o.parentElement).closest('.sft-card')?.dataset.value || 'more than a card';
       window.painted = [];
