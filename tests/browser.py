@@ -53,6 +53,15 @@ def new_page(browser):
     page.set_default_timeout(30_000)
     return page,said
 
+messages = '''() => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  window.unanswered = new Set();
+  kernel.anyMessage.connect((_, {msg, direction}) => {
+    if (direction === 'send' && msg.header.msg_type === 'comm_msg') window.unanswered.add(msg.header.msg_id);
+    if (direction === 'recv' && msg.header.msg_type === 'status' && msg.content.execution_state === 'idle') window.unanswered.delete(msg.parent_header.msg_id);
+  });
+}'''
+
 class Notebook:
     "A notebook that is open in JupyterLab"
     def __init__(self, lab, browser, name, *cells):
@@ -77,6 +86,7 @@ class Notebook:
     def command(self, name, args=None): self.page.evaluate('([name, args]) => { window.jupyterapp.commands.execute(name, args || {}) }', [name, args])
     def run(self):
         self.page.wait_for_function('() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === "idle"', timeout=slow_machine)
+        self.page.evaluate(messages)
         self.command('notebook:clear-all-cell-outputs')
         expect(self.page.locator('.sft-card')).to_have_count(0)
         self.command('notebook:run-all-cells')
@@ -88,9 +98,18 @@ class Notebook:
         self.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
         self.page.wait_for_timeout(1000)
 
+    def settled(self):
+        "Wait until the kernel has answered all that widgets sent; it answers some of them in a thread of their own, thus not in order"
+        self.page.wait_for_timeout(50)
+        self.page.wait_for_function('() => window.unanswered.size === 0', timeout=slow_machine)
+
     def dropdown(self, name): return self.page.locator('.widget-dropdown', has=self.page.get_by_text(name, exact=True)).locator('select')
-    def select(self, name, value): self.dropdown(name).select_option(label=value)
-    def button(self, name): self.page.get_by_role('button', name=name, exact=True).click()
+    def select(self, name, value):
+        self.dropdown(name).select_option(label=value)
+        self.settled()
+    def button(self, name):
+        self.page.get_by_role('button', name=name, exact=True).click()
+        self.settled()
     def tab(self, name): self.page.locator('.lm-TabBar-tab, .p-TabBar-tab', has_text=name).filter(visible=True).last.click()
     def shoot(self, path):
         "What the widget looks like"

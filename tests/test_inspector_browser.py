@@ -194,6 +194,7 @@ def test_another_writer_is_told(clean):
     nb,item = clean,'pics/03.png'
     before = len(marks(nb))
     nb.cards.nth(4).click()
+    expect(nb.cards.nth(4)).to_have_attribute('aria-current', 'true')
     mine = nb.page.locator('.sft h3').inner_text().split()[0]
     other = Marks(nb.folder/'marks.jsonl')
     other.mark(item, 'ambiguous')

@@ -15,7 +15,7 @@ import ipywidgets as W
 from fastcore.basics import patch
 from ..core.basics import SftError
 from ..evaluation.conversation import Conversation
-from .widgets import _button, _without_widgets
+from .widgets import _alone, _button, _without_widgets
 
 # %% ../../nbs/inspection/07_chat_box.ipynb #e23051a4
 _STYLE = '''<style>.sft-talk { display:flex; flex-direction:column-reverse; max-height:480px; overflow:auto; border:1px solid rgba(128,128,128,.4); border-radius:6px; padding:8px; }
@@ -34,7 +34,7 @@ class ChatBox(W.VBox):
     ):
         self.talk,self.pane = Conversation(learn, system, max_new_tokens),W.HTML()
         self.line = W.Text(placeholder='Say something, then Enter', layout=W.Layout(flex='1 1 auto'))
-        self.line.on_msg(lambda _,said,buffers: self.ask() if said.get('event')=='submit' else None)
+        self.line.on_msg(_alone(lambda _,said,buffers: self.ask() if said.get('event')=='submit' else None))
         self.buttons = [_button('Send', lambda: self.ask()), _button('New conversation', lambda: self.reset())]
         super().__init__([self.pane, W.HBox([self.line, *self.buttons])], layout=W.Layout(max_width='760px'))
         self._draw()

@@ -25,7 +25,7 @@ from .attributions import told_rows
 from .cards import badge_html, detail_html, _said
 from .selection import change_choices, ORDERS, Selection
 from .widgets import _ALL, _bars_html, _button, _choices, _confusion_html, _curves_html, _dropdown, _gallery_html, _residuals_html
-from .widgets import _in_lines, _named, _pane, _Range, _still_html, _table_html, _without_widgets
+from .widgets import _in_lines, _named, _pane, _Range, _still_html, _table_html, _watch, _without_widgets
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a6942998
 class Inspector(W.VBox):
@@ -113,10 +113,10 @@ def _filter_widgets(self:Inspector):
 @patch
 def _filter_bar(self:Inspector):
     self.w = self._filter_widgets()
-    for k,w in self.w.items(): w.observe(lambda c, k=k: self._filtered(k), 'value')
+    for k,w in self.w.items(): _watch(w, lambda c, k=k: self._filtered(k))
     self.order = _dropdown('order', [(value,key) for key,value in ORDERS.items()], '250px')
     self.reverse = W.Checkbox(description='reversed', indent=False, layout=W.Layout(width='90px'))
-    for w in (self.order, self.reverse): w.observe(lambda c: self._ordered(), 'value')
+    for w in (self.order, self.reverse): _watch(w, lambda c: self._ordered())
     return _in_lines([*self.w.values(), self.order, self.reverse, _button('Clear filters', lambda: self.clear_filters())])
 
 # %% ../../nbs/inspection/05_inspector.ipynb #0a819a9c
@@ -134,11 +134,11 @@ def _label_keys(self:Inspector):
 def _pager(self:Inspector):
     self.count = W.HTML()
     self.look = W.ToggleButtons(options=['gallery','table'], style=dict(button_width='70px'))
-    self.look.observe(lambda c: self._draw(), 'value')
+    _watch(self.look, lambda c: self._draw())
     pager = [_button('◀', lambda: self.turn(-1), 'Previous page', '44px'), _button('▶', lambda: self.turn(1), 'Next page', '44px'), self.count, self.look]
     if len(self.all)>1:
         self.which = W.ToggleButtons(options=list(self.all), tooltips=['rows of the evaluation','unlabelled items, least certain first'], style=dict(button_width='90px'))
-        self.which.observe(lambda c: self._switch(), 'value')
+        _watch(self.which, lambda c: self._switch())
         pager.append(self.which)
     return _in_lines(pager)
 
@@ -170,7 +170,7 @@ def _how_to_explain(self:Inspector):
     self.how = _dropdown('explain', ['off',*methods], '150px')
     self.how.disabled = self.learn is None or not methods
     self.how.value = 'off' if self.how.disabled else methods[0]
-    self.how.observe(lambda c: self._draw_detail(), 'value')
+    _watch(self.how, lambda c: self._draw_detail())
     return self.how
 
 @patch
@@ -237,7 +237,7 @@ def _threshold_tab(self:Inspector):
         draw()
     slider = _pane('Threshold', dict(at=moved))
     slider.html = '<label class="sft-slide">threshold <input type="range" data-do="at" min="0" max="1" step="0.01" value="0.5"></label>'
-    self.of.observe(draw, 'value')
+    _watch(self.of, draw)
     return W.VBox([_in_lines([self.of, slider]), self.curve_pane]),draw
 
 # %% ../../nbs/inspection/05_inspector.ipynb #a862619b
@@ -271,7 +271,7 @@ def _build(self:Inspector):
     for k,(tab,draw) in self._view_tabs().items(): tabs[k],later[k] = tab,draw
     self.tabs = W.Tab(list(tabs.values()), titles=list(tabs))
     def looked_at(change): later.pop(list(tabs)[change['new']], lambda: None)()
-    self.tabs.observe(looked_at, 'selected_index')
+    _watch(self.tabs, looked_at, 'selected_index')
     self.children = [self._head(), self.tabs]
     self._draw()
     self._draw_detail()

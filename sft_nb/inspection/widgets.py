@@ -11,8 +11,8 @@ Docs: https://sft-nb.github.io/sft_nb/inspection/widgets.html.md"""
 __all__ = []
 
 # %% ../../nbs/inspection/04_widgets.ipynb #563ce67f
-import html
-from functools import lru_cache
+import html, threading
+from functools import lru_cache, wraps
 import ipywidgets as W
 from traitlets import Tuple
 from ..core.basics import need
@@ -97,10 +97,23 @@ def _pane_class():
         badges,current = traitlets.Dict({}).tag(sync=True),traitlets.Unicode('').tag(sync=True)
     return Pane
 
+_answering = threading.RLock()
+
+def _alone(f):
+    "`f`, while no other answer is under way: a kernel with subshells answers some widgets in the main thread and others in a second one"
+    @wraps(f)
+    def answer(*args, **kwargs):
+        with _answering: return f(*args, **kwargs)
+    return answer
+
+def _watch(widget, f, name='value'):
+    "Call `f` with each change of a widget"
+    widget.observe(_alone(f), name)
+
 def _pane(label, does, keys=()):
     "A pane whose messages go to the functions of `does`"
     pane = _pane_class()(label=label, listens=list(keys))
-    pane.on_msg(lambda _,said,buffers: does[said['do']](said.get('value')))
+    pane.on_msg(_alone(lambda _,said,buffers: does[said['do']](said.get('value'))))
     return pane
 
 # %% ../../nbs/inspection/04_widgets.ipynb #82fcd7e9
@@ -215,7 +228,7 @@ class _Range(W.HBox):
     def __init__(self, name):
         self.fields = [_named(W.Text, o, w, continuous_update=False) for o,w in ((f'{name} from','205px'), ('to','120px'))]
         super().__init__(self.fields, layout=W.Layout(grid_gap='6px', flex_flow='row wrap'))
-        for o in self.fields: o.observe(self._read, 'value')
+        for o in self.fields: _watch(o, self._read)
         self.observe(self._write, 'value')
     def _read(self, change):
         if self.busy: return
@@ -241,5 +254,5 @@ def _ends(text):
 
 def _button(name, f, tooltip='', width='auto'):
     b = W.Button(description=name, tooltip=tooltip or name, layout=W.Layout(width=width))
-    b.on_click(lambda _: f())
+    b.on_click(_alone(lambda _: f()))
     return b
