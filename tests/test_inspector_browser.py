@@ -200,6 +200,7 @@ def test_another_writer_is_told(clean):
     other.mark(item, 'ambiguous')
     nb.page.keyboard.press('x')
     expect(nb.said).to_contain_text(f'{mine}: exclude; 1 mark made elsewhere: {item} ambiguous')
+    nb.settled()
     other.mark(mine, 'ambiguous')
     nb.page.keyboard.press('c')
     expect(nb.said).to_contain_text('in place of ambiguous from elsewhere')
