@@ -208,7 +208,7 @@ class TextDL(SortedDL):
         super().__init__(dataset, res=[len(o[0]) for o in dataset] if res is None else res, **kwargs)
 
     def get_idxs(self): return super().get_idxs() if self.by_length or self.shuffle else list(range(self.n))
-    def shuffle_fn(self, idxs): return super().shuffle_fn(idxs) if self.by_length else np.random.permutation(idxs)
+    def shuffle_fn(self, idxs): return list(super().shuffle_fn(idxs)) if self.by_length else np.random.permutation(idxs)
     def new(self, dataset=None, **kwargs): return super().new(dataset, **{'coder':self.coder, 'by_length':self.by_length, **kwargs})
     def create_batch(self, samples):
         x,*ys = zip(*samples)

@@ -22,8 +22,9 @@ from ..models.grouping import RUNNING_NORMS
 
 # %% ../../nbs/training/00_guards.ipynb #29710009
 def _epoch_order(dl):
-    "The items of the current epoch, in order, as a fastai loader keeps them; None before the first"
-    return vars(dl).get('_DataLoader__idxs')
+    "The items of the current epoch, in order, as a fastai loader keeps them; None before the first, and where it keeps an iterator, which reading would use up"
+    order = vars(dl).get('_DataLoader__idxs')
+    return order if hasattr(order, '__getitem__') else None
 
 def batch_items(
     learn, # A learner, in a batch of training
