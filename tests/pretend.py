@@ -4,13 +4,14 @@
 tensor of the CPU only where CUDA allows that. Unlike fake tensors it has numbers, so that what reads them runs as well: generation, evaluation, losses of several rows, a whole fit.
 What this cannot show: kernels, what C++ does within one call, streams, memory, speed; and other threads than the one that opened it."""
 import torch
+from torch import serialization
+from torch.utils import checkpoint
 from torch.overrides import TorchFunctionMode
 
 CUDA = torch.device('cuda', 0)
 T = torch.Tensor
-# reads of what a tensor is, and calls where CUDA lets a tensor of the CPU in
-_FREE = {'__setitem__', 'copy_', 'set_', 'to', 'type_as', 'as_subclass', '__get__', '__set__', 'dim', 'size', 'numel', 'is_floating_point', 'is_complex', 'item', 'tolist', '__len__', '__repr__',
-         '__format__', 'stride', 'untyped_storage', 'data_ptr', 'is_contiguous', 'requires_grad_', 'equal', 'backward', 'is_same_size', '__deepcopy__', 'result_type', 'storage_offset', 'is_tensor'}
+# calls of several tensors where CUDA lets one of the CPU in
+_FREE = {'__setitem__', 'copy_', '__set__', 'type_as', 'is_same_size', 'result_type', '_has_compatible_shallow_copy_type'}
 _TO_HOST = {'numpy', '__array__'}
 
 def tensors(o):
@@ -33,19 +34,11 @@ def put(o):
     for t in tensors(o): _storage(t).pretends = True
     return o
 
-def moved(model):
-    "`model.to('cuda')`, in place: each parameter and buffer gets memory of its own, shared ones stay shared"
-    seen = {}
-    with torch.no_grad():
-        for m in model.modules():
-            for held in (m._parameters, m._buffers):
-                for k,p in held.items():
-                    if p is None: continue
-                    if id(p) not in seen:
-                        copied = put(p.detach().clone())
-                        seen[id(p)] = torch.nn.Parameter(copied, requires_grad=p.requires_grad) if isinstance(p, torch.nn.Parameter) else copied
-                    held[k] = seen[id(p)]
-    return model
+def _restored(storage, location):
+    "What `torch.load` asks for each piece of memory"
+    if not location.startswith('cuda'): return None
+    storage.pretends = True
+    return storage
 
 def _device(o):
     "A device out of an argument; None: it is something else"
@@ -58,6 +51,13 @@ class Stream:
     def record_event(self): return self
     def synchronize(self): self.waited += 1
 
+class Within(TorchFunctionMode):
+    "A mode once more, in a call that it answers"
+    def __init__(self, mode):
+        super().__init__()
+        self.mode = mode
+    def __torch_function__(self, f, types, args=(), kwargs=None): return self.mode.__torch_function__(f, types, args, kwargs)
+
 class Pretend(TorchFunctionMode):
     "Within it, `cuda` is a device"
     def __init__(self):
@@ -65,10 +65,18 @@ class Pretend(TorchFunctionMode):
         self.calls,self.stream = 0,Stream() # calls that had a tensor of the device
     def __enter__(self):
         self.was,torch.cuda.current_stream = torch.cuda.current_stream,lambda device=None: self.stream
+        self.engine,torch.autograd._engine_run_backward = torch.autograd._engine_run_backward,self._backward
+        self.kinds,self.checks = serialization._package_registry[:],checkpoint._allowed_determinism_checks_to_fns['default']
+        checkpoint._allowed_determinism_checks_to_fns['default'] = lambda t: (t.shape, t.dtype) # noted where a tensor does not say its place
+        serialization.register_package(0, lambda storage: 'cuda:0' if getattr(storage, 'pretends', False) else None, _restored)
         return super().__enter__()
     def __exit__(self, *args):
-        torch.cuda.current_stream = self.was
+        torch.cuda.current_stream,torch.autograd._engine_run_backward,serialization._package_registry[:] = self.was,self.engine,self.kinds
+        checkpoint._allowed_determinism_checks_to_fns['default'] = self.checks
         return super().__exit__(*args)
+    def _backward(self, *args, **kwargs):
+        "What a backward pass computes again must be on the device too"
+        with Within(self): return self.engine(*args, **kwargs)
     def __torch_function__(self, f, types, args=(), kwargs=None):
         kwargs,name = kwargs or {},getattr(f, '__name__', str(f))
         of_self = args[0] if args and isinstance(args[0], T) else None
@@ -116,6 +124,7 @@ class Pretend(TorchFunctionMode):
     def _same_place(self, f, name, args, kwargs, seen):
         "Raise where CUDA would: a tensor of the CPU that is no single number meets one of the device"
         if name in _FREE: return
-        if name=='__getitem__': seen = [t for t in seen if t is args[0]] # an index may lie on the CPU
+        if name=='__getitem__': seen = [args[0]] # an index may lie on the CPU
+        if name=='ctc_loss': seen = list(args[:2]) # so may the lengths
         others = [t for t in seen if not there(t) and t.dim() and t.layout==torch.strided]
         if others: raise RuntimeError(f'Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name}: {tuple(others[0].shape)} on the CPU)')

@@ -260,7 +260,7 @@ class SpeechDL(SequenceDL):
     def show_results(self, b, out, max_n=5, **kwargs):
         "Players, spectrograms, texts and predictions; a Whisper reads the text before each token (`evaluate` lets it write by itself)"
         shown,coder,out = self.decode_batch(b, max_n),self.coder,out[:max_n]
-        tokens = _best(out).masked_fill(b[1][:max_n]==-100, -100) if coder.kind=='whisper' else best_tokens(out, coder.tokenizer.pad_token_id)[0]
+        tokens = _best(out).masked_fill(b[1][:max_n].to(out.device)==-100, -100) if coder.kind=='whisper' else best_tokens(out, coder.tokenizer.pad_token_id)[0]
         return show_sounds([o[0] for o in shown], dict(text=[o[1] for o in shown], prediction=coder.say(tokens)))
 
 # %% ../../nbs/data/18_speech.ipynb #691b6a5d

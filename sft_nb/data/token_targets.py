@@ -89,7 +89,7 @@ def _best(out): return out.argmax(-1) if out.ndim==3 else out
 @patch
 def show_results(self:SequenceDL, b, out, max_n:int=9, **kwargs):
     "A table of inputs, targets, and the predicted next token at each place"
-    y = b[-1]
+    y = b[-1].to(out.device) # fastai gives predictions on the CPU
     table = self.show_batch(b, max_n, show=False)
     _show_table(table.assign(taught=self.coder.say(_best(out)[:,:y.shape[1]].masked_fill(y==-100, -100)[:max_n])))
 

@@ -17,6 +17,7 @@ import time
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.learner import CastToTensor, Recorder
+from fastai.torch_core import to_device
 from torch import nn
 from ..core.metrics import group_codes
 from .cache import cache_border, why_not, _border_dls, _in_place
@@ -40,7 +41,7 @@ def _inputs(model, layer, dl, loss_func, batch=256):
     hook = layer.register_forward_pre_hook(lambda _,i: seen.append(i[0].detach().float()))
     try:
         for i in range(0, len(dl.targets), batch):
-            x,y = dl.rows_batch(range(i, min(len(dl.targets), i+batch)))
+            x,y = to_device(dl.rows_batch(range(i, min(len(dl.targets), i+batch))), dl.device)
             scores = model(x)
             if len(seen)==len(targets)+1 and _per_word(loss_func, scores, y):
                 on = y!=-100
