@@ -316,9 +316,9 @@ def test_the_check_for_a_gpu_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(check, 'check', quick)
     monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cpu', '--tasks', 'image', 'text', 'audio', '--out', str(out), '--seconds', '450'])
     assert check.main()==0
-    assert tables[0]=='' and '| image | cached = live | ok' in tables[1] and '| text |' not in tables[1]
+    assert tables[0]=='' and '| image | cached = live in float32 | ok' in tables[1] and '| text |' not in tables[1]
     table = out.read_text()
-    assert '| text | cached = live | ok' in table and '| audio | cached = live | not run | no time left' in table and '| audio | speed | not run | no time left' in table
+    assert '| text | cached = live in float32 | ok' in table and '| audio | cached = live in float32 | not run | no time left' in table and '| audio | speed | not run | no time left' in table
     assert '| audio | loop |' not in table and '| text | loop |' in table
 
 _READS = ('tolist', 'numpy', 'cpu')  # those that on the CPU reach no operator

@@ -1,8 +1,9 @@
 "Every task on a CUDA device that is not there: what is fitted, cached, evaluated, written and saved there is what the CPU gives, and no tensor of the CPU meets one of the device"
+import sys
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from pretend import CUDA, Pretend, there
 from shared import without_dropout
-from test_devices import case, CASES, TASKS
+from test_devices import case, CASES, gpu_check, TASKS
 from sft_nb.deployment.predictor import load_predictor, save_predictor
 from sft_nb.evaluation.evaluate import evaluate
 from sft_nb.inspection.attributions import told_rows
@@ -108,3 +109,25 @@ def test_a_planted_mistake_is_seen(mistake, tmp_path, home, monkeypatch):
     after(monkeypatch, *where)
     done(work, name, tmp_path/'here', False)
     with pytest.raises((RuntimeError, TypeError), match='same device|numpy'), Pretend(): done(work, name, tmp_path/'there', True)
+
+@pytest.mark.parametrize('task', [*TASKS, 'image_text'])
+def test_the_check_for_a_gpu_gets_through(task, tmp_path, home, monkeypatch):
+    "`tools/gpu_check.py --device cuda`, its ways of memory and copying too; what picks a device by itself (Trainer) or is compiled has nothing to run on"
+    check = gpu_check(monkeypatch)
+    for name,found in dict(synchronize=None, reset_peak_memory_stats=None, empty_cache=None, max_memory_allocated=0, get_device_name='a device that is not there').items():
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    monkeypatch.setattr(check, 'COMPILED', ())
+    if task=='text': monkeypatch.setattr(check, 'speed', lambda *args: [])
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--device', 'cuda', '--size', 'tiny', '--tasks', task, '--steps', '1', '--out', str(tmp_path/'gpu.md')])
+    with Pretend(): failed = check.main()
+    table = (tmp_path/'gpu.md').read_text()
+    assert not failed and table.count('| ok |')>=13 and ('| pinned |' in table)==(task!='text'), table
+
+@pytest.mark.parametrize('name', ['speech', 'audio', *(name for name in CASES if name!='tokens in windows')])
+def test_features_of_sounds_keep_their_precision(name, tmp_path):
+    "What an extractor computes with torch stays float32 where the network computes in bfloat16"
+    learn = case(name, tmp_path)
+    sounds = learn.dls.valid.one_batch()[0]['sounds']
+    plain = learn.dls.coder.batch(sounds)
+    with torch.autocast('cpu', torch.bfloat16): lower = learn.dls.coder.batch(sounds)
+    assert all(torch.equal(v, lower[k]) for k,v in plain.items() if isinstance(v, torch.Tensor))

@@ -85,7 +85,11 @@ class SoundCoder:
 def features(self:SoundCoder,
     waves:list, # Arrays of at most `size` samples
 )->dict: # `input_features` or `input_values` with one row per wave; `heard`: columns or samples of each that are sound
-    "Features of windows, each computed by itself and padded to the same length"
+    "Features of windows, each computed by itself and padded to the same length; in float32 whatever the precision of the network"
+    with torch.autocast('cpu', enabled=False): return self._features(waves)
+
+@patch
+def _features(self:SoundCoder, waves):
     if self.kind=='spectrogram': return dict(self.extractor(waves, sampling_rate=self.rate, return_tensors='pt'), heard=self.columns(waves, self.rate//100))
     x = self.extractor(waves, sampling_rate=self.rate, padding='max_length', max_length=self.size, return_attention_mask=self.kind=='wave', return_tensors='pt')
     if self.kind=='whisper': return dict(input_features=x['input_features'], heard=self.columns(waves, self.extractor.hop_length))

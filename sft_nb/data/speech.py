@@ -97,13 +97,14 @@ def batch(self:SpeechCoder,
     sounds, # `Sound`s
     positions:int|None=None, # Window of a Whisper, in positions of its encoder; None: the longest
 )->dict: # input_features `(batch, mel, column)`, or input_values and attention_mask `(batch, sample)`; sounds, for showing
-    "Features of a batch"
-    waves = [sound.samples for sound in sounds]
-    if self.kind=='whisper':
-        n = (positions or self.config.max_source_positions)*self.extractor.hop_length*2
-        x = dict(input_features=self.extractor(waves, sampling_rate=self.rate, max_length=n, return_tensors='pt')['input_features'])
-    else: x = dict(self.extractor(waves, sampling_rate=self.rate, padding=True, return_attention_mask=True, return_tensors='pt'))
-    return dict(x, sounds=list(sounds))
+    "Features of a batch, in float32 whatever the precision of the network"
+    with torch.autocast('cpu', enabled=False): return dict(self._features([sound.samples for sound in sounds], positions), sounds=list(sounds))
+
+@patch
+def _features(self:SpeechCoder, waves, positions):
+    if self.kind!='whisper': return dict(self.extractor(waves, sampling_rate=self.rate, padding=True, return_attention_mask=True, return_tensors='pt'))
+    n = (positions or self.config.max_source_positions)*self.extractor.hop_length*2
+    return dict(input_features=self.extractor(waves, sampling_rate=self.rate, max_length=n, return_tensors='pt')['input_features'])
 
 # %% ../../nbs/data/18_speech.ipynb #f5613325
 @patch
