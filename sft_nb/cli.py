@@ -641,7 +641,7 @@ def _listed_cache():
 
 def _checkpoints(a):
     from sft_nb.checkpoints.references import list_checkpoints
-    task,packaged = a.task and get_task(a.task),list_checkpoints()
+    task,packaged = a.task and get_task(a.task, ready=False),list_checkpoints()
     if task is None: return f"{text_table(packaged.to_dict('records'))}\n\nNext, for published models too: sft_nb checkpoints TASK"
     fits = [task.name in t.split(', ') or ref in task.checkpoint.split('+') for t,ref in zip(packaged.task, packaged.ref)]
     return '\n\n'.join([*([text_table(packaged[fits].to_dict('records'))] if any(fits) else []), *_published(task.name)])

@@ -1,5 +1,5 @@
 "The command line, as a user types it: every command on a toy task, every kind of mistake"
-import csv, io, json, re, signal, subprocess, sys
+import csv, io, json, os, re, signal, subprocess, sys
 import pytest
 from sft_nb.data.task import get_task
 from sft_nb.cli import main
@@ -124,6 +124,36 @@ def test_each_task_has_published_checkpoints():
         head,*lines = said.split('Published, not tried here:\n')[1].split('\n\n')[0].splitlines()
         assert [len(re.split(r' {2,}', o.strip())) for o in lines]==[len(head.split())]*5, 'each model has its parameters, size, license, speed and purpose'
         assert 'speed: by the parameters alone' in said
+
+BARE = """
+import contextlib, io, json, sys
+from importlib.machinery import PathFinder
+from sft_nb.data.task import all_tasks
+gone = {o for t in all_tasks().values() for o in t.modules}
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *args): return None if name in gone else super().find_spec(name, *args)
+sys.meta_path[:] = [Finder if o is PathFinder else o for o in sys.meta_path]
+from sft_nb.cli import main, _parser
+def run(*words):
+    out,err = io.StringIO(),io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: code = main([*words])
+        except SystemExit as e: code = e.code
+    return ' '.join(words),code,out.getvalue()+err.getvalue()
+helps = [(o, '--help') for o in _parser().commands]
+lists = [('tasks',), ('cache',), ('checkpoints',), *(('checkpoints', t) for t in all_tasks())]
+print(json.dumps([sorted(gone), [run(*o) for o in [(), ('--help',), *helps, *lists]], run('check', 'audio', 'x')]))
+"""
+
+def test_lists_and_help_need_no_library_of_a_task(tmp_path):
+    "Where nothing that reads data is installed, commands that read none work; those that do name the extra"
+    done = subprocess.run([sys.executable, '-c', BARE], capture_output=True, text=True, env={**os.environ, 'SFT_NB_HOME':str(tmp_path)})
+    assert not done.returncode, done.stderr
+    gone,said,read = json.loads(done.stdout.splitlines()[-1])
+    assert {'soundfile','jiwer','sacrebleu','transformers'}<=set(gone) and len(said)>20
+    assert [(words, text) for words,code,text in said if code!=(0 if words else 2) or words!='tasks' and 'pip install' in text]==[]
+    assert read[1]==2 and "pip install 'sft_nb[speech]'" in read[2]
 
 toy_net = ['--checkpoint', 'timm:test_resnet', '--from-scratch']
 mistakes = {

@@ -264,9 +264,7 @@ def test_no_serious_fault(clean, shots):
     nb,where = clean,'.jp-OutputArea-output:has(.sft-head)'
     nb.cards.first.click()
     for theme in ('Dark','Light'):
-        nb.command('apputils:change-theme', dict(theme=f'JupyterLab {theme}'))
-        nb.page.wait_for_function("t => document.body.dataset.jpThemeLight === t", arg=str(theme=='Light').lower())
-        nb.page.wait_for_timeout(500)
+        themed(nb, theme)
         for tab in ('Confusion','Confidence','Thresholds','Rows'):
             nb.tab(tab)
             assert faults(nb.page, where)==[], (theme, tab)
@@ -274,6 +272,99 @@ def test_no_serious_fault(clean, shots):
         assert faults(nb.page, where)==[], theme
         nb.shoot(shots/f'table-{theme}.png')
         nb.button('gallery')
+
+against = """
+old = rows.copy()
+for i in range(0, 60, 4): old.loc[i, 'prediction'] = names[(names.index(old.prediction[i])+1)%3]
+old['correct'] = old.target==old.prediction
+before = np.full((60,3), .01)
+for i,r in enumerate(old.itertuples()): before[i] = (1-r.probability)/2; before[i,names.index(r.prediction)] = r.probability
+other = Evaluation(old, get_task('image'), names, probabilities=before, on='valid')
+"""
+
+def themed(nb, theme):
+    nb.command('apputils:change-theme', dict(theme=f'JupyterLab {theme}'))
+    nb.page.wait_for_function("t => document.body.dataset.jpThemeLight === t", arg=str(theme=='Light').lower())
+    nb.page.wait_for_timeout(500)
+
+@pytest.fixture(scope='module')
+def two(lab, browser):
+    "A notebook that shows two models on the same rows"
+    nb = Notebook(lab, browser, 'two', f'EVIL = "farm"\n{pictures}{against}', "Inspector(ev, against=other, marks='two.jsonl', page_size=12)")
+    yield nb
+    nb.page.close()
+
+def test_two_models_on_the_same_rows(two, shots):
+    "Both predictions on each card and in the open row; changed rows are filtered, walked through and marked by keyboard"
+    nb = two
+    expect(nb.page.locator('.sft-head')).to_have_count(2)
+    expect(nb.page.locator('.sft-card .sft-was')).to_have_count(12)
+    expect(nb.page.locator('.sft-card .sft-was').first).to_contain_text('other: ')
+    choices = nb.dropdown('changed').locator('option').evaluate_all('os => os.map(o => o.label.replaceAll("\\u00a0", " "))')
+    assert choices[:2]==['all','any change (15)'] and sum(int(o.split('(')[1][:-1]) for o in choices[1:] if not o.startswith('same'))==30
+    for choice in choices[1:]:
+        nb.select('changed', choice)
+        n = int(choice.split('(')[1][:-1])
+        expect(nb.count).to_contain_text(f'–{min(n, 12)} of {n}')
+    nb.select('changed', 'any change (15)')
+    cards = nb.cards.evaluate_all("os => os.map(o => [o.querySelector('.sft-what').textContent, o.querySelector('.sft-was b').textContent])")
+    assert len(cards)==12 and all(not ours.endswith(f'→ {theirs}') for ours,theirs in cards)
+    nb.cards.first.focus()
+    nb.page.keyboard.press('Enter')
+    expect(nb.cards.first).to_have_attribute('aria-current', 'true')
+    nb.page.keyboard.press('x')
+    nb.page.keyboard.press('ArrowRight')
+    nb.page.keyboard.press('a')
+    expect(nb.page.locator('.sft-card .sft-mark')).to_have_text(['exclude','ambiguous'])
+    assert [json.loads(o)['do'] for o in (nb.folder/'two.jsonl').read_text().splitlines()]==['exclude','ambiguous']
+    expect(nb.page.locator('.sft[aria-label="The open row"]')).to_contain_text('other: ')
+    for theme in ('Dark','Light'):
+        themed(nb, theme)
+        nb.shoot(shots/f'two-{theme}.png')
+        assert faults(nb.page, '.jp-OutputArea-output:has(.sft-head)')==[], theme
+    assert nb.errors==[]
+
+wide = """() => {
+  const out = document.querySelector('.sft-inspector'), right = out.closest('.jp-OutputArea-output').getBoundingClientRect().right;
+  const over = [...out.querySelectorAll('*')].filter(o => o.checkVisibility() && !o.closest('svg *') && o.getBoundingClientRect().right > right+1).map(o => o.outerHTML.slice(0, 120));
+  return [document.documentElement.scrollWidth-innerWidth, out.scrollWidth-out.clientWidth, over];
+}"""
+
+def test_a_narrow_window(two, shots):
+    "700 pixels: nothing stands over the edge, every control can be reached, the open row lies below the gallery"
+    nb = two
+    nb.page.set_viewport_size(dict(width=700, height=900))
+    nb.page.wait_for_timeout(500)
+    nb.button('Clear filters')
+    room = nb.page.locator('.sft-inspector')
+    for tab in ('Confusion','Confidence','Thresholds','Rows'):
+        nb.tab(tab)
+        nb.shoot(shots/f'narrow-{tab}.png')
+        assert nb.page.evaluate(wide)==[0, 0, []], tab
+    nb.button('table')
+    nb.shoot(shots/'narrow-table.png')
+    assert nb.page.evaluate(wide)==[0, 0, []]
+    nb.button('gallery')
+    nb.cards.first.focus()
+    nb.page.keyboard.press('Enter')
+    expect(nb.cards.first).to_have_attribute('aria-current', 'true')
+    expect(nb.page.locator('.sft h3')).to_be_in_viewport()
+    rows,row = (nb.page.locator(o).bounding_box() for o in ('.sft-rows', '.sft[aria-label="The open row"]'))
+    assert row['y']>=rows['y']+rows['height'] and row['height']>100 and row['y']<900 # below the gallery, and to be seen without scrolling
+    buttons = room.get_by_role('button').filter(visible=True)
+    assert buttons.count()>20
+    for i in range(buttons.count()): buttons.nth(i).click(trial=True)
+    for key in ('ArrowRight','PageDown','ArrowRight'): nb.page.keyboard.press(key)
+    expect(nb.count).to_have_text('13–24 of 60')
+    expect(nb.cards.first).to_have_attribute('aria-current', 'true')
+    nb.page.keyboard.press('ArrowRight')
+    expect(nb.cards.nth(1)).to_have_attribute('aria-current', 'true')
+    expect(nb.cards.nth(1)).to_be_in_viewport()
+    for theme in ('Dark','Light'):
+        themed(nb, theme)
+        nb.shoot(shots/f'narrow-{theme}.png')
+        assert faults(nb.page, '.jp-OutputArea-output:has(.sft-head)')==[], theme
+    assert nb.errors==[]
 
 def test_text_out_of_data_never_runs(clean):
     nb = clean
@@ -404,6 +495,9 @@ def test_the_static_page(report, browser, shots):
     expect(cards.nth(1)).to_have_attribute('aria-current', 'true')
     expect(page.locator('#full h3')).to_be_visible()
     page.screenshot(path=shots/'report.png')
+    page.keyboard.press('PageDown'); page.keyboard.press('ArrowRight')
+    expect(count).to_have_text('25–48 of 60')
+    expect(cards.first).to_have_attribute('aria-current', 'true')
     page.get_by_role('slider', name='threshold').fill('0.9')
     expect(page.locator('#threshold-said')).to_contain_text('At 0.90: precision')
     assert page.locator('#curve path').last.get_attribute('d')=='M490 24V200'

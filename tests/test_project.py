@@ -24,12 +24,21 @@ def python(code):
 def test_imports_are_late(code):
     assert python(f'{code}\nimport json, sys; print(json.dumps([o for o in {heavy} if o in sys.modules]))') == []
 
-@pytest.mark.parametrize('name', ['all', 'evaluation.evaluate', 'training.learner', 'inspection.inspector'])
+@pytest.mark.parametrize('name', ['all', 'evaluation.evaluate', 'training.learner', 'inspection.inspector', 'data.images', 'core.fit_metrics', 'models.seq2seq'])
 def test_the_first_line_says_nothing(name):
     "As a new user runs it, and as a notebook does; a warning of ours, or of another kind, would still be heard"
     code = f'import warnings\nfrom sft_nb.{name} import *\nwarnings.warn("`torch.jit.script` is deprecated. Who says so?", FutureWarning)'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
     assert not r.returncode and r.stderr.count('Warning')==1 and 'Who says so?' in r.stderr, r.stderr
+
+def test_layers_of_fastai_are_loaded_without_a_warning():
+    "Nearly every part of fastai loads its layers, where torch warns; `core.losses` does it first, imported by the module or by its folder"
+    def places(path, wanted): return [o.lineno for o in ast.parse(path.read_text(encoding='utf8')).body if isinstance(o, ast.ImportFrom) and wanted(o)]
+    def layers(o): return (o.module or '').startswith('fastai.') and o.module!='fastai.torch_core'
+    def losses(o): return o.level and (o.module or 'core')=='core' and 'losses' in [a.name for a in o.names]
+    early = {p.parent for p in package if p.name=='__init__.py' and places(p, losses)}
+    loud = [p.stem for p in modules if p.parent not in early and p!=root/'sft_nb/core/losses.py' and min(places(p, layers), default=9e9)<min(places(p, losses), default=9e9)]
+    assert loud==[]
 
 star = '''
 import json

@@ -13,6 +13,7 @@ __all__ = ['class_metrics', 'TokenAccuracy', 'token_metrics', 'written_metrics']
 # %% ../../nbs/core/06_fit_metrics.ipynb #120b56d2
 from functools import partial
 import pandas as pd
+from . import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.metrics import AccumMetric, Metric, Perplexity
 from .basics import process_count
 from .processes import from_processes, own_rows

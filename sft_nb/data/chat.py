@@ -17,6 +17,7 @@ __all__ = ['PLAIN', 'PINNED', 'set_template', 'control_tokens', 'end_of_turn', '
 import copy, hashlib, re, sys
 from html import escape
 import numpy as np, pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import CheckpointError, DataError, near, say

@@ -13,6 +13,7 @@ __all__ = ['class_counts', 'log_probabilities', 'judged_classes', 'class_columns
 # %% ../../nbs/data/10_class_targets.ipynb #51e8df6b
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode
 from fastai.torch_core import TensorCategory, TensorMultiCategory
 from fasttransform import Transform

@@ -13,6 +13,7 @@ __all__ = ['check_captions', 'missing_sides', 'CaptionDL', 'fill_up', 'caption_l
 # %% ../../nbs/data/15_image_text.ipynb #8e43ff98
 import copy, random, textwrap
 import numpy as np, pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ToTensor
 from fastai.torch_core import default_device

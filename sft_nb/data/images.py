@@ -22,6 +22,7 @@ from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import features, Image, ImageOps, UnidentifiedImageError
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import default_device

@@ -12,6 +12,7 @@ __all__ = ['SFTDataLoaders']
 
 # %% ../../nbs/data/26_loaders.ipynb #76f90ec2
 from html import escape
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders
 from .spec import data_summary
 

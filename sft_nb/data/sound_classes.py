@@ -19,6 +19,7 @@ import copy, math
 from functools import lru_cache
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.torch_core import default_device, to_device
 from fastai.vision.augment import RandTransform

@@ -18,6 +18,7 @@ import copy, sys, unicodedata
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from fasttransform import Transform

@@ -14,6 +14,7 @@ __all__ = ['windowed', 'TagCoder', 'tag_coder', 'tag_loaders', 'tag_item_loader'
 import copy
 from bisect import bisect_right
 import torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import CheckpointError, DataError

@@ -301,13 +301,14 @@ def all_tasks()->dict: # name -> `Task`, in alphabetical order
 # %% ../../nbs/data/00_task.ipynb #ab203354
 def get_task(
     name:str|Task, # A name, or a task that is returned as it is
-)->Task: # The task; its optional libraries are installed
+    ready:bool=True, # Its optional libraries must be installed; False where none of its data is read
+)->Task: # The task
     "Find a task by name"
     if isinstance(name, Task): return name
     tasks = all_tasks()
     if name not in tasks: raise TaskError(f"There is no task {name!r}.{near(name, tasks)}")
     task = tasks[name]
-    if task.missing(): raise MissingExtra(f"Task {name!r} needs {', '.join(task.missing())}. Install by: pip install 'sft_nb[{task.extra}]'")
+    if ready and task.missing(): raise MissingExtra(f"Task {name!r} needs {', '.join(task.missing())}. Install by: pip install 'sft_nb[{task.extra}]'")
     return task
 
 # %% ../../nbs/data/00_task.ipynb #af927981

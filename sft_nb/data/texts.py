@@ -15,6 +15,7 @@ __all__ = ['POOLINGS', 'Tokens', 'TextCoder', 'network_config', 'is_causal', 'to
 # %% ../../nbs/data/13_texts.ipynb #2d4fd71b
 import copy, hashlib, json, sys
 import numpy as np, pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders, Datasets
 from fastai.text.data import SortedDL
 from fastai.torch_core import default_device

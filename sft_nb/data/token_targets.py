@@ -12,6 +12,7 @@ __all__ = ['pad_labels', 'SequenceDL', 'sequence_loaders', 'sequence_item_loader
 
 # %% ../../nbs/data/16_token_targets.ipynb #97ced801
 import pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders, Datasets
 from fastai.torch_core import default_device
 from fastcore.basics import patch

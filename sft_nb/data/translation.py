@@ -14,6 +14,7 @@ __all__ = ['PairCoder', 'pair_coder', 'check_pairs', 'odd_pairs', 'translation_l
 # %% ../../nbs/data/17_translation.ipynb #382390c1
 import re
 import pandas as pd, torch
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core.basics import DataError, say

@@ -86,7 +86,7 @@ def _kind_of(task, cells, target_kind):
 
 def _evaluation(frame, task, target, prediction, vocab, probabilities, on, language=None, target_kind=None):
     "The result of `evaluate_table`, for a table that was read"
-    task = task_of(frame.columns) if task is None else get_task(task)
+    task = task_of(frame.columns) if task is None else get_task(task, ready=False)
     task = _kind_of(task, frame.get(target, ()), target_kind)
     how,kind = _how(task, language),task.target
     if target not in frame: raise DataError(f"The table has no column {target!r} for the target.{near(target, frame.columns)} Pass target=COLUMN.")
@@ -155,7 +155,7 @@ def load_evaluation(
         table = table.drop_columns([_PROBS])
     rows = table.to_pandas()
     rows = rows.assign(**{c:[list(v) if isinstance(v, np.ndarray) else v for v in rows[c]] for c in ('target','prediction') if rows[c].dtype==object})
-    task = get_task(info['task'])
+    task = get_task(info['task'], ready=False)
     if 'target' in info: task = task.with_target(info['target'])
     return Evaluation(rows, task, info['vocab'], info['multi_label'], probs, info['on'], score_options=info.get('score_options') if language is None else _how(task, language))
 

@@ -472,7 +472,7 @@ _CARD_STYLE = '''
 .sft-what { overflow-wrap:anywhere; } .sft-nums,.sft-note,.sft figcaption { color:var(--dim); font-size:.86em; margin:.2em 0; }
 .sft-ok { color:var(--good); } .sft-bad { color:var(--bad); } .sft-none { color:var(--dim); font-style:italic; }
 .sft-mark { display:inline-block; background:var(--mark); color:var(--mark-ink); border:1px solid var(--mark-line); border-radius:4px; padding:0 5px; font-size:.84em; font-weight:600; }
-.sft-was { border-top:1px dotted var(--line); margin-top:3px; padding-top:3px; font-size:.92em; overflow-wrap:anywhere; } .sft-was .sft-note { font-size:.92em; }
+.sft-was { border-top:1px dotted var(--line); margin:3px 0 6px; padding-top:3px; font-size:.92em; overflow-wrap:anywhere; } .sft-was .sft-note { font-size:.92em; }
 '''
 
 # %% ../../nbs/inspection/02_cards.ipynb #3f391281
@@ -500,6 +500,7 @@ _MARK_STYLE = '''
 _TABLE_STYLE = '''
 .sft table { border-collapse:collapse; width:100%; font-size:.92em; } .sft th,.sft td { padding:3px 8px; text-align:left; border-bottom:1px solid var(--line); vertical-align:top; overflow-wrap:anywhere; }
 .sft tr[data-do] { cursor:pointer; } .sft tr[data-do]:hover { background:var(--soft); } .sft td img { max-height:40px; }
+.sft .sft-table th { overflow-wrap:normal; } .sft-table td:first-child { min-width:84px; } .sft-table td:nth-child(5),.sft-table td:nth-child(6) { white-space:nowrap; }
 .sft-conf { width:auto!important; } .sft .sft-conf td { padding:0; text-align:center; border:1px solid var(--line); min-width:34px; } .sft .sft-conf th { border:0; font-weight:600; max-width:120px; }
 .sft-conf button { width:100%; min-height:28px; border:0; background:none; color:inherit; font:inherit; cursor:pointer; padding:2px 6px; } .sft-conf .sft-total { color:var(--dim); }
 .sft-hist button { border:0; background:none; padding:0; cursor:pointer; height:100%; display:flex; flex-direction:column; justify-content:flex-end; flex:1; min-width:0; }

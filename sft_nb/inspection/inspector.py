@@ -47,6 +47,7 @@ class Inspector(W.VBox):
         self.all = {'evaluated':Selection(ev.rows, ev.probabilities, ev.vocab, None if against is None else self.against.rows, ev.task)}
         if pool is not None: self.all['queue'] = Selection(pool, vocab=ev.vocab, task=ev.task).sort('uncertainty')
         self.sel,self._quiet,self._told = self.all['evaluated'],False,{}
+        self._turned = False
         self._ends = _ends_of(self.sel)
         super().__init__([])
         self.add_class('sft-inspector')
@@ -175,7 +176,7 @@ def _how_to_explain(self:Inspector):
 
 @patch
 def _detail_box(self:Inspector):
-    self.detail,self.said = _pane('The open row', dict(key=self._key), [*_KEYS, *self._label_keys()]),W.HTML()
+    self.detail,self.said = _pane('The open row', dict(key=self._key), [*_KEYS, *self._label_keys()], True),W.HTML()
     walk = [_button('←', lambda: self.step(-1), 'Previous row', '44px'), _button('→', lambda: self.step(1), 'Next row', '44px'), self._how_to_explain()]
     return W.VBox([_in_lines(walk), self._mark_bar(), self.said, self.detail], layout=W.Layout(flex='2 1 380px', min_width='0', padding='0 0 0 12px'))
 
@@ -405,7 +406,7 @@ def turn(
 ):
     "Turn the page"
     last = max(0, -(-len(self.sel)//self.page_size)-1)
-    self.page = min(last, max(0, self.page+by))
+    self.page,self._turned = min(last, max(0, self.page+by)),True
     self._draw()
 
 # %% ../../nbs/inspection/05_inspector.ipynb #f6159125
@@ -443,7 +444,7 @@ def look_at(
 ):
     "Show a row"
     if not 0<=i<len(self.sel.rows): raise DataError(f"i={i!r}: no row has this number. Valid: 0 to {len(self.sel.rows)-1}.")
-    self.at = i
+    self.at,self._turned = i,False
     row = self.sel.row(i)
     mark = self.now_marks.get(row['item']) or {}
     self._offer(mark['label'] if mark.get('label') is not None else row.get('target', row['prediction']))
@@ -460,10 +461,11 @@ def step(
     self:Inspector,
     by:int=1, # Rows forward, or back
 ):
-    "Go to the next row of the order, over the ends of pages"
+    "Go to the next row of the order, over the ends of pages; after the page was turned, to its first row"
     found = self.sel.found()
     if not len(found): return
     here = (found==self.at).nonzero()[0] if self.at is not None else []
+    if len(here) and self._turned and here[0]//self.page_size!=self.page: here = []
     to = min(len(found)-1, max(0, int(here[0])+by)) if len(here) else min(self.page*self.page_size, len(found)-1)
     if to//self.page_size!=self.page: self.turn(to//self.page_size-self.page)
     self.look_at(int(found[to]))

@@ -95,7 +95,7 @@ _KEYS_JS = r'''
 document.addEventListener('keydown', e => {
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest('input,select,textarea,audio')) return;
   const step = {ArrowRight: 1, j: 1, ArrowLeft: -1, k: -1}[e.key];
-  if (step && found.length) { e.preventDefault(); const i = found.indexOf(at); open(found[i < 0 ? page*SIZE : Math.max(0, Math.min(found.length-1, i+step))], true); }
+  if (step && found.length) { e.preventDefault(); const i = found.indexOf(at); open(found[i < 0 || Math.floor(i/SIZE) !== page ? page*SIZE : Math.max(0, Math.min(found.length-1, i+step))], true); }
   if (e.key === 'PageDown') { e.preventDefault(); turn(1); }
   if (e.key === 'PageUp') { e.preventDefault(); turn(-1); }
 });

@@ -62,6 +62,7 @@ const presser = (model, el) => e => {
 _PANE = _PAINT+_TELL+'''
 function render({model, el}) {
   const {badge, point} = painter(model, el), tell = teller(model), press = presser(model, el);
+  const follow = () => { if (el.getBoundingClientRect().top > innerHeight-120) el.scrollIntoView({block: 'nearest'}); };
   const draw = () => {
     const had = el.contains(document.activeElement);
     el.innerHTML = model.get('html');
@@ -71,7 +72,8 @@ function render({model, el}) {
   el.classList.add('sft'); el.setAttribute('data-lm-suppress-shortcuts', 'true'); el.tabIndex = 0;
   el.addEventListener('click', tell); el.addEventListener('input', tell);
   addEventListener('keydown', press, true);
-  model.on('change:html', draw); model.on('change:badges', badge); model.on('change:current', () => point(el.contains(document.activeElement)));
+  model.on('change:html', () => { draw(); if (model.get('follows')) requestAnimationFrame(follow); });
+  model.on('change:badges', badge); model.on('change:current', () => point(el.contains(document.activeElement)));
   draw();
   return () => removeEventListener('keydown', press, true);
 }
@@ -82,7 +84,8 @@ export default {render};
 _PANE_STYLE = '''
 .sft-inspector { container-type:inline-size; } .sft-rows { max-height:min(78vh,780px); overflow:auto; padding:3px; box-sizing:border-box; } .sft-rows:focus-visible { outline-offset:-3px; }
 .sft-inspector .lm-TabBar-tabLabel { color:var(--jp-ui-font-color1,inherit); }
-@container (max-width:860px) { .sft-rows { max-height:40vh; } }
+@container (max-width:860px) { .sft-rows { max-height:40vh; } .sft .sft-table th,.sft .sft-table td { padding:3px 5px; } }
+[data-jp-theme-light=false] .sft-inspector { --jp-widgets-dropdown-arrow:url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5.2 5.9 9 9.7l3.8-3.8 1.2 1.2-5 4.9-5-4.9z' fill='%23e3e3e3'/%3E%3C/svg%3E"); }
 .sft-inspector .sft { max-width:100%; } .sft label.sft-slide { display:flex; align-items:center; gap:8px; padding:2px 4px; max-width:100%; box-sizing:border-box; } .sft-slide input { width:260px; min-width:0; }
 '''
 
@@ -93,7 +96,7 @@ def _pane_class():
         "HTML that reports clicks and keys"
         _esm,_css = _PANE,STYLE+_PANE_STYLE
         html,label = traitlets.Unicode('').tag(sync=True),traitlets.Unicode('').tag(sync=True)
-        listens = traitlets.List([]).tag(sync=True)
+        listens,follows = traitlets.List([]).tag(sync=True),traitlets.Bool(False).tag(sync=True)
         badges,current = traitlets.Dict({}).tag(sync=True),traitlets.Unicode('').tag(sync=True)
     return Pane
 
@@ -110,9 +113,9 @@ def _watch(widget, f, name='value'):
     "Call `f` with each change of a widget"
     widget.observe(_alone(f), name)
 
-def _pane(label, does, keys=()):
-    "A pane whose messages go to the functions of `does`"
-    pane = _pane_class()(label=label, listens=list(keys))
+def _pane(label, does, keys=(), follows=False):
+    "A pane whose messages go to the functions of `does`; one that `follows` is scrolled to where it lies below the window and changes"
+    pane = _pane_class()(label=label, listens=list(keys), follows=follows)
     pane.on_msg(_alone(lambda _,said,buffers: does[said['do']](said.get('value'))))
     return pane
 
@@ -128,7 +131,7 @@ def _width(task): return '' if any(part.pictured for part in task.inputs) else '
 
 _HEAD = ''.join(f'<th scope="col">{o}</th>' for o in ('item','input','target','prediction','probability','loss','mark'))
 
-def _rows_table(lines): return f'<table><thead><tr>{_HEAD}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+def _rows_table(lines): return f'<table class="sft-table"><thead><tr>{_HEAD}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 def _table_html(page, task, others):
     if not page: return '<p class="sft-empty">No row passes the filters.</p>'

@@ -17,6 +17,7 @@ import copy, inspect, sys
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from ..core import losses as _first # noqa: F401 (it loads the layers of fastai without the warning of torch)
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_device
 from fastcore.basics import patch

@@ -67,8 +67,9 @@ def plot_curves(
     for i,run in _phases(rows.to_dict('records')):
         if i: ax.axvline(i+.5, color='.8', lw=1)
         ax.text(i+.6, .99, run[0].get('phase', ''), transform=ax.get_xaxis_transform(), fontsize=8, va='top', color='.4')
-    ax.set(xlabel='epoch', ylabel='loss')
-    ax.legend(loc='lower left')
+    ax.set(xlabel='epoch', ylabel='loss', xlim=(.5, len(rows)+.5))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
     if text := find_overfitting(rows, k): print(text)
     return ax
 
