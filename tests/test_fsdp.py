@@ -9,7 +9,7 @@ from fastai.callback.schedule import LRFinder
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.optimizer import OptimWrapper, SGD
+from fastai.optimizer import Lamb, Larc, OptimWrapper, SGD
 from safetensors.torch import load_file, save_file
 from torch import nn
 from shared import curve, well
@@ -80,8 +80,8 @@ def job(out):
     leave(out, learn, shares=shares.seen)
 
 def optimizers(out):
-    "SGD, and an optimizer of torch"
-    for o in (partial(SGD, mom=.9), partial(OptimWrapper, opt=torch.optim.AdamW)):
+    "SGD, an optimizer of torch, and two that take the norm of a whole weight"
+    for o in (partial(SGD, mom=.9), partial(OptimWrapper, opt=torch.optim.AdamW), Lamb, Larc):
         learn = learner(opt_func=o)
         with learn.no_bar():
             learn.fit(2, 1e-2)

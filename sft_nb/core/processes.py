@@ -31,6 +31,7 @@ def join_processes(
     "Meet the other processes of a launched run; in a single process nothing happens"
     if process_count()==1: return process_rank()
     import torch
+    torch.set_num_threads(torch.get_num_threads()) # what a fork leaves of torch's pool of threads is made anew by the first that asks; two at once would find none
     if not torch.distributed.is_initialized():
         from accelerate import PartialState
         with explain_lost_process(): PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=timedelta(seconds=_patience()))
