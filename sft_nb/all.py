@@ -84,7 +84,7 @@ from .training.learner import seeded, sft_learner, SFTLearner, trainable_line
 from .training.cache_store import Activations, cache_folder, cache_info, clear_cache
 from .training.plan import FitPlan
 from .training.cache import activations, BorderLoader, cache_border, cache_key, first_trainable, frozen_cache, FrozenCache, why_not
-from .training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, KeepBest, L2SP, wise_ft
+from .training.callbacks import Accumulate, Autocast, checkpoint_activations, has_bfloat16, keep_weights, KeepBest, L2SP, PinnedBatches, wise_ft
 from .training.curves import find_overfitting, plot_curves
 from .training.adapters import adaptable_layers, Adapter, AdapterError, ADAPTERS, add_adapter, merge_adapter, save_adapter
 from .training.resume_state import RunState

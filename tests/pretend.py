@@ -62,7 +62,7 @@ class Pretend(TorchFunctionMode):
     "Within it, `cuda` is a device"
     def __init__(self):
         super().__init__()
-        self.calls,self.stream = 0,Stream() # calls that had a tensor of the device
+        self.calls,self.unwaited,self.stream = 0,0,Stream() # calls that had a tensor of the device; copies to it that nobody waits for
     def __enter__(self):
         self.was,torch.cuda.current_stream = torch.cuda.current_stream,lambda device=None: self.stream
         self.engine,torch.autograd._engine_run_backward = torch.autograd._engine_run_backward,self._backward
@@ -109,6 +109,7 @@ class Pretend(TorchFunctionMode):
     def _moved(self, name, t, args, kwargs):
         "`.to`, `.cuda`, `.cpu`"
         given = [*args, *kwargs.values()]
+        self.unwaited += bool(kwargs.get('non_blocking'))
         other = next((o for o in given if isinstance(o, T)), None)
         to = CUDA if name=='cuda' else torch.device('cpu') if name=='cpu' else self._place(other) if other is not None else next(filter(None, map(_device, given)), None)
         if to is not None and to.type=='meta': return t.to(*args, **kwargs)

@@ -1,6 +1,8 @@
 "Every task on a CUDA device that is not there: what is fitted, cached, evaluated, written and saved there is what the CPU gives, and no tensor of the CPU meets one of the device"
-import sys
+import contextlib, sys
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.data import load
 from pretend import CUDA, Pretend, there
 from shared import without_dropout
 from test_devices import case, CASES, gpu_check, TASKS
@@ -10,7 +12,7 @@ from sft_nb.inspection.attributions import told_rows
 from sft_nb.models import seq2seq, timm_model
 from sft_nb.training.adapters import add_adapter, merge_adapter
 from sft_nb.training.cache import frozen_cache
-from sft_nb.training.callbacks import Accumulate, checkpoint_activations, keep_weights, KeepBest, L2SP, wise_ft
+from sft_nb.training.callbacks import Accumulate, checkpoint_activations, keep_weights, KeepBest, L2SP, PinnedBatches, wise_ft
 from sft_nb.training.learner import seeded
 from sft_nb.training.resume import Resume
 
@@ -109,6 +111,30 @@ def test_a_planted_mistake_is_seen(mistake, tmp_path, home, monkeypatch):
     after(monkeypatch, *where)
     done(work, name, tmp_path/'here', False)
     with pytest.raises((RuntimeError, TypeError), match='same device|numpy'), Pretend(): done(work, name, tmp_path/'there', True)
+
+class Noted(Callback):
+    "Whether the loaders of a fit pin their batches, in the middle of it"
+    def before_batch(self): self.pins = self.dl.pin_memory,self.dl.fake_l.pin_memory
+    def after_batch(self):
+        if getattr(self, 'breaks', False): raise ZeroDivisionError('here')
+
+@pytest.mark.parametrize('inside', [contextlib.nullcontext, frozen_cache], ids=['live', 'cached'])
+def test_pinned_batches(inside, tmp_path, home):
+    "The same losses; nobody waits for a copy; afterwards, also after an error, all is as it was; on the CPU nothing is pinned"
+    found,to_device = {},load.to_device
+    for name,pretends in dict(plain=True, pinned=True, cpu=False).items():
+        def work(learn, folder):
+            learn.freeze_to('head')
+            noted,cbs = Noted(),[] if name=='plain' else [PinnedBatches()]
+            with inside(learn) if inside is frozen_cache else inside(): learn.fit(1, 1e-3, cbs=[noted, *cbs])
+            pins,noted.breaks = noted.pins,True
+            with pytest.raises(ZeroDivisionError): learn.fit(1, 1e-3, cbs=[noted, *cbs])
+            assert load.to_device is to_device and not any(o.pin_memory for dl in learn.dls.loaders for o in (dl, dl.fake_l))
+            return losses(learn),pins
+        mode = Pretend()
+        with mode if pretends else contextlib.nullcontext(): found[name] = *done(work, 'text', tmp_path/name, pretends),mode.unwaited
+    assert found['plain'][0]==found['pinned'][0]==found['cpu'][0] and found['pinned'][2]>found['plain'][2]
+    assert [o[1] for o in found.values()]==[(False,False), (True,True), (False,False)]
 
 @pytest.mark.parametrize('task', [*TASKS, 'image_text'])
 def test_the_check_for_a_gpu_gets_through(task, tmp_path, home, monkeypatch):

@@ -12,7 +12,6 @@ On a machine without a network that has torch, transformers, timm, accelerate, p
 A line per check, a table at the end, status 1 where a check failed. Nothing is skipped in silence: what a device cannot do (float16 on a CPU) stands in the table as such.
 """
 import argparse, contextlib, functools, os, shutil, sys, tempfile, time, traceback
-from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -21,12 +20,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT/'tests')]
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.data import load
 from fastai.torch_core import default_device
 from sft_nb.data.load import load_data
 from sft_nb.training import cache, cache_store
 from sft_nb.training.cache import frozen_cache
-from sft_nb.training.callbacks import Autocast, has_bfloat16
+from sft_nb.training.callbacks import Autocast, has_bfloat16, PinnedBatches
 from sft_nb.training.learner import sft_learner
 from sft_nb.training.resume import Resume
 from sft_nb.evaluation.evaluate import evaluate
@@ -162,19 +160,9 @@ def in_tf32(make, device, reference):
     if device.type!='cuda': raise NotHere('needs CUDA')
     with tf32(): return near(losses(make(device, freeze=None)), reference(), 1e-2)
 
-@contextlib.contextmanager
-def pinned(dls):
-    "Batches in pinned memory, copied without waiting; fastai's loaders wait unless they are told otherwise"
-    to_device = load.to_device
-    load.to_device = partial(to_device, non_blocking=True)
-    for dl in dls.loaders: dl.fake_l.pin_memory = True
-    try: yield
-    finally: load.to_device = to_device
-
 def from_pinned(make, device, reference):
     if device.type!='cuda': raise NotHere('needs CUDA')
-    learn = make(device, freeze=None)
-    with pinned(learn.dls): return near(losses(learn), reference(), CLOSE['float32'])
+    return near(losses(make(device, freeze=None), [PinnedBatches()]), reference(), CLOSE['float32'])
 
 def compiled(make, device):
     "What trains above the cache, compiled by torch"
@@ -248,11 +236,11 @@ def resumed(make, device, folder, name):
     assert d<(1e-5 if name=='float32' else 1e-3), f'weights apart by {d:.2g}'
     return 'bit for bit' if torch.equal(a, b) else f'{d:.1e}'
 
-def judged(make, device, name):
+def judged(make, device, on_cpu, name):
     "Evaluation on the device, in some precision, and on the CPU"
     if why := cannot(name, device): raise NotHere(why)
     with computing_in(name, device): a = evaluate(make(device))
-    b = evaluate(make(torch.device('cpu')))
+    b = on_cpu()
     near(a.rows.loss.fillna(0), b.rows.loss.fillna(0), 1e-2 if name=='float32' else CLOSE[name])
     return same(a.rows.prediction, b.rows.prediction, b, name)
 
@@ -317,7 +305,7 @@ def tf32_loop(learn, name):
 
 def pinned_loop(learn, name):
     def run(steps):
-        with pinned(learn.dls): losses(learn, precision(name), steps)
+        losses(learn, [*precision(name), PinnedBatches()], steps)
     return run
 
 def options(task, name, device):
@@ -380,6 +368,7 @@ def check(name, run, found, task):
 def all_checks(task, device, size, folder, found, steps):
     make = made(task, folder, size)
     reference = functools.cache(lambda: losses(make(torch.device('cpu'), freeze=None)))
+    on_cpu = functools.cache(lambda: evaluate(make(torch.device('cpu'))))
     for name in CLOSE: check(f'training in {name}', lambda n=name: trained(make, device, reference, n), found, task)
     check('training in TF32', lambda: in_tf32(make, device, reference), found, task)
     check('pinned, copied without waiting', lambda: from_pinned(make, device, reference), found, task)
@@ -388,7 +377,7 @@ def all_checks(task, device, size, folder, found, steps):
     for name in CLOSE:
         check(f'cached = live in {name}', lambda n=name: from_cache(make, device, n), found, task)
         check(f'resumed = whole in {name}', lambda n=name: resumed(make, device, folder/f'run-{n}', n), found, task)
-        check(f'evaluated in {name}', lambda n=name: judged(make, device, n), found, task)
+        check(f'evaluated in {name}', lambda n=name: judged(make, device, on_cpu, n), found, task)
         check(f'saved, opened, predicted in {name}', lambda n=name: predicted(make, device, folder/f'saved-{n}', n), found, task)
     begun = time.perf_counter()
     def row(result, e): found.rows.append(dict(task=task, check='speed', result=result, found=str(e)[:300], seconds=round(time.perf_counter()-begun, 1)))
