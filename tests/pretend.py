@@ -4,6 +4,7 @@
 tensor of the CPU only where CUDA allows that. Unlike fake tensors it has numbers, so that what reads them runs as well: generation, evaluation, losses of several rows, a whole fit.
 What this cannot show: kernels, what C++ does within one call, streams, memory, speed; and other threads than the one that opened it."""
 import torch
+from fastai.torch_core import defaults
 from torch import serialization
 from torch.utils import checkpoint
 from torch.overrides import TorchFunctionMode
@@ -69,10 +70,11 @@ class Pretend(TorchFunctionMode):
         self.kinds,self.checks = serialization._package_registry[:],checkpoint._allowed_determinism_checks_to_fns['default']
         checkpoint._allowed_determinism_checks_to_fns['default'] = lambda t: (t.shape, t.dtype) # noted where a tensor does not say its place
         serialization.register_package(0, lambda storage: 'cuda:0' if getattr(storage, 'pretends', False) else None, _restored)
+        self.used,defaults.use_cuda = defaults.use_cuda,None # fastai's: False keeps batches on the CPU, as a check there may have left it
         return super().__enter__()
     def __exit__(self, *args):
         torch.cuda.current_stream,torch.autograd._engine_run_backward,serialization._package_registry[:] = self.was,self.engine,self.kinds
-        checkpoint._allowed_determinism_checks_to_fns['default'] = self.checks
+        checkpoint._allowed_determinism_checks_to_fns['default'],defaults.use_cuda = self.checks,self.used
         return super().__exit__(*args)
     def _backward(self, *args, **kwargs):
         "What a backward pass computes again must be on the device too"

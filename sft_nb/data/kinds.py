@@ -29,6 +29,7 @@ class InputKind:
     files = False # Whether a text in a cell is the path of a file
     pair = False # Whether two columns may be one input; a cell is then a tuple of two
     measured = () # Names of the numbers of `measures`
+    unjoined = None # Its name where fastai's `predict` cannot put batches of it together; None: it can
     icon = None # Sign that stands for a cell in a small card; None: the result of `picture`
     pictured = False # Whether `picture` returns a picture
     explained = () # Methods of `explain` that work for it
@@ -274,7 +275,7 @@ class ConversationInput(InputKind):
 # %% ../../nbs/data/19_kinds.ipynb #0d7017a3
 class AudioInput(InputKind):
     "A sound: a file, its bytes, or samples with their rate"
-    column,word,files,icon = 'audio','sound files',True,'♪'
+    column,word,files,icon,unjoined = 'audio','sound files',True,'♪','sounds'
     endings = tuple('.wav .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .au'.split())
     measured = ('duration',)
     def problems(self, cells, spec):
@@ -300,6 +301,7 @@ class TargetKind:
     "One kind of target: the column that a model predicts"
     kind = '' # Its name as `target_kind` of `load_data`
     summary = '' # A few words for the summary of a task, after the arrow
+    unjoined = None # Its name where fastai's `predict` cannot put batches of it together; None: it can
     column = 'target' # Default name of the column
     metric = None # Key of the metric that models are selected on; None: that of the task
     classes = False # Whether its values are the classes of `spec.vocab`
@@ -891,7 +893,7 @@ def fitted(self:ClassTarget, x, train, new, rows, spec):
 # %% ../../nbs/data/19_kinds.ipynb #5f8ff1ee
 class TextTarget(TargetKind):
     "A text that the model writes"
-    keep_best,aligned = True,True
+    keep_best,aligned,unjoined = True,True,'texts that a model writes'
     def read(self, cells, delim=None, where=None, empty='raise'):
         from sft_nb.data.labels import is_blank
         return [None if is_blank(cell) else str(cell) for cell in cells],False

@@ -32,7 +32,6 @@ from ..core.basics import CheckpointError, FitError, GroupError, process_rank, T
 from ..core.processes import is_spread, join_processes
 from ..data.task import get_task
 from ..data.images import set_augment
-from ..data.kinds import AudioInput, TextTarget
 from ..models.model import SFTModel
 from ..models.freeze import group_table, LayerTable, set_trainable, trainable_names
 from .guards import FreeGradients, memory_message, out_of_memory, StopAtNaN
@@ -359,10 +358,6 @@ def save(self:SFTLearner,
     return Learner.save(self, file, with_opt=with_opt, **kwargs)
 
 # %% ../../nbs/training/03_learner.ipynb #207b731b
-def _not_gathered(task):
-    "What fastai's callback for predictions cannot join, in words; None: nothing"
-    return 'texts that a model writes' if isinstance(task.target, TextTarget) else 'sounds' if any(isinstance(part, AudioInput) for part in task.inputs) else None
-
 @patch
 def predict(self:SFTLearner,
     item, # One input, as the data had them
@@ -370,7 +365,7 @@ def predict(self:SFTLearner,
     with_input:bool=False, # Return the decoded input too
 ):
     "fastai's `predict`, also where the input is a dict, which fastai cannot put into order; one item needs none. Texts that are written, and sounds, are refused in words"
-    if self.spec is not None and (what := _not_gathered(self.spec.task)):
+    if self.spec is not None and (what := next(filter(None, (part.unjoined for part in (self.spec.task.target, *self.spec.task.inputs))), None)):
         raise TaskError(f"learn.predict is fastai's, which cannot put {what} together (task {self.spec.task.name!r}). "
                         "Call save_predictor(learn, DIR), then load_predictor(DIR).predict(item); evaluate(learn) predicts the validation rows.")
     self.get_preds = partial(Learner.get_preds, self, reorder=False)
